@@ -1,0 +1,1 @@
+"""Words and formulas: settings, errors, fingerprints, data, per-example losses, noise keyed by example."""

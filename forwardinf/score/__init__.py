@@ -1,0 +1,1 @@
+"""Numbers out of readings: sign and unit, the best of each query, the store."""
