@@ -1,6 +1,6 @@
 """Everything forwardinf raises on purpose.
 
-Error
+Error:
 ├── SettingError      a setting is unknown, out of range, or does not apply            (ValueError)
 ├── DataError         the data cannot be read, has changed, or has bad ids             (ValueError)
 ├── ModelError        the model is in a state that cannot be measured                  (ValueError)
@@ -73,7 +73,7 @@ class FileError(Error, ValueError):
     """A file is not ours, damaged, of a newer format, or would need unpickling."""
 
 
-class RunMismatch(FileError):  # noqa: N818 - the name is part of the contract
+class RunMismatch(FileError):
     """The folder holds another run. ``differs`` maps each name to (kept, now)."""
 
     def __init__(self, where: str, *, differs: dict[str, tuple[object, object]], do: str) -> None:
@@ -89,7 +89,7 @@ def _rebuild_mismatch(where: str, differs: dict[str, tuple[object, object]], do:
     return RunMismatch(where, differs=differs, do=do)
 
 
-class MissingExtra(Error, ImportError):  # noqa: N818 - reads as what it says
+class MissingExtra(Error, ImportError):
     """An optional dependency is not installed; says which extra brings it."""
 
     def __init__(self, package: str, *, extra: str, need: str) -> None:

@@ -1,0 +1,117 @@
+"""Rows of examples brought to the model: on its device, in the layout it reads fastest, each with its own noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core import noise
+from forwardinf.core.errors import TaskError
+from forwardinf.core.examples import Batch, Examples
+from forwardinf.core.task import Task
+
+Ask = Callable[[nn.Module, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A model, what its losses are, and the examples to ask about.
+
+    Attributes:
+        model: In eval mode (see :func:`forwardinf.core.borrow.borrowed`).
+        task: What is asked.
+        examples: Whom.
+        device: Where batches go.
+        channels_last: Images ``(B, C, H, W)`` are laid out pixel by pixel, which convolutions often read faster.
+        seed: Of the examples' noise.
+        asked: For queries: batches as :meth:`Task.ask` filled them in, at the first call, by the unperturbed model.
+    """
+
+    model: nn.Module
+    task: Task
+    examples: Examples
+    device: torch.device
+    channels_last: bool = False
+    seed: int = 0
+    asked: dict[tuple[int, ...], Batch] | None = None
+
+    def each(self, ask: Ask, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
+        """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
+        for piece, batch in self.examples.batches(rows, batch_size):
+            keys = self.examples.keys(piece) if self.task.keyed else [b""] * len(piece)
+            with noise.belonging_to(keys, self.seed):
+                yield ask(self.model, self._filled(tuple(piece), self.place(batch)))
+
+    def place(self, batch: Batch) -> Batch:
+        """Return the batch on the model's device, images in the chosen layout."""
+        if isinstance(batch, Tensor):
+            layout = torch.channels_last if self.channels_last and batch.ndim == 4 else torch.preserve_format
+            return batch.to(self.device, non_blocking=True, memory_format=layout)
+        if isinstance(batch, Mapping):
+            return {name: self.place(value) for name, value in batch.items()}
+        if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+            return type(batch)(*(self.place(value) for value in batch))
+        if isinstance(batch, tuple | list):
+            return type(batch)(self.place(value) for value in batch)
+        return batch.to(self.device) if hasattr(batch, "to") else batch
+
+    def _filled(self, piece: tuple[int, ...], batch: Batch) -> Batch:
+        if self.asked is None or not self.task.asks:
+            return batch
+        if piece not in self.asked:
+            self.asked[piece] = self.task.ask(self.model, batch)
+        return self.asked[piece]
+
+    @torch.inference_mode()
+    def losses(
+        self, rows: Sequence[int], batch_size: int, advance: Callable[[int], None] = lambda done: None
+    ) -> Tensor:
+        """Return the training loss of every unit in these rows, ``(units,)`` float64 on the CPU, by forward passes.
+
+        Raises:
+            TaskError: The loss is not one finite number for each example.
+        """
+        found, at = [], 0
+        for values in self.each(self.task.loss, rows, batch_size):
+            piece = rows[at : at + batch_size]
+            found.append(one_each(values, self._units(piece), f"{self.examples.name}, rows from {piece[0]}"))
+            at += len(piece)
+            advance(len(piece))
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+    @torch.inference_mode()
+    def measures(self, rows: Sequence[int], batch_size: int) -> Tensor:
+        """Return what each query row is asked, ``(rows,)`` float64 on the CPU, by forward passes."""
+        values = [*self.each(self.task.measure, rows, batch_size)]
+        return one_each(torch.cat([value.detach().double().cpu() for value in values]), len(rows), "query measurement",
+                        finite=False)  # fmt: skip
+
+    @torch.inference_mode()
+    def counts(self, rows: Sequence[int], batch_size: int) -> Tensor:
+        """Return how many terms each row's loss sums, ``(rows,)`` int64. Runs no model."""
+        return torch.cat([self.task.count(batch).cpu() for _, batch in self.examples.batches(rows, batch_size)])
+
+    def _units(self, rows: Sequence[int]) -> int:
+        return len(rows) if self.examples.units == len(self.examples) else len(self.examples.units_of(rows))
+
+
+def one_each(values: Any, size: int, where: str, *, finite: bool = True) -> Tensor:
+    """Return ``values`` as ``(size,)`` float64 on the CPU; refuse a reduced, misshapen or non-finite loss."""
+    if not isinstance(values, Tensor):
+        raise TaskError(f"loss of {where}", expected=f"a tensor of shape ({size},)", got=type(values).__name__)
+    if values.ndim == 0:
+        raise TaskError(f"loss of {where}", expected=f"one number for each of {size} examples", got="one number for all",
+                        do="Use reduction='none', and sum over tokens if there are any.")  # fmt: skip
+    if values.shape != (size,):
+        raise TaskError(f"loss of {where}", expected=f"shape ({size},)", got=str(tuple(values.shape)),
+                        do="Sum over tokens, average over pixels or outputs: one number for each example.")  # fmt: skip
+    plain = values.detach().double().cpu()
+    if finite and not bool(torch.isfinite(plain).all()):
+        bad = int((~torch.isfinite(plain)).nonzero()[0])
+        raise TaskError(f"loss of {where}, place {bad} in the batch", expected="a finite number", got=str(plain[bad].item()),
+                        do="Look at that example and at the model's output for it.")  # fmt: skip
+    return plain

@@ -1,0 +1,52 @@
+"""Per-example losses, in float64 from the model's logits on: a change of 1e-6 nats must survive the subtraction."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TOKENS_AT_ONCE = 4096  # float64 logits of this many tokens at a time: 1 GiB at a vocabulary of 32k
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    """Return −log p(label): ``(B, C), (B,) → (B,)`` float64, in nats.
+
+    A label of −100 counts nothing. ``weight (C,)`` scales an example by its class, as torch's unreduced loss does.
+    """
+    scale = None if weight is None else weight.to(logits.device, torch.float64)
+    return F.cross_entropy(logits.double(), labels, weight=scale, reduction="none", label_smoothing=smoothing)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Return the loss of independent yes/no answers, same shape as ``logits``, float64, in nats.
+
+    ``weight`` scales the yes answers, as ``pos_weight`` does.
+    """
+    scale = None if weight is None else weight.to(logits.device, torch.float64)
+    return F.binary_cross_entropy_with_logits(logits.double(), labels.double(), pos_weight=scale, reduction="none")
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each token's loss: ``(B, T, V), (B, T) → (B, T)`` float64, in nats; 0 where the label is −100."""
+    flat, targets = logits.flatten(0, 1), labels.flatten()
+    parts = [
+        cross_entropy(flat[start : start + TOKENS_AT_ONCE], targets[start : start + TOKENS_AT_ONCE])
+        for start in range(0, len(targets), TOKENS_AT_ONCE)
+    ]
+    return torch.cat(parts).view(labels.shape) if parts else labels.double()
+
+
+def margin_of(loss: Tensor) -> Tensor:
+    """Return log p/(1−p) where the loss is −log p; 0 where the loss is exactly 0 (not counted)."""
+    counted = loss > 0
+    safe = torch.where(counted, loss, torch.ones_like(loss))
+    return torch.where(counted, -safe - torch.log(-torch.expm1(-safe)), torch.zeros_like(loss))
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return log p/(1−p) of the label: ``(B, C), (B,) → (B,)`` float64. Does not vanish as p goes to 1."""
+    wide = logits.double()
+    own = wide.gather(1, labels[:, None]).squeeze(1)
+    others = wide.scatter(1, labels[:, None], float("-inf"))
+    return own - others.logsumexp(1)

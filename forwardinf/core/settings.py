@@ -1,0 +1,210 @@
+"""How a query moves the model: every setting, frozen, keyword-only, checked at birth, and safe to send through JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from forwardinf.core.errors import SettingError, choose
+
+Direction = Literal["plain", "sign"]
+Toward = Literal["ascent", "descent"]
+Behaviour = Literal["clean", "as_published"]
+
+DIRECTIONS: tuple[str, ...] = get_args(Direction)
+
+
+@dataclass(frozen=True, init=False)
+class Perturbation:
+    """How far, and which way, one query moves the model.
+
+    A direction is a vector made from the query's gradient; a length rule scales it. Exactly one of ``length``, ``rise``
+    and ``lr`` sets the length; with none of them it is ``length="linear"``.
+
+    Attributes:
+        direction: ``"plain"`` is the gradient of the query's measurement; ``"sign"`` its sign, element by element.
+        length: ``"linear"``: the rate ``gᵢᵀ P g_q``, exactly what a gradient library computes (unit: task unit per unit
+            step). A number: finite, ‖Δθ‖/‖θ‖ over the parameters that move (for LoRA adapters: of the change in the
+            effective weights over the weights they adapt). Finite scores are in the task's unit.
+        rise: Finite: move until the query's own measured loss has risen by this much, in the task's unit (per counted
+            token for text); ``"0.5x"``: by that share of its loss. Found by bisection on the query alone to 2 %;
+            ‖Δθ‖/‖θ‖ is capped at .3, and the status of each query says ``ok``, ``capped`` or ``unreachable``.
+        lr: Finite: the raw step, multiplied into the direction. For reproducing papers.
+        toward: ``"ascent"`` unlearns the query, ``"descent"`` learns it again. Scores mean the same for both.
+        steps: The length is walked in this many equal steps, the direction taken anew at each. Finite lengths only.
+        two_sided: ``True``: half the difference between the two sides (two readings per query; the error falls from
+            first to second order in the length). ``"auto"``: one-sided.
+        parameters: Glob or globs over parameter names; ``None``: those with ``requires_grad`` (in a PEFT model with
+            none: the active adapter).
+        behaviour: ``"as_published"`` reproduces the authors' released notebook (one Adam step in training mode on a
+            doubled example, absolute difference); exists for comparison only. See :meth:`preset`.
+        seed: Seed of whatever the perturbation draws (``as_published``: the resampled query).
+
+    Raises:
+        SettingError: A value is unknown or out of range, or a setting does not apply beside another.
+
+    Example:
+        >>> Perturbation("sign", rise=0.5, two_sided=True).kind
+        'finite'
+        >>> Perturbation().length
+        'linear'
+    """
+
+    direction: str = "plain"
+    length: float | Literal["linear"] | None = "linear"
+    rise: float | str | None = None
+    lr: float | None = None
+    toward: str = "ascent"
+    steps: int = 1
+    two_sided: bool | Literal["auto"] = "auto"
+    parameters: tuple[str, ...] | None = None
+    behaviour: str = "clean"
+    seed: int = 0
+
+    def __init__(
+        self,
+        direction: Direction | str = "plain",
+        *,
+        length: float | Literal["linear"] | None = None,
+        rise: float | str | None = None,
+        lr: float | None = None,
+        toward: Toward | str = "ascent",
+        steps: int = 1,
+        two_sided: bool | Literal["auto"] = "auto",
+        parameters: str | tuple[str, ...] | list[str] | None = None,
+        behaviour: Behaviour | str = "clean",
+        seed: int = 0,
+    ) -> None:
+        """Check every setting; see the class for their meaning."""
+        if length is None and rise is None and lr is None:
+            length = "linear"
+        patterns = (parameters,) if isinstance(parameters, str) else None if parameters is None else tuple(parameters)
+        values = locals() | {"parameters": patterns}
+        for field in fields(self):
+            object.__setattr__(self, field.name, values[field.name])
+        self._check()
+
+    def _check(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise choose("Perturbation(direction=)", str(self.direction), DIRECTIONS)
+        if self.toward not in get_args(Toward):
+            raise choose("Perturbation(toward=)", str(self.toward), get_args(Toward))
+        if self.behaviour not in get_args(Behaviour):
+            raise choose("Perturbation(behaviour=)", str(self.behaviour), get_args(Behaviour))
+        given = [name for name in ("length", "rise", "lr") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SettingError(
+                "Perturbation()", expected="exactly one of length, rise, lr", got=" and ".join(given), do="Keep one."
+            )
+        if self.length is not None and self.length != "linear":
+            _positive("length", self.length, below=1.0, instead="'linear', or a number like 0.03")
+        if isinstance(self.rise, str):
+            _rise_share(self.rise)
+        elif self.rise is not None:
+            _positive("rise", self.rise, instead="a number like 0.5, or a share of the query's loss like '0.5x'")
+        if self.lr is not None:
+            _positive("lr", self.lr, instead="a number like 5e-3; to reverse the push use toward='descent'")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise SettingError("Perturbation(steps=)", expected="a whole number ≥ 1", got=repr(self.steps))
+        if self.steps > 1 and self.length == "linear":
+            raise SettingError(
+                "Perturbation(steps=)", expected="1 with length='linear' (a rate has no steps)", got=str(self.steps),
+                do="Choose a finite length=, rise= or lr=.",
+            )  # fmt: skip
+        if self.two_sided not in (True, False, "auto"):
+            raise SettingError("Perturbation(two_sided=)", expected="True, False or 'auto'", got=repr(self.two_sided))
+        if self.two_sided is True and self.toward == "descent":
+            raise SettingError(
+                "Perturbation(toward='descent')", expected="one-sided", got="two_sided=True, which uses both sides",
+                do="Drop one of the two.",
+            )  # fmt: skip
+        if self.toward == "descent" and self.rise is not None:
+            raise SettingError(
+                "Perturbation(rise=)", expected="toward='ascent' (a rise is found on the ascent side)", got="'descent'",
+                do="Use length= for descent, or rise= with two_sided=True.",
+            )  # fmt: skip
+        if self.behaviour == "as_published" and (
+            self.lr is None or self.two_sided is True or self.direction != "plain" or self.toward != "ascent"
+        ):
+            raise SettingError(
+                "Perturbation(behaviour='as_published')",
+                expected="direction='plain', toward='ascent', lr=, one-sided: the optimiser of the notebook is Adam",
+                got=repr(self), do="Use Perturbation.preset('as_published').",
+            )  # fmt: skip
+
+    @property
+    def kind(self) -> Literal["linear", "finite"]:
+        """``"linear"`` (a rate) or ``"finite"`` (what happens at a stated length). The two are never mixed."""
+        return "linear" if self.length == "linear" else "finite"
+
+    @property
+    def both_sides(self) -> bool:
+        """Whether each query is read on two sides."""
+        return self.two_sided is True
+
+    @property
+    def signed(self) -> bool:
+        """Whether scores carry a sign; the published behaviour takes absolute values."""
+        return self.behaviour != "as_published"
+
+    @classmethod
+    def preset(cls, name: str) -> Perturbation:
+        """Return a named setting: ``"linear"`` (the default), ``"finite"`` or ``"as_published"``.
+
+        ``"linear"`` is the rate along the plain gradient. ``"finite"`` rises the query's loss by half a unit on both
+        sides. ``"as_published"`` is the authors' released leakage notebook (Forward-INF, CVPR 2024): one Adam step of
+        5e-3 up the query's loss, the example doubled, in training mode, and the absolute change of the training losses.
+
+        Raises:
+            SettingError: There is no such preset.
+        """
+        presets = {
+            "linear": {},
+            "finite": {"rise": 0.5, "two_sided": True},
+            "as_published": {"lr": 5e-3, "behaviour": "as_published"},
+        }
+        if name not in presets:
+            raise choose("Perturbation.preset()", str(name), presets)
+        return cls(**presets[name])  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types only, ready for JSON or YAML; :meth:`from_dict` undoes it."""
+        plain = asdict(self)
+        return plain | {"parameters": None if self.parameters is None else list(self.parameters)}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Perturbation:
+        """Build from a mapping; ``{"preset": name}`` starts from a preset. An unknown name is an error with a guess."""
+        names = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in (*names, "preset"):
+                raise choose("perturbation settings", str(name), (*names, "preset"))
+        rest = {name: value for name, value in settings.items() if name != "preset"}
+        if "preset" not in settings:
+            return cls(**rest)
+        base = cls.preset(str(settings["preset"])).to_dict()
+        if any(rest.get(name) is not None for name in ("length", "rise", "lr")):
+            base.update(length=None, rise=None, lr=None)  # a length given beside a preset replaces the preset's
+        return cls(**(base | rest))
+
+
+def rise_target(rise: float | str, loss: float) -> float:
+    """Return the rise asked for, in the task's unit: ``rise`` itself, or ``"0.5x"`` times ``loss``."""
+    return _rise_share(rise) * loss if isinstance(rise, str) else float(rise)
+
+
+def _rise_share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("x"))
+    except ValueError:
+        share = math.nan
+    if not text.endswith("x") or not (0 < share < math.inf):
+        raise SettingError("Perturbation(rise=)", expected="a number like 0.5, or a share like '0.5x'", got=repr(text))
+    return share
+
+
+def _positive(name: str, value: object, *, instead: str, below: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < below):
+        raise SettingError(f"Perturbation({name}=)", expected=instead, got=repr(value))

@@ -1,0 +1,379 @@
+"""What a training example's loss is, and what a query is asked: one small class a user may write, and ready ones.
+
+Language tasks are in ``task_text.py``, diffusion in ``task_diffusion.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from forwardinf.core import losses
+from forwardinf.core.errors import SettingError, TaskError, choose
+
+Batch = Any
+LABELS = ("labels", "label")
+Take = str | int | Callable[[Any], Any] | None
+QUERIES = ("label", "predicted", "margin")
+
+
+class Task:
+    """What a training example's loss is. Subclass it and write :meth:`loss`; the rest has sensible defaults.
+
+    Attributes:
+        unit: The unit of the loss, and so of the scores.
+        keyed: True if the loss draws noise with :func:`forwardinf.core.noise.normal`.
+
+    Example:
+        >>> class Absolute(Task):
+        ...     unit = "absolute error"
+        ...     def loss(self, model, batch):
+        ...         inputs, target = batch
+        ...         return (model(inputs).squeeze(1) - target).abs()
+        >>> Absolute().loss(nn.Linear(2, 1), (torch.ones(3, 2), torch.zeros(3))).shape
+        torch.Size([3])
+    """
+
+    unit: str = "loss"
+    keyed: bool = False
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the training loss of each example, shape ``(B,)``, without reduction."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(model, batch)")
+
+    def measure(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what a query is asked about, shape ``(B,)``, larger = the model favours it. Ascent lowers it."""
+        return -self.loss(model, batch)
+
+    @property
+    def asks(self) -> bool:
+        """Whether :meth:`ask` has something to fill in."""
+        return False
+
+    def ask(self, model: nn.Module, batch: Batch) -> Batch:
+        """Return the batch with what the unperturbed model decides filled in (its predicted label, say)."""
+        return batch
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the model's logits, shape ``(B, C)``. Uses that need them say so."""
+        raise TaskError(type(self).__name__, expected="logits(model, batch)", got="a task without it", do="Define it.")
+
+    def count(self, batch: Batch) -> Tensor:
+        """Return how many terms each example's loss sums (tokens), shape ``(B,)`` int64."""
+        return torch.ones(batch_size(batch), dtype=torch.int64)
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """Join examples into a batch."""
+        return default_collate(examples)
+
+    def parts(self, example: Any) -> int:
+        """Return how many documents one training row holds (see ``CausalLM(documents=)``); each is an example."""
+        return 1
+
+    @property
+    def packed(self) -> bool:
+        """Whether :meth:`parts` has to be asked."""
+        return False
+
+
+class FunctionTask(Task):
+    """A bare callable ``(model, batch) -> (B,)`` as a task."""
+
+    def __init__(self, function: Callable[[nn.Module, Batch], Tensor]) -> None:
+        """Wrap ``function``; its unit is its attribute ``unit``, if it has one."""
+        self.function = function
+        self.unit = str(getattr(function, "unit", "loss"))
+        self.version = getattr(function, "version", None)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Call the function."""
+        return self.function(model, batch)
+
+
+def as_task(task: Any) -> Task:
+    """Return ``task`` itself, or a callable wrapped as one."""
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, type) and issubclass(task, Task):
+        raise SettingError("task", expected="a task", got=f"the class {task.__name__}", do=f"Write {task.__name__}().")
+    if isinstance(task, nn.modules.loss._Loss):
+        raise SettingError(
+            "task", expected="a task, or a function (model, batch) -> (B,)", got=f"the loss module {type(task).__name__}",
+            do="Use fi.Classification() or fi.Regression(), or write the function.",
+        )  # fmt: skip
+    if callable(task):
+        return FunctionTask(task)
+    raise SettingError("task", expected="a task, or a function (model, batch) -> (B,)", got=repr(task))
+
+
+class _Supervised(Task):
+    """A batch that is inputs and a label; how to find them and run the model."""
+
+    def __init__(self, inputs: Take, label: Take, logits: Take) -> None:
+        self.inputs, self.label, self.output = inputs, label, logits
+
+    def split(self, batch: Batch) -> tuple[Any, Any]:
+        """Return (inputs, label): a tuple is inputs then label; a mapping has ``labels`` or ``label``."""
+        label = _take(batch, self.label, "label") if self.label is not None else _default_label(batch)
+        if self.inputs is not None:
+            return _take(batch, self.inputs, "inputs"), label
+        if isinstance(batch, Mapping):
+            return {name: value for name, value in batch.items() if name not in LABELS}, label
+        if isinstance(batch, tuple | list):
+            return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), label
+        raise TaskError(
+            type(self).__name__, expected="a batch that is (inputs, label) or a mapping with 'labels'",
+            got=type(batch).__name__, do="Say how with inputs= and label=.",
+        )  # fmt: skip
+
+    def run(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what the model puts out for this batch."""
+        return output_of(model, self.split(batch)[0], self.output)
+
+    def with_label(self, batch: Batch, label: Tensor) -> Batch:
+        """Return the batch with another label in its place."""
+        if callable(self.label):
+            raise SettingError("query='predicted'", expected="label= as a name or position", got="a function")
+        if isinstance(batch, Mapping):
+            place = self.label if self.label is not None else next(name for name in LABELS if name in batch)
+            return {**batch, place: label}
+        at = self.label if isinstance(self.label, int) else len(batch) - 1
+        return tuple(label if place == at else value for place, value in enumerate(batch))
+
+
+class Classification(_Supervised):
+    """One class out of C (or yes/no with ``binary``). Loss: cross-entropy in nats, float64 from the logits on.
+
+    Args:
+        inputs: What the model is fed, if not the default: a name or position in the batch, or a function of it.
+        label: Where the label is, likewise.
+        logits: Where the logits are in the model's output (attribute, key, position or function).
+            Default: ``output.logits``, or the output itself where it is a tensor.
+        weight: Class weights ``(C,)`` used in training (``binary``: the weight of the positive class).
+        label_smoothing: As used in training.
+        binary: The model gives one logit; labels are 0 and 1.
+        query: What a query is asked. ``"label"``: the training loss under its label. ``"predicted"``: the loss under
+            the class that the unperturbed model predicts. ``"margin"``: log p/(1−p) of its label, which does not
+            vanish for saturated queries. ``("contrast", a, b)``: the logit of class a minus that of class b.
+
+    Example:
+        >>> task = Classification()
+        >>> task.loss(nn.Linear(4, 3), (torch.ones(2, 4), torch.tensor([0, 2]))).dtype
+        torch.float64
+    """
+
+    unit = "nats"
+
+    def __init__(
+        self,
+        inputs: Take = None,
+        label: Take = None,
+        logits: Take = None,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        binary: bool = False,
+        query: Literal["label", "predicted", "margin"] | tuple[str, int, int] = "label",
+    ) -> None:
+        """Check the settings; see the class."""
+        super().__init__(inputs, label, logits)
+        self.contrast: tuple[int, int] | None = None
+        self.query = str(query[0] if isinstance(query, tuple | list) and len(query) == 3 else query)
+        if self.query == "contrast" and isinstance(query, tuple | list):
+            self.contrast = int(query[1]), int(query[2])
+        elif query not in QUERIES:
+            raise choose("Classification(query=)", str(query), (*QUERIES, "contrast"))
+        if not 0 <= label_smoothing < 1:
+            raise SettingError("Classification(label_smoothing=)", expected="in [0, 1)", got=repr(label_smoothing))
+        if binary and label_smoothing:
+            raise SettingError(
+                "Classification(label_smoothing=)", expected="0 with binary=True", got=str(label_smoothing)
+            )
+        self.weight = None if weight is None else torch.as_tensor(weight)
+        self.label_smoothing, self.binary = label_smoothing, binary
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return ``(B, C)``; with ``binary`` the one logit z becomes (0, z)."""
+        output = self.run(model, batch)
+        if self.binary:
+            output = output.flatten()
+            return torch.stack([torch.zeros_like(output), output], 1)
+        if output.ndim != 2:
+            raise TaskError("Classification", expected="logits of shape (B, C)", got=str(tuple(output.shape)),
+                            do="Say where they are with logits=, or use another task.")  # fmt: skip
+        return output
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the cross-entropy of each example's label, ``(B,)``."""
+        label = self.split(batch)[1]
+        if self.binary:
+            return losses.binary_cross_entropy(self.run(model, batch).flatten(), label.flatten(), weight=self.weight)
+        return losses.cross_entropy(
+            self.logits(model, batch), _classes(label), weight=self.weight, smoothing=self.label_smoothing
+        )
+
+    @property
+    def asks(self) -> bool:
+        """Whether queries are asked by the class the model predicts."""
+        return self.query == "predicted"
+
+    def ask(self, model: nn.Module, batch: Batch) -> Batch:
+        """Put the predicted class in place of the label."""
+        with torch.no_grad():
+            return self.with_label(batch, self.logits(model, batch).argmax(1).to(self.split(batch)[1].device))
+
+    def measure(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what the query is asked, ``(B,)``: minus its loss, its margin, or a contrast of two logits."""
+        if self.query == "margin":
+            return losses.margin(self.logits(model, batch), _classes(self.split(batch)[1]))
+        if self.contrast is not None:
+            logits = self.logits(model, batch).double()
+            return logits[:, self.contrast[0]] - logits[:, self.contrast[1]]
+        return -self.loss(model, batch)
+
+
+class MultiLabel(_Supervised):
+    """Any number of classes at once. Loss: the mean over classes of yes/no cross-entropies, in nats.
+
+    Args:
+        inputs: As in :class:`Classification`.
+        label: As in :class:`Classification`; the labels are ``(B, C)`` of 0 and 1.
+        logits: As in :class:`Classification`.
+        weight: ``pos_weight`` used in training, ``(C,)``.
+    """
+
+    unit = "nats"
+
+    def __init__(
+        self, inputs: Take = None, label: Take = None, logits: Take = None, weight: Tensor | None = None
+    ) -> None:
+        """Check the settings; see the class."""
+        super().__init__(inputs, label, logits)
+        self.weight = weight
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return ``(B, C)``."""
+        return self.run(model, batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean over classes, ``(B,)``."""
+        label = self.split(batch)[1]
+        return losses.binary_cross_entropy(self.run(model, batch), label, weight=self.weight).flatten(1).mean(1)
+
+
+class Regression(_Supervised):
+    """Numbers. Loss: the mean over outputs of the squared, absolute or Huber error.
+
+    Args:
+        inputs: As in :class:`Classification`.
+        label: As in :class:`Classification`; the targets have the shape of the output.
+        output: Where the prediction is in the model's output.
+        error: ``"squared"``, ``"absolute"`` or ``"huber"`` (delta 1).
+    """
+
+    def __init__(self, inputs: Take = None, label: Take = None, output: Take = None, error: str = "squared") -> None:
+        """Check the settings; see the class."""
+        super().__init__(inputs, label, output)
+        known: dict[str, Callable[..., Tensor]] = {"squared": torch.nn.functional.mse_loss, "absolute": torch.nn.functional.l1_loss,
+                 "huber": torch.nn.functional.huber_loss}  # fmt: skip
+        if error not in known:
+            raise choose("Regression(error=)", str(error), known)
+        self.error, self.unit, self._loss = error, f"{error} error", known[error]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean error over outputs, ``(B,)`` float64."""
+        target = self.split(batch)[1].double()
+        output = self.run(model, batch).double()
+        if output.shape != target.shape:
+            if output.numel() != target.numel():
+                raise TaskError("Regression", expected=f"output of the targets' shape {tuple(target.shape)}",
+                                got=str(tuple(output.shape)))  # fmt: skip
+            output = output.view(target.shape)  # (B, 1) against (B,): broadcasting would compare all with all
+        each: Tensor = self._loss(output, target, reduction="none")
+        return each.reshape(len(target), -1).mean(1)
+
+
+def batch_size(batch: Batch) -> int:
+    """Return how many examples a batch holds: the first dimension of the first tensor in it."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    for value in values:
+        if isinstance(value, Tensor | Mapping | tuple | list):
+            return (
+                batch_size(value)
+                if not isinstance(value, list) or not value or isinstance(value[0], Tensor)
+                else len(value)
+            )
+    raise TaskError("batch", expected="a tensor somewhere in it", got=type(batch).__name__, do="Define count(batch).")
+
+
+def output_of(model: nn.Module, inputs: Any, where: Take = None) -> Tensor:
+    """Run the model on inputs and return the tensor that counts (``.logits``, the output itself, or ``where`` says)."""
+    if isinstance(inputs, Mapping):
+        taken = accepted(type(model).forward if not hasattr(model, "get_base_model") else _inner_forward(model))
+        output = model(**{name: value for name, value in inputs.items() if taken is None or name in taken})
+    else:
+        output = model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    if where is not None:
+        return _take(output, where, "model output")  # type: ignore[no-any-return]
+    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if found is None and isinstance(output, Mapping):
+        found = output.get("logits")
+    if found is None and isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        found = output[0]
+    if not isinstance(found, Tensor):
+        raise TaskError(
+            "model output", expected="a tensor or .logits", got=type(output).__name__, do="Say where with logits=."
+        )
+    return found
+
+
+def _inner_forward(model: Any) -> Callable[..., Any]:
+    return type(model.get_base_model()).forward  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=64)
+def accepted(forward: Callable[..., Any]) -> frozenset[str] | None:
+    """Return the keywords a forward takes, or None where it takes any."""
+    parameters = inspect.signature(forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) and len(parameters) <= 3:
+        return None
+    return frozenset(parameter.name for parameter in parameters)
+
+
+def _default_label(batch: Batch) -> Any:
+    if isinstance(batch, Mapping):
+        for name in LABELS:
+            if name in batch:
+                return batch[name]
+        raise TaskError("batch", expected="a key 'labels' or 'label'", got=f"keys {sorted(map(str, batch))}",
+                        do="Say which with label=.")  # fmt: skip
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return batch[-1]
+    raise TaskError("batch", expected="(inputs, label) or a mapping with 'labels'", got=type(batch).__name__,
+                    do="Say where the label is with label=.")  # fmt: skip
+
+
+def _take(value: Any, where: Take, what: str) -> Any:
+    if callable(where):
+        return where(value)
+    try:
+        if isinstance(where, str) and not isinstance(value, Mapping):
+            return getattr(value, where)
+        return value[where]
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise TaskError(what, expected=f"{where!r} in it", got=f"{type(value).__name__} without it") from error
+
+
+def _classes(label: Tensor) -> Tensor:
+    """Return class numbers ``(B,)`` int64; a column ``(B, 1)`` is flattened."""
+    if label.is_floating_point():
+        raise TaskError("label", expected="class numbers", got=f"{label.dtype}",
+                        do="Use fi.MultiLabel() or fi.Regression(), or convert the labels to integers.")  # fmt: skip
+    return label.long().view(-1) if label.ndim == 2 and label.shape[1] == 1 else label.long()

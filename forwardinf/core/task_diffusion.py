@@ -1,0 +1,125 @@
+"""Denoising: the loss of an image over a fixed grid of timesteps, with noise that belongs to the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core.errors import SettingError, TaskError, choose
+from forwardinf.core.noise import normal
+from forwardinf.core.task import Batch, Task
+
+TARGETS = ("auto", "epsilon", "v_prediction", "sample")
+
+
+class Diffusion(Task):
+    """A denoiser ``model(noisy, timestep)``. Loss: the squared error, mean over pixels, timesteps and noises.
+
+    Args:
+        scheduler: A diffusers scheduler (its ``alphas_cumprod`` and ``prediction_type`` are read), or the tensor of
+            cumulative alphas ``(T,)`` itself.
+        timesteps: Which timesteps, as positions in ``alphas_cumprod``; or how many, spread evenly.
+        noises: Draws at each timestep. All are keyed by (seed, content of the example, timestep): the same at every
+            reading, and the same for an exact copy.
+        target: What the model predicts: ``"epsilon"``, ``"v_prediction"``, ``"sample"``; ``"auto"``: the scheduler says.
+        weighting: One weight for each timestep, as in training; None: all 1.
+        flips: ``"none"``, or ``"mean"``: the mean over the image and its mirror image.
+        latents: Where the images (or latents) are in the batch: a name or position. Default: the batch itself, its
+            first column, or ``images``, ``image``, ``pixel_values``, ``latents``.
+        condition: Keyword(s) of the model's forward → where its value is in the batch, like
+            ``{"class_labels": "label"}``.
+
+    Example:
+        >>> task = Diffusion(torch.linspace(0.999, 0.01, 100), timesteps=[10, 50])
+        >>> class Zero(nn.Module):
+        ...     def forward(self, noisy, timestep):
+        ...         return torch.zeros_like(noisy)
+        >>> task.loss(Zero(), torch.zeros(3, 1, 8, 8)).shape
+        torch.Size([3])
+    """
+
+    unit = "squared error"
+    keyed = True
+
+    def __init__(
+        self,
+        scheduler: Any,
+        timesteps: int | Sequence[int] = 8,
+        noises: int = 1,
+        target: str = "auto",
+        weighting: Sequence[float] | None = None,
+        flips: str = "none",
+        latents: str | int | None = None,
+        condition: Mapping[str, str | int] | None = None,
+    ) -> None:
+        """Check the settings; see the class."""
+        alphas = scheduler if isinstance(scheduler, Tensor) else getattr(scheduler, "alphas_cumprod", None)
+        if not isinstance(alphas, Tensor) or alphas.ndim != 1:
+            raise SettingError("Diffusion(scheduler=)", expected="a scheduler with alphas_cumprod, or that tensor",
+                               got=type(scheduler).__name__)  # fmt: skip
+        if target not in TARGETS:
+            raise choose("Diffusion(target=)", str(target), TARGETS)
+        if flips not in ("none", "mean"):
+            raise choose("Diffusion(flips=)", str(flips), ("none", "mean"))
+        if noises < 1:
+            raise SettingError("Diffusion(noises=)", expected="at least 1", got=str(noises))
+        self.alphas = alphas.detach().double().cpu()
+        if isinstance(timesteps, int):
+            # The middles of equal stretches: the ends of a schedule are all noise or none.
+            timesteps = [int((place + 0.5) * len(alphas) / timesteps) for place in range(timesteps)]
+        self.timesteps = [int(step) for step in timesteps]
+        if not self.timesteps or not all(0 <= step < len(alphas) for step in self.timesteps):
+            raise SettingError(
+                "Diffusion(timesteps=)", expected=f"from 0 to {len(alphas) - 1}", got=str(self.timesteps)
+            )
+        if target == "auto":
+            target = str(getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon"))
+        self.weighting = [1.0] * len(self.timesteps) if weighting is None else [float(value) for value in weighting]
+        if len(self.weighting) != len(self.timesteps):
+            raise SettingError(
+                "Diffusion(weighting=)", expected=f"{len(self.timesteps)} weights", got=str(len(self.weighting))
+            )
+        self.noises, self.target, self.flips = noises, target, flips
+        self.latents, self.condition = latents, dict(condition or {})
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean squared error of each image, ``(B,)`` float64."""
+        images = self._images(batch)
+        views = [images, images.flip(-1)] if self.flips == "mean" else [images]
+        total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        for step, weight in zip(self.timesteps, self.weighting, strict=True):
+            for draw in range(self.noises):
+                noise = normal(images.shape[1:], size=len(images), draw=step * self.noises + draw).to(images)
+                for view in views:
+                    total = total + weight * self._error(model, batch, view, noise, step)
+        return total / (len(self.timesteps) * self.noises * len(views))
+
+    def _error(self, model: nn.Module, batch: Batch, clean: Tensor, noise: Tensor, step: int) -> Tensor:
+        alpha = float(self.alphas[step])
+        signal, spread = alpha**0.5, (1 - alpha) ** 0.5
+        times = torch.full((len(clean),), step, device=clean.device, dtype=torch.long)
+        given = {keyword: batch[place] for keyword, place in self.condition.items()}
+        raw = model(signal * clean + spread * noise, times, **given)
+        output: Tensor = raw if isinstance(raw, Tensor) else raw.sample
+        if output.shape[1] == 2 * clean.shape[1]:  # a DiT that learns its variance too
+            output = output.chunk(2, 1)[0]
+        if output.shape != clean.shape:
+            raise TaskError("Diffusion", expected=f"output of shape {tuple(clean.shape)}", got=str(tuple(output.shape)))
+        wanted = {"epsilon": noise, "sample": clean, "v_prediction": signal * noise - spread * clean}[self.target]
+        return (output.double() - wanted.double()).square().flatten(1).mean(1)
+
+    def _images(self, batch: Batch) -> Tensor:
+        if self.latents is not None:
+            return batch[self.latents]  # type: ignore[no-any-return]
+        if isinstance(batch, Tensor):
+            return batch
+        if isinstance(batch, Mapping):
+            for name in ("images", "image", "pixel_values", "latents"):
+                if name in batch:
+                    return batch[name]  # type: ignore[no-any-return]
+            raise TaskError("Diffusion", expected="'images' in the batch", got=f"keys {sorted(map(str, batch))}",
+                            do="Say which with latents=.")  # fmt: skip
+        return batch[0]  # type: ignore[no-any-return]

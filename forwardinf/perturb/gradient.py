@@ -1,0 +1,50 @@
+"""The query's gradient: the way its measurement falls fastest (law 7: ascent lowers what the query is asked about)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core.examples import Batch
+from forwardinf.core.feed import Feed
+from forwardinf.perturb.direction import Tensors
+from forwardinf.perturb.select import Parameters
+
+
+@contextmanager
+def only_these(model: nn.Module, parameters: Parameters) -> Iterator[None]:
+    """Within the block exactly ``parameters`` want gradients; afterwards the flags are as they were."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    chosen = set(parameters.values())
+    try:
+        for parameter in before:
+            parameter.requires_grad_(parameter in chosen)
+        yield
+    finally:
+        for parameter, was in before.items():
+            parameter.requires_grad_(was)
+
+
+def query_gradient(queries: Feed, rows: Sequence[int], parameters: Parameters, batch_size: int) -> Tensors:
+    """Return the gradient of minus the mean measurement of these query rows, float32 or wider, by parameter name.
+
+    Parameters that the query does not touch are left out. Cost: one forward and one backward of the query.
+    """
+    total: Tensors = {}
+
+    def ask(model: nn.Module, batch: Batch) -> Tensor:
+        away = -queries.task.measure(model, batch)
+        grads = torch.autograd.grad(away.sum() / len(rows), list(parameters.values()), allow_unused=True)
+        for name, grad in zip(parameters, grads, strict=True):
+            if grad is not None:
+                wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+                total[name] = total[name].add_(wide) if name in total else wide.contiguous()
+        return away.detach()
+
+    with only_these(queries.model, parameters), torch.enable_grad():
+        for _ in queries.each(ask, rows, batch_size):
+            pass
+    return total

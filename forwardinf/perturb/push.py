@@ -1,0 +1,183 @@
+"""From a query to a push: its gradient, its direction, its length; checked for all queries before any reading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from forwardinf.core.errors import QueryError
+from forwardinf.core.examples import Batch
+from forwardinf.core.feed import Feed
+from forwardinf.core.settings import Perturbation, rise_target
+from forwardinf.perturb.direction import Tensors, dot, make_direction, norm
+from forwardinf.perturb.gradient import query_gradient
+from forwardinf.perturb.lend import Push, lend, tensors_of
+from forwardinf.perturb.length import CAP, find_rise
+from forwardinf.perturb.published import published_push
+from forwardinf.perturb.ruler import Ruler
+from forwardinf.perturb.select import select
+from forwardinf.perturb.walk import linear_length, walk
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is known of a query before the training set is read: enough to push again, byte for byte.
+
+    Attributes:
+        rows: Its rows in the query data (several for a group).
+        grad_norm: Norm of its gradient, 0 where there is none.
+        size: What the length rule found: a relative length, or with ``lr`` the raw step.
+        length: ‖Δθ‖/‖θ‖ reached.
+        step: The factor on the direction.
+        rise: How far its own measurement moved (per unit step where linear), positive.
+        baseline: Its own measured loss before (a group's mean).
+        status: ``ok``, ``capped``, ``unreachable``, ``resampled``, or why it is skipped.
+        usable: Whether it can be read.
+        share_moved: Share of the weights that moved after rounding.
+    """
+
+    rows: tuple[int, ...]
+    grad_norm: float
+    baseline: float
+    size: float = math.nan
+    length: float = math.nan
+    step: float = math.nan
+    rise: float = math.nan
+    status: str = "ok"
+    usable: bool = True
+    share_moved: float = math.nan
+
+
+class Pusher:
+    """Makes pushes. Holds no more than one at a time.
+
+    Args:
+        train: The training data (directions that are fitted need it).
+        queries: The queries, with the same model.
+        perturbation: How.
+        batch_size: Rows of a group's gradient at a time.
+    """
+
+    def __init__(self, train: Feed, queries: Feed, perturbation: Perturbation, batch_size: int) -> None:
+        """Choose the parameters and make the direction."""
+        self.queries, self.perturbation, self.batch_size = queries, perturbation, batch_size
+        self.parameters = select(queries.model, perturbation.parameters)
+        self.live = tensors_of(queries.model)
+        self.ruler = Ruler(queries.model, self.parameters)
+        self.direction = make_direction(perturbation, train)
+        self._last: tuple[tuple[int, ...], Push] | None = None
+
+    def check(self, rows: Sequence[int], name: object, *, skip: bool) -> Query:
+        """Return what has to be known of a query: gradient usable, length found, own rise measured.
+
+        Raises:
+            QueryError: The gradient is zero or not finite, and ``skip`` is False.
+        """
+        baseline = -self._measured(rows)
+        gradient = query_gradient(self.queries, rows, self.parameters, self.batch_size)
+        size = norm(gradient)
+        query = Query(tuple(rows), size, baseline)
+        if not size or not math.isfinite(size) or not math.isfinite(baseline):
+            trouble = "zero gradient" if size == 0 else "gradient or loss not finite"
+            if not skip:
+                raise QueryError(
+                    f"query {name!r}", expected="a finite gradient that is not zero", got=f"{trouble} (loss {baseline:g})",
+                    do="A query fitted perfectly has none: ask its margin (query='margin'), or on_bad_query='skip'.",
+                )  # fmt: skip
+            return replace(query, status=trouble, usable=False)
+        query = self._sized(query, gradient)
+        push = self.push(query)
+        return replace(
+            query, length=push.length, step=push.step, share_moved=push.share_moved, rise=self._rise(query, push)
+        )
+
+    def push(self, query: Query) -> Push:
+        """Return the push of a checked query. The same query gives the same bits; the last one is kept."""
+        if self._last is not None and self._last[0] == query.rows:
+            return self._last[1]
+        self._last = None
+        if not self.perturbation.signed:
+            push, _ = self._published(query)
+        else:
+            sides = (1, -1) if self.perturbation.both_sides else (1,) if self.perturbation.toward == "ascent" else (-1,)
+            ways = [self._walk(query, query.size, side) for side in sides]
+            push = Push(tuple(way[0] for way in ways), *ways[0][1:])
+        self._last = query.rows, push
+        return push
+
+    def _sized(self, query: Query, gradient: Tensors) -> Query:
+        """Apply the length rule."""
+        rule = self.perturbation
+        if not rule.signed:
+            return replace(query, size=float(rule.lr or 0), status=self._published(query)[1])
+        if rule.lr is not None:
+            return replace(query, size=rule.lr)
+        if rule.length == "linear":
+            return replace(query, size=linear_length(self.parameters))
+        if rule.length is not None:
+            return replace(query, size=float(rule.length))
+        assert rule.rise is not None
+        target = rise_target(rule.rise, query.baseline)
+        if not isinstance(rule.rise, str):
+            target *= self._terms(query.rows)
+        if target <= 0:
+            raise QueryError("rise", expected="a measurement that can rise by a share of its loss", got=f"{query.baseline:g}",
+                             do="Give rise as a number.")  # fmt: skip
+        direction = self.direction({name: tensor.clone() for name, tensor in gradient.items()})
+        rate = (
+            dot(gradient, direction) * self.ruler.step_for(direction, 1e-3) / 1e-3
+        )  # rise per unit of relative length
+        first = target / rate if rate > 0 else CAP / 8
+
+        def measure(length: float) -> float:
+            moved = self._walk(query, length, 1)[0]
+            with lend(self.live, moved):
+                return -self._measured(query.rows) - query.baseline
+
+        size, status = find_rise(measure, target, first)
+        return replace(query, size=size, status=status)
+
+    def _terms(self, rows: Sequence[int]) -> float:
+        """Return the mean number of counted tokens (1 for other tasks): a rise is asked for per token."""
+        return float(self.queries.counts(rows, self.batch_size).double().clamp_min(1).mean())
+
+    def _walk(self, query: Query, size: float, side: int) -> tuple[Tensors, float, float, float]:
+        def direction_here() -> Tensors:
+            return self.direction(query_gradient(self.queries, query.rows, self.parameters, self.batch_size))
+
+        return walk(self.ruler, self.perturbation, direction_here, size, side)
+
+    def _rise(self, query: Query, push: Push) -> float:
+        """Measure the query's own rise exactly as scores are measured: one-sided, or half the two-sided difference."""
+        away = []
+        for moved in push.sides:
+            with lend(self.live, moved):
+                away.append(-self._measured(query.rows))
+        if len(away) == 2:
+            rise = (away[0] - away[1]) / 2
+        else:
+            rise = away[0] - query.baseline if self.perturbation.toward == "ascent" else query.baseline - away[0]
+        return rise / push.step if self.perturbation.kind == "linear" else rise
+
+    def _measured(self, rows: Sequence[int]) -> float:
+        return float(self.queries.measures(rows, self.batch_size).mean())
+
+    def _published(self, query: Query) -> tuple[Push, str]:
+        found: list[tuple[Tensors, str]] = []
+
+        def ask(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            found.append(
+                published_push(model, self.queries.task, batch, self.parameters, self.perturbation, query.rows)
+            )
+            return torch.zeros(1)
+
+        for _ in self.queries.each(ask, query.rows, 1):
+            pass
+        if len(found) != 1:
+            raise QueryError("preset('as_published')", expected="single queries", got=f"a group of {len(found)}")
+        moved, status = found[0]
+        change = {name: moved[name] - self.live[name].detach() for name in moved if name in self.parameters}
+        return Push((moved,), float(self.perturbation.lr or 0), self.ruler.relative(change), 1.0), status

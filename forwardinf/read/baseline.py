@@ -1,0 +1,90 @@
+"""The baseline: every training example's loss before any perturbation. Read once, kept under a digest of its content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from forwardinf.core.feed import Feed
+from forwardinf.core.files import written
+from forwardinf.core.fingerprint import digest
+from forwardinf.read.forward import ForwardEngine
+
+FORMAT = "forwardinf.baseline/1"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Losses before, ``(units,)`` float64 (NaN where not read), and what a reading cannot tell apart."""
+
+    losses: Tensor
+    noise_floor: float
+
+
+def baseline_key(feed: Feed, model: str, data: str, task: str | None, batch_size: int) -> str | None:
+    """Return the name under which a baseline may be used again, or None where the task's code cannot be told.
+
+    The same losses come out only under the same dtype, device type, layout, batch size, threads and torch version.
+    """
+    if task is None:
+        return None
+    return digest(model, data, task, feed.device.type, feed.channels_last, batch_size, feed.seed,
+                  torch.get_num_threads(), torch.__version__)  # fmt: skip
+
+
+def load_baseline(path: Path | None) -> Baseline | None:
+    """Return a kept baseline, or None. A damaged file counts as none (and is read again)."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                return None
+            return Baseline(torch.from_numpy(file.get_tensor("losses")), float(header["noise_floor"]))
+    except (SafetensorError, OSError, KeyError, ValueError):
+        path.unlink(missing_ok=True)
+        return None
+
+
+def save_baseline(path: Path, baseline: Baseline) -> None:
+    """Keep a baseline for later calls. 8 bytes an example."""
+    with written(path) as part:
+        save_file({"losses": np.ascontiguousarray(baseline.losses.numpy())}, part,
+                  metadata={"format": FORMAT, "noise_floor": repr(baseline.noise_floor)})  # fmt: skip
+
+
+def read_baseline(
+    engine: ForwardEngine,
+    pieces: Sequence[Sequence[int]],
+    kept: Callable[[int], Tensor | None],
+    keep: Callable[[int, Tensor], None],
+    advance: Callable[[int], None],
+) -> Tensor:
+    """Return the losses of all units, reading the shards that are not kept yet.
+
+    Args:
+        engine: Reads, with the model as it is.
+        pieces: Rows of each shard.
+        kept: A shard's losses from an interrupted run, or None.
+        keep: Takes each shard's losses as they are read.
+        advance: Progress.
+    """
+    examples = engine.feed.examples
+    losses = torch.full((examples.units,), float("nan"), dtype=torch.float64)
+    for shard, rows in enumerate(pieces):
+        found = kept(shard)
+        if found is None:
+            found = engine.losses(rows, advance)
+            keep(shard, found)
+        else:
+            advance(len(rows))
+        losses[torch.from_numpy(examples.units_of(rows))] = found
+    return losses

@@ -1,0 +1,77 @@
+"""Law 9: before anything is scored, two batches are read twice; and how much a reading depends on its company."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from forwardinf.core import noise
+from forwardinf.core.errors import DataError, NoiseError
+from forwardinf.core.examples import Examples
+from forwardinf.core.feed import Feed
+from forwardinf.core.fingerprint import row_digest
+
+AGAIN = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
+COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
+ULPS = 4  # a loss cannot be read better than a few roundings of the model's own dtype
+
+
+def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> float:
+    """Return how far a loss moves when only its batch changes, in loss units; refuse what cannot be read twice.
+
+    Two batches are read twice as they are (they must agree to rounding), and once more in halves: that last difference
+    is the noise under which no score means anything.
+
+    Raises:
+        NoiseError: Two readings of the same batch differ, or an example's loss depends on the others in its batch.
+        DataError: The collate draws at random.
+    """
+    dtype = next((p.dtype for p in feed.model.parameters() if p.is_floating_point()), torch.float32)
+    size = min(batch_size, len(rows))
+    batches = [rows[:size]] if len(rows) < 2 * size else [rows[:size], rows[len(rows) - size :]]
+    floor = 0.0
+    for batch in batches:
+        _same_collate(feed.examples, batch)
+        first, again = feed.losses(batch, size), feed.losses(batch, size)
+        apart = _apart(first, again)
+        if apart > AGAIN.get(dtype, 5e-3):
+            raise NoiseError(
+                f"two readings of rows {batch[0]} to {batch[-1]}", expected="the same losses",
+                got=f"losses that differ by {float((first - again).abs().max()):.2g}",
+                do="Something draws at random in the forward or is not deterministic: turn it off, or key it by example "
+                "(forwardinf.core.noise.normal).",
+            )  # fmt: skip
+        halves = feed.losses(batch, max(1, (size + 1) // 2))
+        if _apart(first, halves) > COMPANY.get(dtype, 2e-1):
+            raise NoiseError(
+                f"rows {batch[0]} to {batch[-1]} read in one batch and in two", expected="losses that belong to the example",
+                got=f"losses that differ by {float((first - halves).abs().max()):.2g}",
+                do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised "
+                "over the batch, padding that is not masked): make it per example.",
+            )  # fmt: skip
+        scale = float(first.abs().mean().clamp_max(1.0))
+        floor = max(floor, float((first - halves).abs().max()), ULPS * torch.finfo(dtype).eps * scale)
+    return floor
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float(((one - other).abs() / (1 + one.abs())).max()) if len(one) else 0.0
+
+
+def _same_collate(examples: Examples, rows: Sequence[int]) -> None:
+    """Join the same examples twice under two states of the generators; the batches must be equal."""
+    if examples.sliced:
+        return
+    with noise.own_state():
+        fetched = [examples[row] for row in rows]
+        digests = []
+        for seed in (1, 2):
+            noise.seed_all(seed)
+            digests.append(row_digest(examples.collate(list(fetched))))
+    if digests[0] != digests[1]:
+        raise DataError(
+            "collate_fn", expected="the same batch for the same examples", got="a batch that changes with the random state",
+            do="Mixing examples (MixUp, CutMix) or random masking has no per-example loss: use the plain collate.",
+        )  # fmt: skip
