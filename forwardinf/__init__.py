@@ -1,3 +1,55 @@
-"""forwardinf: which training examples made the model behave like this?"""
+"""forwardinf: which training examples made the model behave like this?
+
+>>> import forwardinf as fi
+>>> fi.attribute  # doctest: +ELLIPSIS
+<function attribute at ...>
+
+Names are loaded when they are first used, so that ``forwardinf --help`` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Classification": "forwardinf.core.task",
+    "DataError": "forwardinf.core.errors",
+    "Diffusion": "forwardinf.core.task_diffusion",
+    "Error": "forwardinf.core.errors",
+    "FileError": "forwardinf.core.errors",
+    "CausalLM": "forwardinf.core.task_text",
+    "MissingExtra": "forwardinf.core.errors",
+    "ModelError": "forwardinf.core.errors",
+    "MultiLabel": "forwardinf.core.task",
+    "NoiseError": "forwardinf.core.errors",
+    "Perturbation": "forwardinf.core.settings",
+    "QueryError": "forwardinf.core.errors",
+    "Regression": "forwardinf.core.task",
+    "RunMismatch": "forwardinf.core.errors",
+    "Scores": "forwardinf.score.scores",
+    "Seq2Seq": "forwardinf.core.task_text",
+    "SequenceClassification": "forwardinf.core.task_text",
+    "SettingError": "forwardinf.core.errors",
+    "Task": "forwardinf.core.task",
+    "TaskError": "forwardinf.core.errors",
+    "attribute": "forwardinf.method",
+    "from_trainer": "forwardinf.core.trainer",
+    "load_data": "forwardinf.core.load_data",
+    "load_model": "forwardinf.core.load_model",
+    "load_scores": "forwardinf.score.scores",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'forwardinf' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -75,8 +75,8 @@ class Examples:
             for piece in pieces:
                 yield piece, self._checked(piece, *self._load(piece))
             return
-        loader = DataLoader(_Batches(self), batch_sampler=[list(piece) for piece in pieces], collate_fn=_alone, num_workers=self._num_workers,
-                            generator=torch.Generator())  # fmt: skip
+        loader = DataLoader(_Batches(self), batch_sampler=[list(piece) for piece in pieces], collate_fn=_alone,
+                            num_workers=self._num_workers, generator=torch.Generator())  # fmt: skip
         for piece, (batch, digests) in zip(pieces, loader, strict=True):
             yield piece, self._checked(piece, batch, digests)
 

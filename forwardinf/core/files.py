@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,7 +75,9 @@ def read_json(path: Path, format: str, *, what: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise FileError(str(path), expected=what, got=f"a damaged file ({error})", do="Start over with overwrite=True.") from error  # fmt: skip
+        raise FileError(
+            str(path), expected=what, got=f"a damaged file ({error})", do="Start over with overwrite=True."
+        ) from error
     check_format(path, content.get("format") if isinstance(content, dict) else None, format, what=what)
     return cast("dict[str, Any]", content)
 
@@ -117,9 +120,11 @@ def sweep(folder: Path) -> None:
     """Remove what a killed process left half-written (our own ``.part`` files only)."""
     for part in folder.rglob(".*.part"):
         part.unlink(missing_ok=True)
+    for scratch in folder.glob(".new-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def once(path: Path, make: Callable[[Path], None]) -> bool:
+def once(path: Path, make: Callable[[Path], object]) -> bool:
     """Create ``path`` exclusively: True if this call made it, False if it was there (two processes cannot both win)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:

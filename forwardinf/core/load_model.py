@@ -255,8 +255,9 @@ def _put_adapter(model: nn.Module, path: Path) -> bool:
                          got="; ".join(f"{name} {theirs[name]!r}, not {ours[name]!r}" for name in differs))  # fmt: skip
     given = _read_file(next((path / name for name in ADAPTERS if (path / name).is_file()), path / ADAPTERS[0]), None)
     own = peft.get_peft_model_state_dict(holder, adapter_name=active, save_embedding_layers=False)
-    if set(given) - set(own):
-        own = peft.get_peft_model_state_dict(holder, adapter_name=active, save_embedding_layers=True)
+    if set(given) - set(own):  # an adapter may bring its embedding layers along
+        whole = peft.get_peft_model_state_dict(holder, adapter_name=active, save_embedding_layers=True)
+        own = whole if set(given) <= set(whole) else own
     _compare(own, given, str(path), f"the adapter {active!r}")
     changed = _differ(own, given)
     peft.set_peft_model_state_dict(holder, given, adapter_name=active)

@@ -81,6 +81,10 @@ class Task:
         """Whether :meth:`parts` has to be asked."""
         return False
 
+    def whole(self) -> Task:
+        """Return the task that queries are read by: every row one example."""
+        return self
+
 
 class FunctionTask(Task):
     """A bare callable ``(model, batch) -> (B,)`` as a task."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ class Diffusion(Task):
         times = torch.full((len(clean),), step, device=clean.device, dtype=torch.long)
         given = {keyword: batch[place] for keyword, place in self.condition.items()}
         raw = model(signal * clean + spread * noise, times, **given)
-        output: Tensor = raw if isinstance(raw, Tensor) else raw.sample
+        output = cast("Tensor", raw if isinstance(raw, Tensor) else raw.sample)
         if output.shape[1] == 2 * clean.shape[1]:  # a DiT that learns its variance too
             output = output.chunk(2, 1)[0]
         if output.shape != clean.shape:

@@ -125,6 +125,10 @@ class CausalLM(Task):
         """Return how many documents a row holds."""
         return int(self._numbers(example).max()) + 1 if self.packed else 1
 
+    def whole(self) -> CausalLM:
+        """Return this task with every row one example."""
+        return CausalLM(self.query, None, self.pad_token_id, self.padding_side)
+
     def _numbers(self, row: Any) -> Tensor:
         """Return each token's document number inside its row, ``(T,)`` from 0."""
         ids = torch.as_tensor(row["input_ids"] if isinstance(row, Mapping) else row)

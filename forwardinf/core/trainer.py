@@ -13,7 +13,13 @@ from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.load_data import import_extra
 from forwardinf.core.load_model import unwrap
 
-MIXING = ("mixup", "cutmix", "permutationlanguage", "wholeword", "sop")  # in a collator's name: it draws for each batch
+MIXING = (
+    "mixup",
+    "cutmix",
+    "permutationlanguage",
+    "wholeword",
+    "forsop",
+)  # in a collator's name: it draws for each batch
 
 
 def from_trainer(trainer: Any) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def _refuse_mixing(collator: Any) -> None:
     if getattr(collator, "mlm", False) or mixing:
         raise SettingError("from_trainer: data_collator", expected="a collator that gives the same batch every time",
                            got=(mixing or names)[0] + (" with mlm=True" if getattr(collator, "mlm", False) else ""),
-                           do="Mask in the dataset, seeded by the row, or pass attribute a collate_fn that does not mix.")  # fmt: skip
+                           do="Mask in the dataset, or pass attribute a collate_fn that does not mix.")  # fmt: skip
 
 
 def _data(trainer: Any, model: Any) -> tuple[Any, Callable[[list[Any]], Any]]:

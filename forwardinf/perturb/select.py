@@ -28,8 +28,10 @@ def select(model: nn.Module, patterns: Sequence[str] | None) -> Parameters:
         chosen = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         chosen = chosen or _active_adapter(model, named)
         if not chosen:
-            raise ModelError("model", expected="parameters with requires_grad", got="none",
-                             do="Say which move with Perturbation(parameters='*'), or load the adapter with is_trainable=True.")  # fmt: skip
+            raise ModelError(
+                "model", expected="parameters with requires_grad", got="none",
+                do="Say which move with Perturbation(parameters='*'), or load the adapter with is_trainable=True.",
+            )  # fmt: skip
     else:
         chosen = {}
         for pattern in patterns:

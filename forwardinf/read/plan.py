@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,8 +17,9 @@ ENGINES = ("auto", "forward")
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work that ends in one file: these queries, these rows."""
+    """A piece of work that ends in one file: these queries, these rows of ``"train"``, or of the ``"queries"`` themselves."""
 
+    of: str
     block: int
     shard: int
     queries: tuple[int, ...]
@@ -27,6 +28,8 @@ class Unit:
     @property
     def name(self) -> str:
         """Where it goes in the run folder."""
+        if self.of == "queries":
+            return f"cross/b-{self.block:05d}.parquet"
         return f"scores/b-{self.block:05d}/s-{self.shard:05d}.parquet"
 
 
@@ -124,23 +127,30 @@ def shards(rows: Sequence[int], shard_rows: int) -> list[Sequence[int]]:
 
 
 def units(
-    plan: Plan, queries: Sequence[int], rows_of: dict[int, Sequence[int]] | None, rows: Sequence[int]
+    plan: Plan,
+    queries: Sequence[int],
+    rows_of: Mapping[int, Sequence[int]] | None,
+    rows: Sequence[int],
+    cross: Sequence[int],
 ) -> list[Unit]:
-    """Return all units in the order they are read: queries outside, shards inside.
+    """Return all units in the order they are read: queries outside, shards inside; the queries' own rows first.
 
     Args:
         plan: Sizes of shards and blocks.
         queries: Those that can be read.
         rows_of: With candidates, the rows of each query; each query is then a block of its own.
         rows: Without, the rows of all.
+        cross: The rows of the queries.
     """
     if rows_of is not None:
         blocks: list[tuple[tuple[int, ...], Sequence[int]]] = [((query,), rows_of[query]) for query in queries]
     else:
         size = plan.query_block
         blocks = [(tuple(queries[start : start + size]), rows) for start in range(0, len(queries), size)]
-    return [
-        Unit(block, shard, members, piece)
-        for block, (members, read) in enumerate(blocks)
-        for shard, piece in enumerate(shards(read, plan.shard_rows))
-    ]
+    found = []
+    for block, (members, read) in enumerate(blocks):
+        found.append(Unit("queries", block, 0, members, cross))
+        found += [
+            Unit("train", block, shard, members, piece) for shard, piece in enumerate(shards(read, plan.shard_rows))
+        ]
+    return found

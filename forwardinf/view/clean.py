@@ -24,7 +24,8 @@ def _escape(match: re.Match[str]) -> str:
 
 def visible(text: object) -> str:
     r"""Show what cannot be seen: ``\x1b`` for an escape, ``\u202e`` for an override. Line breaks and tabs stay."""
-    return _UNSAFE.sub(lambda m: m.group() if m.group() in "\n\t" else _escape(m), str(text))
+    lines = str(text).replace("\r\n", "\n")
+    return _UNSAFE.sub(lambda m: m.group() if m.group() in "\n\t" else _escape(m), lines)
 
 
 def for_terminal(text: object, *, encoding: str = "utf-8") -> str:

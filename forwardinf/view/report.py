@@ -137,7 +137,9 @@ def _template() -> jinja2.Template:
         text=lambda x: shorten(str(x), LONGEST_TEXT),
         cell=lambda x: cell(x, limit=LONGEST_TEXT),
     )
-    house.tests.update(picture=lambda x: isinstance(x, Image.Image), number=is_number)
+    house.tests.update(
+        picture=lambda x: isinstance(x, Image.Image), number=is_number, known=lambda x: x is not None and x == x
+    )
     house.globals.update(chart=chart, reach=_reach, at=_at)
     return house.from_string(source)
 

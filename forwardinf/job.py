@@ -1,0 +1,521 @@
+"""A job: everything that is settled before the first reading, and what becomes of each piece of work.
+
+Data in every form, queries checked, batch size and layout found, baseline read or recalled, run folder claimed. The
+method itself is in ``method.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core import machine
+from forwardinf.core.errors import DataError, ModelError, SettingError, choose
+from forwardinf.core.examples import Collate, Examples, Id, examples
+from forwardinf.core.feed import Feed
+from forwardinf.core.files import read_json, read_table, write_json
+from forwardinf.core.fingerprint import code_digest, digest, model_digest
+from forwardinf.core.progress import Advance, Setting, progress
+from forwardinf.core.settings import Perturbation
+from forwardinf.core.task import Task, as_task
+from forwardinf.perturb.push import Pusher, Query
+from forwardinf.read import plan as planning
+from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
+from forwardinf.read.check import noise_floor
+from forwardinf.read.forward import ForwardEngine
+from forwardinf.read.plan import Plan, Unit, make_plan, shards, units
+from forwardinf.read.tune import tune
+from forwardinf.score.scores import Scores, gather, write_facts
+from forwardinf.score.store import QUERIES, Entry, Folder, id_column, plain_ids
+from forwardinf.score.top import Floats, Ints, extremes
+
+ALL_UP_TO = 10**8  # scores kept whole by keep="auto"
+KEPT_BEYOND = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of :func:`forwardinf.attribute` that say how, checked at birth; see there for their meaning."""
+
+    engine: str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    shard_rows: int | Literal["auto"] = "auto"
+    device: str = "auto"
+    keep: int | Literal["all", "auto"] = "auto"
+    num_workers: int = 0
+    output_dir: str | Path | None = None
+    overwrite: bool = False
+    cache_dir: str | Path | None = None
+    on_bad_query: str = "raise"
+    progress: Setting = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.engine not in planning.ENGINES:
+            raise choose("engine", str(self.engine), planning.ENGINES)
+        if self.on_bad_query not in ("raise", "skip"):
+            raise choose("on_bad_query", str(self.on_bad_query), ("raise", "skip"))
+        if self.progress not in (True, False, "auto"):
+            raise SettingError("progress", expected="True, False or 'auto'", got=repr(self.progress))
+        for name, words in (("batch_size", ("auto",)), ("shard_rows", ("auto",)), ("keep", ("all", "auto"))):
+            value = getattr(self, name)
+            if value not in words and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                told = " or ".join(map(repr, words))
+                raise SettingError(name, expected=f"a whole number ≥ 1, or {told}", got=repr(value))
+        if isinstance(self.num_workers, bool) or not isinstance(self.num_workers, int) or self.num_workers < 0:
+            raise SettingError("num_workers", expected="a whole number ≥ 0", got=repr(self.num_workers))
+
+    @property
+    def cache(self) -> Path | None:
+        """Where baselines and tunings are kept between calls."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir is not None else machine.cache_folder()
+
+
+@dataclass
+class Job:
+    """What :func:`prepare` settled. ``pending`` gives the work; ``keep`` takes its results; ``scores`` joins them."""
+
+    train: Feed
+    queries: Feed
+    pusher: Pusher
+    perturbation: Perturbation
+    options: Options
+    members: list[list[int]]
+    query_ids: list[Id]
+    candidates: list[Ints] | None
+    made_from: dict[str, Any]
+    plan: Plan
+    keep_rule: int | str
+    asked: list[Query]
+    baseline_file: Path | None
+    baseline: Baseline
+    query_baseline: Tensor
+    folder: Folder | None
+    notes: list[str]
+    clock: dict[str, float] = field(default_factory=dict)
+    memory: dict[tuple[str, int, int], list[Entry]] = field(default_factory=dict)
+    forwards: int = 0
+    _unit: int = 0
+    _advance: Advance = lambda done: None
+
+    # -- work --------------------------------------------------------------------------------------------------------
+
+    def units(self) -> list[Unit]:
+        """Return all pieces of work, done or not."""
+        usable = [q for q, query in enumerate(self.asked) if query.usable]
+        rows_of = None
+        if self.candidates is not None:
+            rows_of = {q: self.train.examples.rows_of(list(self.candidates[q])) for q in usable}
+        rows = range(len(self.train.examples))
+        return units(self.plan, usable, rows_of, rows, range(len(self.queries.examples)))
+
+    def pending(self) -> Iterator[Unit]:
+        """Yield the pieces of work that no earlier run has finished, under a progress bar."""
+        started = time.perf_counter()
+        todo = [(n, u) for n, u in enumerate(self.units()) if self.folder is None or not self.folder.has(u.name)]
+        total = sum(len(unit.rows) * len(unit.queries) * self.plan.sides for _, unit in todo)
+        with progress("reading", total, self.options.progress) as self._advance:
+            for self._unit, unit in todo:
+                began = time.perf_counter()
+                yield unit
+                if self.folder is not None:
+                    self.folder.event("unit", name=unit.name, seconds=round(time.perf_counter() - began, 3))
+        self.clock["read_s"] = time.perf_counter() - started
+
+    def read(self, unit: Unit) -> Tensor:
+        """Return the losses that a unit asks for, under whatever weights the model holds now."""
+        engine = self._engine(self.train if unit.of == "train" else self.queries)
+        try:
+            return engine.losses(unit.rows, self._advance)
+        finally:
+            self.forwards += engine.forwards
+
+    def before(self, unit: Unit) -> Tensor:
+        """Return the same losses under the model as it was."""
+        if unit.of == "queries":
+            return self.query_baseline
+        return self.baseline.losses[torch.from_numpy(self.train.examples.units_of(unit.rows))]
+
+    def keep(self, unit: Unit, scores: Mapping[int, Tensor]) -> None:
+        """Take a unit's scores, by query: write them (or hold them in memory), only what the keep rule wants."""
+        entries = [(q, *self._kept(unit, q, found)) for q, found in scores.items()]
+        if self.folder is not None:
+            self.folder.write_entries(unit.name, entries)
+        else:
+            self.memory[unit.of, unit.block, unit.shard] = entries
+
+    def _kept(self, unit: Unit, query: int, scores: Tensor) -> tuple[Ints, Floats]:
+        if unit.of == "queries":
+            means = [float(scores[torch.tensor(rows)].mean()) for rows in self.members]
+            return np.arange(len(means)), np.asarray(means, dtype=np.float32)
+        places, found = self.train.examples.units_of(unit.rows), scores.numpy().astype(np.float32)
+        if self.candidates is not None:
+            wanted = np.isin(places, self.candidates[query])
+            places, found = places[wanted], found[wanted]
+        if isinstance(self.keep_rule, int):
+            found, places = extremes(found, places, self.keep_rule)
+        return places, found
+
+    def _engine(self, feed: Feed) -> ForwardEngine:
+        def halved(size: int) -> None:
+            self.plan = self.plan.revised(self._unit, size)
+            self.notes.append(f"out of memory: {size} examples at a time from unit {self._unit} on")
+            if self.folder is not None:
+                write_json(self.folder.path / "plan.json", self.plan.to_dict())
+
+        return ForwardEngine(feed, self.plan.batch_size_at(self._unit), halved)
+
+    # -- result ------------------------------------------------------------------------------------------------------
+
+    def scores(self) -> Scores:
+        """Join what was read into the result; mark the run folder as finished."""
+        if self.folder is not None:
+            found, crossed = self.folder.entries("scores/b-*/s-*.parquet"), self.folder.entries("cross/b-*.parquet")
+        else:
+            found = (entry for key in sorted(self.memory) if key[0] == "train" for entry in self.memory[key])
+            crossed = (entry for key in sorted(self.memory) if key[0] == "queries" for entry in self.memory[key])
+        size = len(self.asked)
+        dense, best = gather(found, size, self.train.examples.units, self.keep_rule)
+        cross, _ = gather(crossed, size, size, "all")
+        assert cross is not None
+
+        def column(name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+            return np.asarray([getattr(query, name) for query in self.asked], dtype=np.float64)
+
+        scores = Scores(
+            ids=self.train.examples.ids, query_ids=self.query_ids, baseline=self.baseline.losses.numpy(), dense=dense,
+            best=best, cross=cross.astype(np.float64), query_baseline=column("baseline"), rise=column("rise"),
+            length=column("length"), step=column("step"), status=[query.status for query in self.asked],
+            noise_floor=self.floor(), kind=self.perturbation.kind, unit=self.train.task.unit,
+            signed=self.perturbation.signed, kept=self.keep_rule, perturbation=self.perturbation.to_dict(),
+            plan=self.plan.to_dict(), cost=self._cost(), notes=[*self.notes, *self._remarks()], made_from=self.made_from,
+            pictured=(self.train.examples, self.queries.examples),
+        )  # fmt: skip
+        if self.folder is not None and not self.folder.has("done.json"):
+            write_facts(self.folder, scores)
+            self.folder.finish({"cost": dict(scores.cost), "notes": self._remarks()})
+        return scores
+
+    def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return each query's noise floor in the unit of its scores."""
+        steps = np.asarray([query.step if self.perturbation.kind == "linear" else 1.0 for query in self.asked])
+        return self.baseline.noise_floor / steps
+
+    def _cost(self) -> dict[str, Any]:
+        peak = machine.peak_bytes() - int(self.clock.get("resident_bytes", 0))
+        if self.train.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.train.device)
+        expected = self.plan.seconds["reading"]
+        return {"fit_s": 0.0, "setup_s": round(self.clock["setup_s"], 4), "baseline_s": round(self.clock["baseline_s"], 4),
+                "read_s": round(self.clock["read_s"], 4), "expected_read_s": round(expected, 4),
+                "forwards": self.forwards, "peak_bytes": max(peak, 0)}  # fmt: skip
+
+    def _remarks(self) -> list[str]:
+        """Return what the numbers themselves call for."""
+        remarks = []
+        shares = [query.share_moved for query in self.asked if query.usable]
+        if shares and min(shares) < 0.99:
+            remarks.append(f"only {min(shares):.0%} of the weights moved after rounding to the model's dtype")
+        for status in ("capped", "unreachable"):
+            count = sum(query.status == status for query in self.asked)
+            if count:
+                remarks.append(f"{count} of {len(self.asked)} queries: rise {status}")
+        skipped = sum(not query.usable for query in self.asked)
+        if skipped:
+            remarks.append(f"{skipped} of {len(self.asked)} queries skipped: their rows are NaN, status says why")
+        return remarks
+
+
+def prepare(
+    model: nn.Module,
+    train: Any,
+    queries: Any,
+    *,
+    task: Any,
+    perturbation: Perturbation | str | Mapping[str, Any] | None,
+    ids: str | Sequence[Id] | None,
+    query_ids: str | Sequence[Id] | None,
+    groups: Sequence[Id] | None,
+    candidates: Any,
+    collate_fn: Collate | None,
+    options: Options,
+    dry: bool = False,
+) -> Job:
+    """Settle everything before the first reading; see :func:`forwardinf.attribute`. Call it with the model borrowed.
+
+    ``dry`` stops short of the baseline and of the run folder: for showing the plan.
+    """
+    clock = {"started": time.perf_counter(), "resident_bytes": float(machine.resident_bytes()), "baseline_s": 0.0}
+    rule, spoken = as_perturbation(perturbation), as_task(task)
+    device = device_of(model, options.device)
+    cache = options.cache
+    rows, questions = _data(train, queries, spoken, collate_fn, options)
+    members, names = _groups(questions, groups, query_ids)
+
+    with progress("hashing", len(rows) + len(questions), options.progress) as advance:
+        data = rows.seal(range(len(rows)), advance, spoken.parts if spoken.packed else None)
+        asked_for = questions.seal(range(len(questions)), advance, None)
+    rows.label_with(ids)
+    chosen = _candidates(candidates, rows, names)
+    code = code_digest(spoken, getattr(spoken, "version", None))
+    whole = model_digest(model)
+    feed = Feed(model, spoken, rows, device, seed=options.seed)
+    made_from = {
+        "model": whole, "data": data, "queries": asked_for, "task": code, "ids": digest(rows.ids, names, members),
+        "candidates": None if chosen is None else digest([list(map(int, c)) for c in chosen]),
+        "perturbation": digest(rule.to_dict()), "seed": options.seed, "keep": options.keep,
+        "batch_size": options.batch_size, "shard_rows": options.shard_rows, "on_bad_query": options.on_bad_query,
+        "device": device.type,
+    }  # fmt: skip
+    folder = _folder(options, code)
+    kept = folder is not None and not options.overwrite and folder.has("plan.json") and folder.has("queries.parquet")
+    keep_rule: int | str = options.keep
+    if keep_rule == "auto":
+        keep_rule = "all" if len(names) * rows.units <= ALL_UP_TO else KEPT_BEYOND
+    about = {"kind": rule.kind, "unit": spoken.unit, "signed": rule.signed, "perturbation": rule.to_dict(),
+             "notes": [*rows.notes, *questions.notes], "kept": keep_rule, "versions": machine.versions()}  # fmt: skip
+    if folder is not None and kept:
+        _claim(folder, made_from, about, options)  # refuses another run before anything long starts
+
+    read_rows = range(len(rows)) if chosen is None else rows.rows_of(sorted({int(u) for c in chosen for u in c}))
+    sides = 2 if rule.both_sides else 1
+    if folder is not None and kept:
+        plan = Plan.from_dict(read_json(folder.path / "plan.json", planning.FORMAT, what="a plan"))
+        feed = replace(feed, channels_last=plan.channels_last)
+    else:
+        plan, feed = _plan(feed, read_rows, chosen, len(names), sides, whole, cache, options)
+    key = baseline_key(feed, whole, data, code, plan.batch_size)
+    name = digest(key, None if chosen is None else list(read_rows)) if key is not None and cache is not None else None
+    path = cache / "baselines" / f"{name}.safetensors" if name is not None and cache is not None else None
+    known = load_baseline(path)
+    if not kept:
+        plan = replace(plan, baseline="read" if known is None else "cached")
+
+    floor = known.noise_floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
+    asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
+    pusher = Pusher(feed, asking, rule, plan.batch_size)
+    if folder is not None and kept:
+        asked = _load_queries(folder)
+    else:
+        asked = []
+        with progress("queries", len(names), options.progress) as advance:
+            for group, called in zip(members, names, strict=True):
+                asked.append(pusher.check(group, called, skip=options.on_bad_query == "skip"))
+                advance(1)
+
+    clock["setup_s"] = time.perf_counter() - clock["started"]
+    unread = Baseline(torch.empty(0), floor)
+    job = Job(feed, replace(asking, asked=None), pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
+              asked, path, known or unread, torch.empty(0), folder, [*rows.notes, *questions.notes], clock)  # fmt: skip
+    if not dry:
+        if folder is not None and not kept:
+            _claim(folder, made_from, about, options)
+            _save_queries(folder, job)
+            write_json(folder.path / "plan.json", plan.to_dict())
+        _start(job, read_rows, known, unread)
+    return job
+
+
+def _plan(
+    feed: Feed, rows: Sequence[int], chosen: list[Ints] | None, queries: int, sides: int, model: str, cache: Path | None,
+    options: Options,
+) -> tuple[Plan, Feed]:  # fmt: skip
+    """Find batch size and layout (or recall them), and settle the pieces."""
+    reading = len(rows) if chosen is None else round(sum(map(len, chosen)) / max(len(chosen), 1))
+    sample = feed.examples[rows[0]] if len(rows) else None
+    known = digest(model, code_digest(feed.task), _shape(sample), len(rows) if len(rows) < 1024 else "many", options.batch_size,
+                   str(feed.device), torch.get_num_threads(), torch.__version__, machine.describe()["processor"])  # fmt: skip
+    budget = min(20.0, max(0.5, 0.02 * len(rows) * sides * queries / 100))
+    tuning = tune(feed, rows, None if options.batch_size == "auto" else options.batch_size, budget,
+                  cache / "tuning" / f"{known}.json" if cache is not None else None)  # fmt: skip
+    shard_rows = None if options.shard_rows == "auto" else options.shard_rows
+    plan = make_plan(
+        options.engine, tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, baseline="read"
+    )
+    return plan, replace(feed, channels_last=plan.channels_last)
+
+
+def _start(job: Job, rows: Sequence[int], known: Baseline | None, unread: Baseline) -> None:
+    """Read the baseline (or recall it), guard the shards, read the queries' own losses."""
+    began = time.perf_counter()
+    pieces = shards(rows, job.plan.shard_rows)
+    for unit in job.units():
+        if unit.of == "train" and isinstance(unit.rows, range):
+            job.train.examples.guard(unit.rows)
+    engine = ForwardEngine(job.train, job.plan.batch_size_at(0))
+    with progress("baseline", 0 if known else len(rows), job.options.progress) as advance:
+        losses = known.losses if known else torch.empty(0)
+        units_of = job.train.examples.units_of
+
+        def kept(shard: int) -> Tensor | None:
+            if known is not None:
+                return losses[torch.from_numpy(units_of(pieces[shard]))]
+            found = job.folder.base(shard) if job.folder is not None else None
+            return None if found is None else torch.from_numpy(found)
+
+        def keep(shard: int, found: Tensor) -> None:
+            if job.folder is not None:
+                job.folder.write_base(shard, units_of(pieces[shard]), found.numpy())
+
+        losses = read_baseline(engine, pieces, kept, keep, advance)
+    if known is not None and job.folder is not None:
+        for shard, piece in enumerate(pieces):
+            if job.folder.base(shard) is None:
+                keep(shard, losses[torch.from_numpy(units_of(piece))])
+    job.baseline = Baseline(losses, unread.noise_floor)
+    if known is None and job.baseline_file is not None:
+        save_baseline(job.baseline_file, job.baseline)
+    job.query_baseline = job.queries.losses(range(len(job.queries.examples)), job.plan.batch_size)
+    job.forwards += engine.forwards
+    job.clock["baseline_s"] = time.perf_counter() - began
+
+
+def as_perturbation(value: Perturbation | str | Mapping[str, Any] | None) -> Perturbation:
+    """Return a perturbation from one, a preset's name, its settings, or None (the preset ``"linear"``)."""
+    if isinstance(value, Perturbation):
+        return value
+    if value is None or isinstance(value, str):
+        return Perturbation.preset(value or "linear")
+    if isinstance(value, Mapping):
+        return Perturbation.from_dict(value)
+    raise SettingError("perturbation", expected="fi.Perturbation(...) or a preset's name", got=repr(value))
+
+
+def device_of(model: nn.Module, asked: str) -> torch.device:
+    """Return where the model's parameters are; a user's model is never moved."""
+    if not isinstance(model, nn.Module):
+        raise ModelError("model", expected="a torch.nn.Module", got=type(model).__name__)
+    devices = {parameter.device for parameter in model.parameters()}
+    if not devices:
+        raise ModelError("model", expected="parameters", got="none")
+    found = next(model.parameters()).device
+    if asked != "auto" and torch.device(asked).type != found.type:
+        raise SettingError("device", expected=f"'auto' or {found.type!r}, where the model is", got=repr(asked),
+                           do="Move the model there first: model.to(...).")  # fmt: skip
+    return found
+
+
+def _data(
+    train: Any, queries: Any, task: Task, collate_fn: Collate | None, options: Options
+) -> tuple[Examples, Examples]:
+    rows = examples(train, name="train", collate_fn=collate_fn, task_collate=_own_collate(task), seed=options.seed,
+                    num_workers=options.num_workers)  # fmt: skip
+    questions = examples(
+        queries, name="queries", collate_fn=collate_fn, task_collate=_own_collate(task), seed=options.seed
+    )
+    return rows, questions
+
+
+def _own_collate(task: Task) -> Collate:
+    return task.collate
+
+
+def _groups(
+    questions: Examples, groups: Sequence[Id] | None, query_ids: str | Sequence[Id] | None
+) -> tuple[list[list[int]], list[Id]]:
+    """Return each query's rows and name. A group is one query: its members' mean is perturbed."""
+    if groups is None:
+        questions.label_with(query_ids)
+        return [[row] for row in range(len(questions))], questions.ids
+    if query_ids is not None:
+        raise SettingError("query_ids", expected="none beside groups (the group's label is its id)", got="both")
+    labels = [value.item() if isinstance(value, np.generic | Tensor) else value for value in groups]
+    if len(labels) != len(questions):
+        raise DataError("groups", expected=f"{len(questions)} labels, one for each query", got=str(len(labels)))
+    found: dict[Id, list[int]] = {}
+    for row, label in enumerate(labels):
+        found.setdefault(label, []).append(row)
+    return list(found.values()), list(found)
+
+
+def _candidates(candidates: Any, rows: Examples, names: list[Id]) -> list[Ints] | None:
+    """Return each query's candidate positions, sorted, each once."""
+    if candidates is None:
+        return None
+    if isinstance(candidates, Mapping):
+        unknown = [key for key in candidates if key not in set(names)]
+        missing = [name for name in names if name not in candidates]
+        if unknown or missing:
+            raise DataError("candidates", expected="an entry for each query id",
+                            got=f"unknown {unknown[:3]}, missing {missing[:3]}")  # fmt: skip
+        place = {value: position for position, value in enumerate(rows.ids)}
+        lists = []
+        for name in names:
+            strange = [value for value in candidates[name] if value not in place]
+            if strange:
+                raise DataError(f"candidates of query {name!r}", expected="training ids", got=repr(strange[0]))
+            lists.append([place[value] for value in candidates[name]])
+    else:
+        plain = candidates.tolist() if isinstance(candidates, np.ndarray | Tensor) else candidates
+        if len(plain) != len(names):
+            raise DataError("candidates", expected=f"a list for each of {len(names)} queries", got=str(len(plain)))
+        lists = [list(entry) for entry in plain]
+    found = []
+    for name, entry in zip(names, lists, strict=True):
+        array = np.unique(np.asarray(entry, dtype=np.int64))
+        if len(array) == 0:
+            raise DataError(f"candidates of query {name!r}", expected="at least one", got="none")
+        if array[0] < 0 or array[-1] >= rows.units:
+            bad = array[0] if array[0] < 0 else array[-1]
+            raise DataError(
+                f"candidates of query {name!r}", expected=f"positions from 0 to {rows.units - 1}", got=str(bad)
+            )
+        found.append(array)
+    return found
+
+
+def _folder(options: Options, code: str | None) -> Folder | None:
+    if options.output_dir is None:
+        return None
+    if code is None:
+        raise SettingError(
+            "output_dir", expected="a task whose code can be told apart from another's", got="one that holds something opaque",
+            do="Give the function a `version` attribute and keep state out of it, or drop output_dir.",
+        )  # fmt: skip
+    return Folder(Path(options.output_dir).expanduser())
+
+
+def _claim(folder: Folder, made_from: dict[str, Any], about: dict[str, Any], options: Options) -> None:
+    resumed = folder.claim(made_from, about, overwrite=options.overwrite)
+    folder.event("resumed" if resumed else "started")
+
+
+def _save_queries(folder: Folder, job: Job) -> None:
+    """Write what is known of the queries: a resumed run pushes them the same way."""
+    columns: dict[str, Any] = {"id": id_column(job.query_ids)}
+    records = [asdict(query) for query in job.asked]
+    for name in records[0]:
+        if name != "rows":
+            columns[name if name != "baseline" else "query_baseline"] = [record[name] for record in records]
+    columns["rows"] = [list(record["rows"]) for record in records]
+    columns["noise_floor"] = job.floor()
+    folder.write_columns("queries.parquet", columns, QUERIES)
+
+
+def _load_queries(folder: Folder) -> list[Query]:
+    path = folder.path / "queries.parquet"
+    records = read_table(path, QUERIES, what="the queries of a run").to_pylist()
+    plain_ids(path, "id", QUERIES)
+    return [
+        Query(tuple(record["rows"]), record["grad_norm"], record["query_baseline"], record["size"], record["length"],
+              record["step"], record["rise"], record["status"], record["usable"], record["share_moved"])
+        for record in records
+    ]  # fmt: skip
+
+
+def _shape(example: Any) -> Any:
+    """Return the shapes inside an example: what the speed of a reading depends on."""
+    if isinstance(example, Tensor | np.ndarray):
+        return [list(example.shape), str(example.dtype)]
+    if isinstance(example, Mapping):
+        return {str(name): _shape(value) for name, value in example.items()}
+    if isinstance(example, tuple | list):
+        return [len(example), *map(_shape, example[:2])]
+    return type(example).__name__

@@ -1,0 +1,126 @@
+"""The method, whole. Read this file first.
+
+perturb   the query moves the trained weights a little: θ → θ′
+read      every training example's loss under θ′, by forward passes (under θ they were read once: the baseline)
+score     the difference: positive = proponent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from forwardinf.core.borrow import borrowed
+from forwardinf.core.examples import Collate, Id
+from forwardinf.core.progress import Setting
+from forwardinf.core.settings import Perturbation
+from forwardinf.job import Job, Options, prepare
+from forwardinf.perturb.lend import lend
+from forwardinf.score.influence import influence
+from forwardinf.score.scores import Scores
+
+
+def run(job: Job) -> Scores:
+    """Perturb, read, score: the only place where the three meet."""
+    for unit in job.pending():
+        scores = {}
+        for query in unit.queries:
+            push = job.pusher.push(job.asked[query])
+            after = []
+            for moved in push.sides:
+                with lend(job.pusher.live, moved):
+                    after.append(job.read(unit))
+            scores[query] = influence(job.before(unit), after, job.perturbation, push.step)
+        job.keep(unit, scores)
+    return job.scores()
+
+
+def attribute(
+    model: nn.Module,
+    train: Any,
+    queries: Any,
+    *,
+    task: Any,
+    perturbation: Perturbation | str | Mapping[str, Any] | None = None,
+    engine: str = "auto",
+    ids: str | Sequence[Id] | None = None,
+    query_ids: str | Sequence[Id] | None = None,
+    groups: Sequence[Id] | None = None,
+    candidates: Any = None,
+    collate_fn: Collate | None = None,
+    num_workers: int = 0,
+    batch_size: int | Literal["auto"] = "auto",
+    shard_rows: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    keep: int | Literal["all", "auto"] = "auto",
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
+    cache_dir: str | Path | None = None,
+    on_bad_query: str = "raise",
+    progress: Setting = "auto",
+    seed: int = 0,
+) -> Scores:
+    """Score how much every training example supports each query: positive = proponent.
+
+    The query moves the model a little away from itself; training examples whose loss rises with it are those that made
+    the model behave so, by the Mirrored Influence Hypothesis (Ko et al., CVPR 2024, arXiv:2402.08922).
+
+    Cost: the baseline, one forward pass per training example (kept in ``cache_dir`` for later calls), then one forward
+    pass per training example and query (two with ``two_sided``), and a few forwards and backwards of the query itself.
+    Memory: one copy of the parameters that move (two with ``two_sided``), the losses, and a batch.
+
+    Args:
+        model: Any module. Put in eval mode for the call, perturbed in place and given back bit for bit, flags included;
+            never moved to another device.
+        train: Tensors, a dataset, a list of rows, an Arrow table or a DataLoader; read in index order.
+        queries: The examples to explain, in the same forms.
+        task: What an example's loss is: ``fi.Classification()`` and so on, or any ``(model, batch) -> (B,)``.
+        perturbation: :class:`Perturbation`, a preset's name, or its settings; None: the preset ``"linear"``.
+        engine: ``"auto"`` or ``"forward"``.
+        ids: Training ids: a list of unique values, or a column's name; default the position.
+        query_ids: Query ids, likewise.
+        groups: One label for each query: the members' mean is one query, named by the label.
+        candidates: ``(Q, K)`` training positions, or ``{query id: training ids}``: only those are read; the rest is NaN.
+        collate_fn: Joins rows into a batch, as in a DataLoader.
+        num_workers: Worker processes that fetch rows.
+        batch_size: Examples at a time; ``"auto"``: the fastest found on a few batches. Halved where memory runs out.
+        shard_rows: Rows of one unit of work (what a killed run loses at most); ``"auto"``: about ten seconds' worth.
+        device: ``"auto"``: where the model is.
+        keep: ``"all"`` scores, or the k best and worst of each query; ``"auto"``: all up to 1e8 scores.
+        output_dir: A run folder: the same call resumes it or returns what it holds.
+        overwrite: Start the run folder over.
+        cache_dir: Where baselines are kept; default ``$FORWARDINF_CACHE``, else ``~/.cache/forwardinf``.
+        on_bad_query: ``"raise"`` where a query has no gradient, or ``"skip"`` (its row is NaN, its status says why).
+        progress: Show progress on stderr.
+        seed: Of everything that is drawn: the dataset's transforms, diffusion noise.
+
+    Returns:
+        :class:`Scores`: ``values (Q, N)``, ``share``, ``top(k)``, ``report(path)`` and more.
+
+    Raises:
+        Error: With where / expected / got / do; see ``forwardinf/core/errors.py``. Nothing half-written is left behind.
+
+    Example:
+        >>> import torch, forwardinf as fi
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> y = torch.tensor([0, 1, 1])
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 2)
+        >>> scores = fi.attribute(model, (x, y), (x[:1], y[:1]), task=fi.Classification())
+        >>> scores.top(1)["train"].item(), round(float(scores.share[0, 0]), 2)
+        (0, 1.0)
+    """
+    options = Options(
+        engine=engine, batch_size=batch_size, shard_rows=shard_rows, device=device, keep=keep, num_workers=num_workers,
+        output_dir=output_dir, overwrite=overwrite, cache_dir=cache_dir, on_bad_query=on_bad_query, progress=progress,
+        seed=seed,
+    )  # fmt: skip
+    with borrowed(model):
+        job = prepare(
+            model, train, queries, task=task, perturbation=perturbation, ids=ids, query_ids=query_ids, groups=groups,
+            candidates=candidates, collate_fn=collate_fn, options=options,
+        )  # fmt: skip
+        return run(job)

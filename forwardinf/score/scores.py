@@ -1,0 +1,365 @@
+"""The result: a score for every (query, training example), with its sign, its unit, and the query's own rise."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, from_numpy
+
+from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
+from forwardinf.core.files import read_json
+from forwardinf.score.store import DONE, QUERIES, TRAIN, Folder, id_column, plain_ids
+from forwardinf.score.top import Floats, Ints, extremes, order
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Id = int | str
+
+# The view stands above: it is named here, not imported, so that `scores.report()` reads naturally and floors stay floors.
+DRAWN_BY = "forwardinf.view.gallery"
+PER_QUERY = ("rise", "query_baseline", "length", "step", "noise_floor")
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
+class Scores:
+    """What :func:`forwardinf.attribute` returns.
+
+    ``values[q, i] > 0`` means that training example i is a *proponent* of query q: it supports it, and removing it would
+    hurt the query. ``share`` is the readable form, and the one that may be compared across queries: an exact copy of
+    the query has share 1.
+
+    Attributes:
+        kind: ``"linear"`` (a rate), ``"finite"`` (what happens at a stated length) or ``"probe"``.
+        unit: Of a finite score; a linear one is per unit step. None for correlations and standardised means.
+        ids: Training ids, in order.
+        query_ids: Query ids (or group labels), in order.
+        baseline: ``(N,)`` float64: training losses before; NaN where not read.
+        query_baseline: ``(Q,)``: the queries' own measured losses before (a group's mean).
+        rise: ``(Q,)``: how far each query's own measurement moved (linear: its rate), positive.
+        cross: ``(Q, Q)``: the queries read as if they were training examples (a group: its mean).
+        length: ``(Q,)``: ‖Δθ‖/‖θ‖ of each push.
+        step: ``(Q,)``: the factor on the direction.
+        status: ``(Q,)``: ``ok``, ``capped``, ``unreachable``, ``resampled``, or why a query was skipped.
+        noise_floor: ``(Q,)``: differences below this mean nothing, in the unit of ``values``.
+        signed: False for ``as_published``: scores are magnitudes.
+        uncertainty: ``(Q, N)`` or None.
+        kept: ``"all"``, or how many best and worst of each query are kept.
+        perturbation: The settings, plain.
+        plan: How it was read.
+        cost: ``fit_s``, ``setup_s``, ``read_s``, ``forwards``, ``peak_bytes``.
+        notes: What a person should know.
+        made_from: Fingerprints of model, data, queries, task.
+    """
+
+    ids: list[Id]
+    query_ids: list[Id]
+    baseline: Array
+    query_baseline: Array
+    rise: Array
+    cross: Array
+    length: Array
+    step: Array
+    status: list[str]
+    noise_floor: Array
+    kind: str = "linear"
+    unit: str | None = "nats"
+    signed: bool = True
+    uncertainty: Array | None = None
+    kept: int | str = "all"
+    perturbation: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    dense: Floats | None = None
+    best: list[tuple[Ints, Floats]] = field(default_factory=list)
+    pictured: tuple[Any, Any] | None = None  # (training examples, queries) that a report may show
+
+    @property
+    def values(self) -> Floats:
+        """``(Q, N)`` float32, positive = proponent. NaN: not read.
+
+        Raises:
+            SettingError: Only the best and worst were kept.
+        """
+        if self.dense is None:
+            raise SettingError("scores.values", expected="all scores", got=f"keep={self.kept}: the best and worst only",
+                               do="Attribute with keep='all', or use top() and bottom().")  # fmt: skip
+        return self.dense
+
+    @property
+    def share(self) -> Floats:
+        """``values / rise``: 1 for an exact copy of the query. NaN where the rise is below the noise floor."""
+        return cast("Floats", (self.values * self._per_rise()[:, None]).astype(np.float32))
+
+    def __repr__(self) -> str:
+        unit = f"{self.unit}, " if self.unit else ""
+        kept = "" if self.kept == "all" else f", {self.kept} best and worst of each kept"
+        size = f"{len(self.query_ids)} queries × {len(self.ids)} training examples"
+        return f"Scores({size}, {self.kind}, {unit}positive = proponent{kept})"
+
+    def top(self, k: int = 10, query: Id | None = None) -> pd.DataFrame:
+        """Return each query's k strongest proponents (``as_published``: the largest magnitudes), best first.
+
+        Columns: ``query, rank, train, score, share, baseline, uncertainty``. Ties go by position.
+
+        Raises:
+            SettingError: k is more than was kept, or there is no such query.
+        """
+        return self._ranked(k, query, best=True)
+
+    def bottom(self, k: int = 10, query: Id | None = None) -> pd.DataFrame:
+        """Return each query's k strongest opponents, most negative first. Same columns as :meth:`top`."""
+        self._need_sign("bottom()")
+        return self._ranked(k, query, best=False)
+
+    def total(self, weight: str = "share") -> Array:
+        """Return each training example's sum over queries, ``(N,)`` float64: of shares, or of ``"score"``.
+
+        Shares may be added across queries; finite scores of per-query lengths may not.
+        """
+        if weight not in ("share", "score"):
+            raise SettingError("total(weight=)", expected="'share' or 'score'", got=repr(weight))
+        table = self.share if weight == "share" else self.values
+        found = np.nansum(table.astype(np.float64), axis=0)
+        found[np.isnan(table).all(axis=0)] = np.nan
+        return cast("Array", found)
+
+    def by_train(self, labels: Sequence[Any], how: str = "sum") -> pd.DataFrame:
+        """Return scores summed (``"sum"``, ``"mean"``, ``"max"``) over groups of training examples: rows are queries.
+
+        Args:
+            labels: One label for each training example.
+            how: How the members' scores are joined.
+        """
+        if len(labels) != len(self.ids):
+            raise SettingError("by_train(labels=)", expected=f"{len(self.ids)} labels", got=str(len(labels)))
+        if how not in ("sum", "mean", "max"):
+            raise SettingError("by_train(how=)", expected="'sum', 'mean' or 'max'", got=repr(how))
+        frame = pd.DataFrame(self.values.T.astype(np.float64), columns=pd.Index(self.query_ids, name="query"))
+        grouped = frame.groupby(pd.Index(list(labels), name="label"), sort=False)
+        options = {"min_count": 1} if how == "sum" else {}
+        return cast("pd.DataFrame", getattr(grouped, how)(**options).T)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a data frame: rows are training ids, columns are query ids."""
+        return pd.DataFrame(
+            self.values.T, index=pd.Index(self.ids, name="train"), columns=pd.Index(self.query_ids, name="query")
+        )
+
+    def to_xarray(self) -> Any:
+        """Return an ``xarray.DataArray`` with axes ``query`` and ``train``."""
+        try:
+            xarray = importlib.import_module("xarray")
+        except ImportError as error:
+            raise MissingExtra("xarray", extra="dev", need="to_xarray()") from error
+        attrs = {
+            "unit": self.unit or "",
+            "kind": self.kind,
+            "sign": "positive = proponent" if self.signed else "magnitude",
+        }
+        return xarray.DataArray(self.values, dims=("query", "train"), attrs=attrs, name="score",
+                                coords={"query": self.query_ids, "train": self.ids})  # fmt: skip
+
+    def to_quanda(self) -> Tensor:
+        """Return a tensor ``(queries, training examples)``, higher = more influential, as quanda's metrics take it."""
+        return from_numpy(self.values.copy())
+
+    def to_dattri(self) -> Tensor:
+        """Return a tensor ``(training examples, queries)``, as dattri's metrics take it."""
+        return from_numpy(np.ascontiguousarray(self.values.T))
+
+    @classmethod
+    def from_array(
+        cls, values: Any, *, axes: tuple[str, str] = ("query", "train"), ids: Sequence[Id] | None = None,
+        query_ids: Sequence[Id] | None = None, rise: Any = None, unit: str | None = None, kind: str = "linear",
+    ) -> Scores:  # fmt: skip
+        """Wrap scores from elsewhere, positive = proponent.
+
+        Args:
+            values: A matrix whose axes are named by ``axes``.
+            axes: ``("query", "train")`` or ``("train", "query")``.
+            ids: Training ids; default the position.
+            query_ids: Query ids; default the position.
+            rise: ``(Q,)``, if known; shares need it.
+            unit: Of the values.
+            kind: ``"linear"``, ``"finite"`` or ``"probe"``.
+
+        Raises:
+            DataError: The shape does not fit the ids; where it fits transposed, the error says so.
+        """
+        if sorted(axes) != ["query", "train"]:
+            raise SettingError("from_array(axes=)", expected="('query', 'train') or ('train', 'query')", got=repr(axes))
+        table = np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype=np.float32)
+        if table.ndim != 2:
+            raise DataError("from_array(values)", expected="a matrix", got=f"shape {table.shape}")
+        if tuple(axes) == ("train", "query"):
+            table = table.T
+        want = (table.shape[0] if query_ids is None else len(query_ids), table.shape[1] if ids is None else len(ids))
+        if table.shape != want:
+            fits = table.T.shape == want
+            fix = f"Its axes are {tuple(reversed(axes))}: say axes={tuple(reversed(axes))!r}." if fits else ""
+            raise DataError("from_array(values)", expected=f"{want[0]} queries × {want[1]} training examples",
+                            got=f"{table.shape[0]} × {table.shape[1]}", do=fix)  # fmt: skip
+        queries, size = want
+        unknown = np.full(queries, np.nan)
+        return cls(
+            ids=list(ids) if ids is not None else list(range(size)),
+            query_ids=list(query_ids) if query_ids is not None else list(range(queries)),
+            baseline=np.full(size, np.nan), query_baseline=unknown, cross=np.full((queries, queries), np.nan),
+            rise=unknown if rise is None else np.asarray(rise, dtype=np.float64), length=unknown, step=unknown,
+            status=["ok"] * queries, noise_floor=np.zeros(queries), kind=kind, unit=unit,
+            dense=np.ascontiguousarray(table),
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> Path:
+        """Write a folder that :func:`load_scores` reads back. It must not exist, or be empty."""
+        folder = Folder(Path(path))
+        if folder.path.exists() and any(folder.path.iterdir()):
+            raise FileError(str(path), expected="a new folder", got="one with files in it", do="Choose another.")
+        folder.claim(dict(self.made_from), self.about(), overwrite=False)
+        write_facts(folder, self)
+        entries = [(q, *self._entry(q)) for q in range(len(self.query_ids))]
+        if entries:
+            folder.write_entries("scores/b-00000/s-00000.parquet", entries)
+            places = np.arange(len(entries))
+            folder.write_entries("cross/b-00000.parquet", [(q, places, self.cross[q]) for q in range(len(entries))])
+        folder.finish({"cost": dict(self.cost)})
+        return folder.path
+
+    def report(self, path: str | Path, show: Callable[[Any], Any] | None = None, *, k: int = 8) -> Path:
+        """Write one HTML file that opens offline: each query beside its top proponents and opponents.
+
+        Args:
+            path: The file.
+            show: ``show(example)`` gives a PIL image or text; default: pictures of tensors, text of text.
+            k: How many of each.
+        """
+        return cast("Path", importlib.import_module(DRAWN_BY).report(self, Path(path), show, k))
+
+    def about(self) -> dict[str, Any]:
+        """Return what the numbers mean, plain: for run.json and for reports."""
+        return {"kind": self.kind, "unit": self.unit, "signed": self.signed, "kept": self.kept, "notes": list(self.notes),
+                "perturbation": dict(self.perturbation)}  # fmt: skip
+
+    def _per_rise(self) -> Array:
+        """Return 1/rise, NaN where the rise means nothing."""
+        self._need_sign("share")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return cast("Array", np.where(np.abs(self.rise) > self.noise_floor, 1.0 / self.rise, np.nan))
+
+    def _need_sign(self, what: str) -> None:
+        if not self.signed:
+            raise SettingError(what, expected="signed scores", got="preset('as_published'), whose scores are magnitudes",
+                               do="Use top(), or a clean perturbation.")  # fmt: skip
+
+    def _entry(self, query: int) -> tuple[Ints, Floats]:
+        """Return (places, scores) of what is kept of a query; pairs not read are left out."""
+        if self.dense is None:
+            return self.best[query]
+        there = np.flatnonzero(~np.isnan(self.dense[query]))
+        return there, self.dense[query][there]
+
+    def _ranked(self, k: int, query: Id | None, *, best: bool) -> pd.DataFrame:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise SettingError("top(k=)", expected="a whole number ≥ 1", got=repr(k))
+        if isinstance(self.kept, int) and k > self.kept:
+            raise SettingError("top(k=)", expected=f"at most {self.kept}, the number kept", got=str(k),
+                               do="Attribute with a larger keep=.")  # fmt: skip
+        if query is not None and query not in self.query_ids:
+            some = ", ".join(map(repr, self.query_ids[:5]))
+            raise SettingError("top(query=)", expected=f"a query id like {some}", got=repr(query))
+        wanted = range(len(self.query_ids)) if query is None else [self.query_ids.index(query)]
+        per_rise = self._per_rise() if self.signed else np.full(len(self.query_ids), np.nan)
+        frames = []
+        for q in wanted:
+            places, scores = self._entry(q)
+            chosen = order(scores, places, best=best)[:k]
+            at = places[chosen]
+            frames.append(pd.DataFrame({
+                "query": pd.Series([self.query_ids[q]] * len(at), dtype=object), "rank": np.arange(1, len(at) + 1),
+                "train": pd.Series([self.ids[place] for place in at], dtype=object), "score": scores[chosen],
+                "share": scores[chosen] * per_rise[q], "baseline": self.baseline[at],
+                "uncertainty": np.nan if self.uncertainty is None else self.uncertainty[q, at],
+            }))  # fmt: skip
+        table = pd.concat(frames, ignore_index=True)
+        return table.infer_objects()
+
+
+def gather(entries: Any, queries: int, size: int, kept: int | str) -> tuple[Floats | None, list[tuple[Ints, Floats]]]:
+    """Join units, whatever order they come in: ``(Q, N)`` values, or each query's best and worst.
+
+    Returns:
+        (values or None, per query (places, scores)); exactly one of them is filled.
+    """
+    if kept == "all":
+        dense = np.full((queries, size), np.nan, dtype=np.float32)
+        for query, places, scores in entries:
+            dense[query, places] = scores
+        return dense, []
+    pieces: list[list[tuple[Ints, Floats]]] = [[] for _ in range(queries)]
+    for query, places, scores in entries:
+        pieces[query].append((places, scores))
+    best = []
+    for found in pieces:
+        places = np.concatenate([p for p, _ in found]) if found else np.empty(0, np.int64)
+        scores = np.concatenate([s for _, s in found]) if found else np.empty(0, np.float32)
+        scores, places = extremes(scores, places, int(kept))
+        best.append((places, scores))
+    return None, best
+
+
+def write_facts(folder: Folder, scores: Scores) -> None:
+    """Write the tables with a row for each query and each training example."""
+    folder.write_columns("train.parquet", {"id": id_column(scores.ids), "loss": scores.baseline}, TRAIN)
+    if not folder.has("queries.parquet"):
+        columns = {name: np.asarray(getattr(scores, name), dtype=np.float64) for name in PER_QUERY}
+        folder.write_columns("queries.parquet", {"id": id_column(scores.query_ids), "status": scores.status, **columns},
+                             QUERIES)  # fmt: skip
+
+
+def load_scores(path: str | Path) -> Scores:
+    """Read scores back from a run folder or from :meth:`Scores.save`.
+
+    Raises:
+        FileError: The folder is not ours, is damaged, is of a newer format, or the run in it has not finished.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Scores.from_array([[1.0, -2.0]]).save(tempfile.mkdtemp() + "/s")
+        >>> load_scores(folder).top(1)["train"].item()
+        0
+    """
+    folder = Folder(Path(path))
+    run = folder.run()
+    if not folder.has("done.json"):
+        raise FileError(str(path), expected="a finished run", got="one that was interrupted",
+                        do="Resume it: the same call again, or `forwardinf resume`.")  # fmt: skip
+    done = read_json(folder.path / "done.json", DONE, what="a finished run")
+    about = run["about"]
+    facts = folder.columns("queries.parquet", QUERIES, "the queries of a run")
+    query_ids = plain_ids(folder.path / "queries.parquet", "id", QUERIES)
+    ids = plain_ids(folder.path / "train.parquet", "id", TRAIN)
+    size = len(query_ids)
+    try:
+        dense, best = gather(folder.entries("scores/b-*/s-*.parquet"), size, len(ids), about["kept"])
+        cross, _ = gather(folder.entries("cross/b-*.parquet"), size, size, "all")
+    except IndexError as error:
+        want = f"scores of {size} queries and {len(ids)} training examples"
+        raise FileError(str(path), expected=want, got="scores of others",
+                        do="The folder mixes runs: start over with overwrite=True.") from error  # fmt: skip
+    plan = read_json(folder.path / "plan.json", "forwardinf.plan/1", what="a plan") if folder.has("plan.json") else {}
+    assert cross is not None
+    return Scores(
+        ids=ids, query_ids=query_ids, dense=dense, best=best, cross=cross.astype(np.float64),
+        baseline=np.asarray(folder.columns("train.parquet", TRAIN, "training ids")["loss"], dtype=np.float64),
+        status=facts["status"], kind=about["kind"], unit=about["unit"], signed=about["signed"], kept=about["kept"],
+        perturbation=about["perturbation"], notes=[*about["notes"], *done.get("notes", [])], plan=plan,
+        cost=done.get("cost", {}), made_from=run["made_from"],
+        **cast("Any", {name: np.asarray(facts[name], dtype=np.float64) for name in PER_QUERY}),
+    )  # fmt: skip
