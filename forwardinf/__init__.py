@@ -28,6 +28,7 @@ _HOMES = {
     "Regression": "forwardinf.core.task",
     "RunMismatch": "forwardinf.core.errors",
     "Scores": "forwardinf.score.scores",
+    "SelfInfluence": "forwardinf.score.self_influence",
     "Seq2Seq": "forwardinf.core.task_text",
     "SequenceClassification": "forwardinf.core.task_text",
     "SettingError": "forwardinf.core.errors",
@@ -38,6 +39,7 @@ _HOMES = {
     "load_data": "forwardinf.core.load_data",
     "load_model": "forwardinf.core.load_model",
     "load_scores": "forwardinf.score.scores",
+    "self_influence": "forwardinf.method",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

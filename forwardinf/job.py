@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,9 @@ from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.progress import Advance, Setting, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Task, as_task
+from forwardinf.perturb.direction import Direction, make_direction
 from forwardinf.perturb.push import Pusher, Query
+from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
 from forwardinf.read.check import noise_floor
@@ -221,7 +224,7 @@ class Job:
         """Return what the numbers themselves call for."""
         remarks = []
         shares = [query.share_moved for query in self.asked if query.usable]
-        if shares and min(shares) < 0.99:
+        if shares and min(shares) < 0.5:
             remarks.append(f"only {min(shares):.0%} of the weights moved after rounding to the model's dtype")
         for status in ("capped", "unreachable"):
             count = sum(query.status == status for query in self.asked)
@@ -256,7 +259,8 @@ def prepare(
     rule, spoken = as_perturbation(perturbation), as_task(task)
     device = device_of(model, options.device)
     cache = options.cache
-    rows, questions = _data(train, queries, spoken, collate_fn, options)
+    rows = _examples(train, "train", spoken, collate_fn, options)
+    questions = _examples(queries, "queries", spoken, collate_fn, options)
     members, names = _groups(questions, groups, query_ids)
 
     with progress("hashing", len(rows) + len(questions), options.progress) as advance:
@@ -321,6 +325,27 @@ def prepare(
             write_json(folder.path / "plan.json", plan.to_dict())
         _start(job, read_rows, known, unread)
     return job
+
+
+def prepare_self(
+    model: nn.Module,
+    train: Any,
+    *,
+    task: Any,
+    perturbation: Perturbation,
+    ids: str | Sequence[Id] | None,
+    collate_fn: Collate | None,
+    options: Options,
+) -> tuple[Feed, Parameters, Direction, AbstractContextManager[Advance]]:
+    """Return (training data, parameters that count, direction, progress bar) for self-influence."""
+    spoken = as_task(task)
+    device = device_of(model, options.device)
+    rows = _examples(train, "train", spoken, collate_fn, options)
+    rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None)
+    rows.label_with(ids)
+    feed = Feed(model, spoken, rows, device, seed=options.seed)
+    chosen = select(model, perturbation.parameters)
+    return feed, chosen, make_direction(perturbation, feed), progress("self-influence", rows.units, options.progress)
 
 
 def _plan(
@@ -402,19 +427,11 @@ def device_of(model: nn.Module, asked: str) -> torch.device:
     return found
 
 
-def _data(
-    train: Any, queries: Any, task: Task, collate_fn: Collate | None, options: Options
-) -> tuple[Examples, Examples]:
-    rows = examples(train, name="train", collate_fn=collate_fn, task_collate=_own_collate(task), seed=options.seed,
-                    num_workers=options.num_workers)  # fmt: skip
-    questions = examples(
-        queries, name="queries", collate_fn=collate_fn, task_collate=_own_collate(task), seed=options.seed
+def _examples(data: Any, name: str, task: Task, collate_fn: Collate | None, options: Options) -> Examples:
+    workers = options.num_workers if name == "train" else 0
+    return examples(
+        data, name=name, collate_fn=collate_fn, task_collate=task.collate, seed=options.seed, num_workers=workers
     )
-    return rows, questions
-
-
-def _own_collate(task: Task) -> Collate:
-    return task.collate
 
 
 def _groups(

@@ -17,10 +17,12 @@ from forwardinf.core.borrow import borrowed
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
-from forwardinf.job import Job, Options, prepare
+from forwardinf.job import Job, Options, prepare, prepare_self
 from forwardinf.perturb.lend import lend
+from forwardinf.read.per_example import self_products
 from forwardinf.score.influence import influence
 from forwardinf.score.scores import Scores
+from forwardinf.score.self_influence import SelfInfluence
 
 
 def run(job: Job) -> Scores:
@@ -124,3 +126,61 @@ def attribute(
             candidates=candidates, collate_fn=collate_fn, options=options,
         )  # fmt: skip
         return run(job)
+
+
+def self_influence(
+    model: nn.Module,
+    train: Any,
+    *,
+    task: Any,
+    direction: str = "plain",
+    parameters: str | Sequence[str] | None = None,
+    ids: str | Sequence[Id] | None = None,
+    collate_fn: Collate | None = None,
+    num_workers: int = 0,
+    device: str = "auto",
+    progress: Setting = "auto",
+    seed: int = 0,
+) -> SelfInfluence:
+    """Return gᵢᵀ P gᵢ of every training example: how strongly it acts on its own loss (Koh & Liang 2017; TracIn 2020).
+
+    High values mark the unusual, the mislabelled and the memorised; so does the loss alone, which is returned beside it.
+
+    Cost: per-example gradients one at a time, a few F and slower by the loss of batching.
+
+    Args:
+        model: As in :func:`attribute`.
+        train: As in :func:`attribute`.
+        task: As in :func:`attribute`.
+        direction: P: ``"plain"`` (‖gᵢ‖²) or ``"sign"`` (‖gᵢ‖₁).
+        parameters: Globs over the names of the parameters that count.
+        ids: As in :func:`attribute`.
+        collate_fn: As in :func:`attribute`.
+        num_workers: As in :func:`attribute`.
+        device: As in :func:`attribute`.
+        progress: As in :func:`attribute`.
+        seed: As in :func:`attribute`.
+
+    Returns:
+        :class:`SelfInfluence`: ``values (N,)``, ``loss (N,)``, ``ids``.
+
+    Example:
+        >>> import torch, forwardinf as fi
+        >>> found = fi.self_influence(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])), task=fi.Classification())
+        >>> found.values.shape
+        (2,)
+    """
+    options = Options(device=device, num_workers=num_workers, progress=progress, seed=seed)
+    rule = Perturbation(
+        direction,
+        parameters=None if parameters is None else tuple([parameters] if isinstance(parameters, str) else parameters),
+    )
+    with borrowed(model):
+        feed, chosen, move, advance = prepare_self(
+            model, train, task=task, perturbation=rule, ids=ids, collate_fn=collate_fn, options=options
+        )
+        with advance as tick:
+            values, losses, seconds = self_products(feed, range(len(feed.examples)), chosen, move, tick)
+    return SelfInfluence(
+        values.numpy(), losses.numpy(), feed.examples.ids, feed.task.unit, {"read_s": seconds, "forwards": len(values)}
+    )

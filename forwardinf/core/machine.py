@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ PACKAGES = ("forwardinf", "torch", "numpy", "pyarrow", "pandas", "safetensors", 
             "torchvision")  # fmt: skip
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the installed versions of what we build on; packages that are absent are left out."""
     found = {"python": platform.python_version()}

@@ -243,6 +243,12 @@ def test_parquet_reads_with_columns_and_rows(tmp_path):
     assert load_data(tmp_path / "rows.parquet", columns=["b"], rows="1:").to_pydict() == {"b": ["y", "z"]}
 
 
+def test_names_of_folders_do_not_become_columns(tmp_path):
+    (tmp_path / "year=2020").mkdir()
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "year=2020/rows.parquet")
+    assert load_data(tmp_path / "year=2020/rows.parquet").column_names == ["a"]
+
+
 def test_a_folder_of_parquet_reads_sorted_and_by_split(tmp_path):
     for index in (1, 0):
         pq.write_table(pa.table({"a": [index]}), tmp_path / f"train-0000{index}-of-00002.parquet")

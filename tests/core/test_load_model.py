@@ -155,7 +155,8 @@ def test_weights_load_into_a_wrapped_model_in_place(tmp_path):
 
 
 def test_a_model_that_has_a_part_called_module_keeps_its_names():
-    model, trained = nn.ModuleDict({"module": linear(0)}), nn.ModuleDict({"module": linear(1)})
+    model, trained = linear(0), linear(1)
+    model.module, trained.module = linear(2), linear(3)
     load_state(model, trained.state_dict())
     assert same(model, trained)
 
@@ -346,9 +347,14 @@ def test_a_model_in_half_precision_stays_so_unless_a_dtype_is_given(tmp_path):
 
 
 def test_without_a_named_architecture_the_class_that_uses_every_tensor_is_taken(tmp_path):
+    transformers = pytest.importorskip("transformers")
     bert(labels=3).save_pretrained(tmp_path)
     edit(tmp_path / "config.json", '"BertForSequenceClassification"', "")
     assert type(load_model(tmp_path)).__name__ == "BertForSequenceClassification"
+    trained = transformers.GPT2ForSequenceClassification(gpt().config)  # its language model head is tied: never missing
+    trained.save_pretrained(tmp_path / "gpt")
+    edit(tmp_path / "gpt/config.json", '"GPT2ForSequenceClassification"', "")
+    assert same(load_model(tmp_path / "gpt"), trained)
 
 
 def test_weights_that_leave_a_part_at_random_are_refused(tmp_path):

@@ -124,14 +124,21 @@ def test_a_subclass_of_a_known_model_and_an_adapter_on_it_are_known(train):
     assert sorted(got["train"].column_names) == ["attention_mask", "input_ids", "labels"]
 
 
+def test_a_compiled_model_is_taken_out_of_its_wrapper(train):
+    model = bert()
+    got = from_trainer(train(torch.compile(model, backend="eager"), rows()))
+    assert got["model"] is model
+    assert sorted(got["train"].column_names) == ["attention_mask", "input_ids", "label"]
+
+
 def test_columns_are_kept_where_the_trainer_keeps_them(train):
     got = from_trainer(train(bert(), rows(), remove_unused_columns=False))
     assert "title" in got["train"].column_names
 
 
 def test_columns_of_other_datasets_are_dropped_by_the_collator(train):
-    got = from_trainer(train(bert(), rows().to_list()))
-    assert got["train"][0]["title"] == "a"
+    got = from_trainer(train(bert(), rows().add_column("page", [7, 8, 9]).to_list()))
+    assert got["train"][0]["page"] == 7
     assert sorted(got["collate_fn"](got["train"])) == ["attention_mask", "input_ids", "labels"]
     assert got["collate_fn"](got["train"])["input_ids"].shape == (3, 4)
 

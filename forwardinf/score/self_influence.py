@@ -1,0 +1,39 @@
+"""How strongly each training example acts on its own loss: a table that ranks the unusual and the memorised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, eq=False)
+class SelfInfluence:
+    """What :func:`forwardinf.self_influence` returns.
+
+    Attributes:
+        values: ``(N,)`` float64: gᵢᵀ P gᵢ, the rate at which an example moves its own loss. Never negative.
+        loss: ``(N,)`` float64: the training losses, the free baseline beside it.
+        ids: Training ids, in order.
+        unit: Of the loss; values are per unit step.
+        cost: ``read_s``, ``forwards``.
+    """
+
+    values: Array
+    loss: Array
+    ids: list[int | str]
+    unit: str
+    cost: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a data frame indexed by training id: ``self_influence, loss``."""
+        return pd.DataFrame({"self_influence": self.values, "loss": self.loss}, index=pd.Index(self.ids, name="train"))
+
+    def top(self, k: int = 10) -> pd.DataFrame:
+        """Return the k examples with the highest self-influence, highest first."""
+        return self.to_pandas().sort_values("self_influence", ascending=False, kind="stable").head(k)
