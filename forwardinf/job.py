@@ -259,8 +259,8 @@ def prepare(
     rule, spoken = as_perturbation(perturbation), as_task(task)
     device = device_of(model, options.device)
     cache = options.cache
-    rows = _examples(train, "train", spoken, collate_fn, options)
-    questions = _examples(queries, "queries", spoken, collate_fn, options)
+    rows = open_examples(train, "train", spoken, collate_fn, options)
+    questions = open_examples(queries, "queries", spoken, collate_fn, options)
     members, names = _groups(questions, groups, query_ids)
 
     with progress("hashing", len(rows) + len(questions), options.progress) as advance:
@@ -340,7 +340,7 @@ def prepare_self(
     """Return (training data, parameters that count, direction, progress bar) for self-influence."""
     spoken = as_task(task)
     device = device_of(model, options.device)
-    rows = _examples(train, "train", spoken, collate_fn, options)
+    rows = open_examples(train, "train", spoken, collate_fn, options)
     rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None)
     rows.label_with(ids)
     feed = Feed(model, spoken, rows, device, seed=options.seed)
@@ -427,7 +427,8 @@ def device_of(model: nn.Module, asked: str) -> torch.device:
     return found
 
 
-def _examples(data: Any, name: str, task: Task, collate_fn: Collate | None, options: Options) -> Examples:
+def open_examples(data: Any, name: str, task: Task, collate_fn: Collate | None, options: Options) -> Examples:
+    """Return data in any form as rows read by position, joined as the user or the task says."""
     workers = options.num_workers if name == "train" else 0
     return examples(
         data, name=name, collate_fn=collate_fn, task_collate=task.collate, seed=options.seed, num_workers=workers

@@ -48,7 +48,7 @@ class Examples:
         self._seed, self._num_workers = seed, num_workers
         self._row_ids: list[Id] = list(range(size))
         self._seen: list[bytes | None] = [None] * size  # what each row was when it was first read
-        self._stamps: dict[tuple[int, int], str] = {}
+        self._stamps: dict[Any, str] = {}
 
     def __len__(self) -> int:
         return self._size
@@ -103,16 +103,16 @@ class Examples:
             self.ids = list(range(self.units))
         return digest([self._seen[row] for row in rows])
 
-    def guard(self, shard: range) -> None:
-        """Remember what a slice of columns holds, so that :meth:`unchanged` can tell."""
+    def guard(self, shard: Sequence[int]) -> None:
+        """Remember what these rows of columns hold, so that :meth:`unchanged` can tell."""
         if self.sliced:
-            self._stamps[shard.start, shard.stop] = self._stamp(shard)
+            self._stamps[_span(shard)] = self._stamp(shard)
 
-    def unchanged(self, shard: range) -> None:
+    def unchanged(self, shard: Sequence[int]) -> None:
         """Raise DataError if columns in memory were written to since :meth:`guard` (fetched rows check themselves)."""
-        kept = self._stamps.get((shard.start, shard.stop))
+        kept = self._stamps.get(_span(shard))
         if kept is not None and kept != self._stamp(shard):
-            raise _changed(self.name, f"rows {shard.start} to {shard.stop - 1}")
+            raise _changed(self.name, f"rows {shard[0]} to {shard[-1]}")
 
     def keys(self, rows: Sequence[int]) -> list[bytes]:
         """Return what each row's noise belongs to: the digest of its content, so that exact copies share it."""
@@ -332,6 +332,10 @@ def _changed(name: str, where: str) -> DataError:
         f"{name}, {where}", expected="the same content as at the first reading", got="other content",
         do="The data changed, or dataset[i] draws from a generator of its own: seed it from i, or turn that transform off.",
     )  # fmt: skip
+
+
+def _span(rows: Sequence[int]) -> Any:
+    return (rows.start, rows.stop) if _contiguous(rows) and isinstance(rows, range) else digest(list(rows))
 
 
 def _contiguous(rows: Sequence[int]) -> bool:

@@ -66,7 +66,7 @@ class Feed:
             self.asked[piece] = self.task.ask(self.model, batch)
         return self.asked[piece]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what a model keeps from its first forward must serve the query's backward too
     def losses(
         self, rows: Sequence[int], batch_size: int, advance: Callable[[int], None] = lambda done: None
     ) -> Tensor:
@@ -83,14 +83,17 @@ class Feed:
             advance(len(piece))
         return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def measures(self, rows: Sequence[int], batch_size: int) -> Tensor:
         """Return what each query row is asked, ``(rows,)`` float64 on the CPU, by forward passes."""
-        values = [*self.each(self.task.measure, rows, batch_size)]
-        return one_each(torch.cat([value.detach().double().cpu() for value in values]), len(rows), "query measurement",
-                        finite=False)  # fmt: skip
+        found, at = [], 0
+        for values in self.each(self.task.measure, rows, batch_size):
+            size = len(rows[at : at + batch_size])
+            found.append(one_each(values, size, "query measurement", finite=False))
+            at += size
+        return torch.cat(found)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def counts(self, rows: Sequence[int], batch_size: int) -> Tensor:
         """Return how many terms each row's loss sums, ``(rows,)`` int64. Runs no model."""
         return torch.cat([self.task.count(batch).cpu() for _, batch in self.examples.batches(rows, batch_size)])

@@ -56,6 +56,14 @@ def belonging_to(keys: Sequence[bytes], seed: int) -> Iterator[None]:
         _KEYS.reset(token)
 
 
+@contextmanager
+def repeated(times: int) -> Iterator[None]:
+    """Within the block the batch holds its examples this many times over, each copy with the same noise."""
+    seed, keys = _KEYS.get() or (0, [b"0"])
+    with belonging_to([*keys] * times, seed):
+        yield
+
+
 def normal(shape: Sequence[int], *, size: int, draw: int = 0) -> Tensor:
     """Return standard-normal noise, shape ``(size, *shape)`` float32 on the CPU, one draw for each example of the batch.
 

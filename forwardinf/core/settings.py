@@ -127,10 +127,11 @@ class Perturbation:
             )  # fmt: skip
         if self.behaviour == "as_published" and (
             self.lr is None or self.two_sided is True or self.direction != "plain" or self.toward != "ascent"
+            or self.steps != 1
         ):
             raise SettingError(
                 "Perturbation(behaviour='as_published')",
-                expected="direction='plain', toward='ascent', lr=, one-sided: the optimiser of the notebook is Adam",
+                expected="direction='plain', toward='ascent', lr=, one step, one-sided: the optimiser of the notebook is Adam",
                 got=repr(self), do="Use Perturbation.preset('as_published').",
             )  # fmt: skip
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -283,8 +284,11 @@ class Regression(_Supervised):
     def __init__(self, inputs: Take = None, label: Take = None, output: Take = None, error: str = "squared") -> None:
         """Check the settings; see the class."""
         super().__init__(inputs, label, output)
-        known: dict[str, Callable[..., Tensor]] = {"squared": torch.nn.functional.mse_loss, "absolute": torch.nn.functional.l1_loss,
-                 "huber": torch.nn.functional.huber_loss}  # fmt: skip
+        known: dict[str, Callable[..., Tensor]] = {
+            "squared": F.mse_loss,
+            "absolute": F.l1_loss,
+            "huber": F.huber_loss,
+        }
         if error not in known:
             raise choose("Regression(error=)", str(error), known)
         self.error, self.unit, self._loss = error, f"{error} error", known[error]

@@ -108,8 +108,11 @@ class Diffusion(Task):
             output = output.chunk(2, 1)[0]
         if output.shape != clean.shape:
             raise TaskError("Diffusion", expected=f"output of shape {tuple(clean.shape)}", got=str(tuple(output.shape)))
-        wanted = {"epsilon": noise, "sample": clean, "v_prediction": signal * noise - spread * clean}[self.target]
-        return (output.double() - wanted.double()).square().flatten(1).mean(1)
+        wanted: Tensor = {"epsilon": noise, "sample": clean, "v_prediction": signal * noise - spread * clean}[
+            self.target
+        ]
+        error: Tensor = output.double() - wanted.double()
+        return error.square().flatten(1).mean(1)
 
     def _images(self, batch: Batch) -> Tensor:
         if self.latents is not None:

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from forwardinf.core.errors import DataError, SettingError
-from forwardinf.core.load_data import import_extra
-from forwardinf.core.load_model import unwrap
+from forwardinf.core.load_code import import_extra
+from forwardinf.core.load_weights import unwrap
 
 MIXING = (
     "mixup",

@@ -37,6 +37,8 @@ def query_gradient(queries: Feed, rows: Sequence[int], parameters: Parameters, b
 
     def ask(model: nn.Module, batch: Batch) -> Tensor:
         away = -queries.task.measure(model, batch)
+        if not away.requires_grad:  # it touches none of these parameters
+            return away
         grads = torch.autograd.grad(away.sum() / len(rows), list(parameters.values()), allow_unused=True)
         for name, grad in zip(parameters, grads, strict=True):
             if grad is not None:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forwardinf.core import noise
 from forwardinf.core.errors import SettingError
-from forwardinf.core.noise import seed_of
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Batch, Task
 from forwardinf.perturb.direction import Tensors
@@ -38,14 +38,17 @@ def published_push(
     live = tensors_of(model)
     kept = {name: tensor.detach().clone() for name, tensor in live.items()}
     training = {module: module.training for module in model.modules()}
+    grads = {parameter: parameter.grad for parameter in parameters.values()}
+    seed = noise.seed_of(perturbation.seed, key)
     doubled, status = _twice(batch), "ok"
     try:
         model.train()
-        with only_these(model, parameters), torch.enable_grad():
+        with only_these(model, parameters), torch.enable_grad(), noise.own_state(), noise.repeated(2):
+            noise.seed_all(seed)  # dropout is on: the same query must give the same push
             half = _half_loss(model, task, doubled)
-            if float(half) < SATURATED:
+            if float(half.detach()) < SATURATED:
                 doubled, status = (
-                    _resampled(model, task, doubled, kept, live, seed_of(perturbation.seed, key)),
+                    _resampled(model, task, doubled, kept, live, seed),
                     "resampled",
                 )
                 half = _half_loss(model, task, doubled)
@@ -59,7 +62,7 @@ def published_push(
     finally:
         _restore(live, kept)
         for parameter in parameters.values():
-            parameter.grad = None
+            parameter.grad = grads[parameter]
         for module, was in training.items():
             module.training = was
 

@@ -85,7 +85,8 @@ class Pusher:
             if not skip:
                 raise QueryError(
                     f"query {name!r}", expected="a finite gradient that is not zero", got=f"{trouble} (loss {baseline:g})",
-                    do="A query fitted perfectly has none: ask its margin (query='margin'), or on_bad_query='skip'.",
+                    do="A query fitted perfectly has none: ask its margin (query='margin'), or on_bad_query='skip'. "
+                    "Nor has a loss that is detached from the model.",
                 )  # fmt: skip
             return replace(query, status=trouble, usable=False)
         query = self._sized(query, gradient)

@@ -75,6 +75,8 @@ def _rounded(parameters: Parameters, masters: Tensors) -> Tensors:
 def _share_moved(parameters: Parameters, moved: Tensors, direction: Tensors) -> float:
     asked = changed = 0
     for name, tensor in moved.items():
+        if name not in direction:  # touched at an earlier step only
+            continue
         wanted = direction[name] != 0
         asked += int(wanted.sum())
         changed += int(((tensor != parameters[name].detach()) & wanted).sum())

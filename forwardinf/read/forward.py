@@ -50,8 +50,7 @@ class ForwardEngine:
                                      do="Use a device with more memory.") from error  # fmt: skip
             else:
                 self.forwards += len(rows)
-                if isinstance(rows, range):
-                    self.feed.examples.unchanged(rows)
+                self.feed.examples.unchanged(rows)
                 return found
             advance(-done)
             release()

@@ -13,7 +13,7 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.task import Classification
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def misclassified(feed: Feed, batch_size: int) -> list[int]:
     """Return the rows whose predicted class is not their label, in order.
 
@@ -25,7 +25,7 @@ def misclassified(feed: Feed, batch_size: int) -> list[int]:
         raise TaskError("misclassified", expected="a classification task", got=type(task).__name__)
 
     def wrong(model: nn.Module, batch: Batch) -> Tensor:
-        label = task.split(batch)[1]
+        label: Tensor = task.split(batch)[1]
         return task.logits(model, batch).argmax(1) != label.view(-1).to(torch.int64)
 
     rows: Sequence[int] = range(len(feed.examples))

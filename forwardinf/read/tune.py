@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from forwardinf.core.errors import FileError
+from forwardinf.core.errors import FileError, ModelError
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, write_json
 from forwardinf.read.memory import out_of_memory
@@ -45,7 +45,7 @@ def tune(feed: Feed, rows: Sequence[int], batch_size: int | None, budget: float,
     Args:
         feed: Model and data. Its own layout is ignored.
         rows: The rows to be read; the first few are tried.
-        batch_size: Asked for by the user: only the layout is tried then.
+        batch_size: Asked for by the user: only the layout is tried then (and halves of it where memory runs out).
         budget: Seconds. At least one size of each layout is tried whatever it says.
         kept: A file that holds an earlier result for the same model, machine and threads, or takes this one.
     """
@@ -66,24 +66,31 @@ def _search(feed: Feed, rows: Sequence[int], batch_size: int | None, until: floa
     best: dict[bool, tuple[float, int]] = {}
     for channels_last in layouts:
         trial = replace(feed, channels_last=channels_last)
-        for size in [batch_size] if batch_size else _sizes(len(rows)):
-            took = _seconds_per_row(trial, rows[:size], size)
-            if took is None or (channels_last in best and took > 1.25 * best[channels_last][0]):
-                break  # out of memory, or past the best size
-            if channels_last not in best or took < WORTH * best[channels_last][0]:
-                best[channels_last] = took, size
-            if time.monotonic() > until:
-                break
+        for sizes in _sizes(len(rows), batch_size):
+            if channels_last in best and (best[channels_last][1] > sizes[0] or time.monotonic() > until):
+                break  # it likes them large, or long enough
+            for size in sizes:
+                took = _seconds_per_row(trial, rows[:size], size)
+                if took is None:  # out of memory: larger ones would be too, smaller ones may fit
+                    if size > sizes[-1]:
+                        continue
+                    break
+                if channels_last not in best or took < WORTH * best[channels_last][0]:
+                    best[channels_last] = took, size
+                if took > 1.25 * best[channels_last][0] or time.monotonic() > until or batch_size:
+                    break  # past the best size, or long enough, or what was asked for
     if False not in best:
-        raise MemoryError("a single example does not fit into memory")
+        raise ModelError("reading", expected="room for one example", got="out of memory",
+                         do="Use a device with more memory.")  # fmt: skip
     layout = True in best and best[True][0] < WORTH * best[False][0]
     return Tuning(best[layout][1], layout, best[layout][0], best[False][0])
 
 
-def _sizes(rows: int) -> Iterator[int]:
-    """Yield batch sizes to try: from 16 up, then (for models that like it small) from 8 down."""
-    yield from (size for size in SIZES if 16 <= size <= max(rows, 16))
-    yield from (size for size in reversed(SIZES) if size < 16)
+def _sizes(rows: int, asked: int | None) -> list[list[int]]:
+    """Return batch sizes to try: from 16 up, then (for models that like it small) from 8 down; or from ``asked`` down."""
+    if asked:
+        return [[max(1, asked >> halvings) for halvings in range(asked.bit_length())]]
+    return [[size for size in SIZES if 16 <= size <= max(rows, 16)], [size for size in reversed(SIZES) if size < 16]]
 
 
 def _seconds_per_row(feed: Feed, rows: Sequence[int], size: int) -> float | None:

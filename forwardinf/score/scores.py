@@ -101,7 +101,8 @@ class Scores:
         unit = f"{self.unit}, " if self.unit else ""
         kept = "" if self.kept == "all" else f", {self.kept} best and worst of each kept"
         size = f"{len(self.query_ids)} queries × {len(self.ids)} training examples"
-        return f"Scores({size}, {self.kind}, {unit}positive = proponent{kept})"
+        sign = "positive = proponent" if self.signed else "magnitudes"
+        return f"Scores({size}, {self.kind}, {unit}{sign}{kept})"
 
     def top(self, k: int = 10, query: Id | None = None) -> pd.DataFrame:
         """Return each query's k strongest proponents (``as_published``: the largest magnitudes), best first.

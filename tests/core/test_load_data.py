@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
-from forwardinf.core.load_data import ImageFolder, load_data, select_rows
+from forwardinf.core.load_data import load_data, select_rows
+from forwardinf.core.load_images import ImageFolder
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 DATA = os.environ.get("FORWARDINF_DATA")

@@ -9,7 +9,8 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from forwardinf.core.errors import FileError, MissingExtra, ModelError, SettingError
-from forwardinf.core.load_model import load_model, load_state
+from forwardinf.core.load_model import load_model
+from forwardinf.core.load_weights import load_state
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 DATA = os.environ.get("FORWARDINF_DATA")

@@ -1,0 +1,5 @@
+"""``python -m forwardinf``."""
+
+from forwardinf.view.cli import main
+
+main()

@@ -1,0 +1,102 @@
+"""Rows of Parquet and JSON lines, one file or a folder of them, as one Arrow table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+
+from forwardinf.core.errors import DataError, FileError, choose
+from forwardinf.core.load_forms import SPLITS, TABLES, choose_split, folders_in
+
+
+def tables_in(path: Path) -> list[Path]:
+    names = TABLES[:3]  # a lone .json in a folder is more often settings than rows
+    return sorted(file for file in path.glob("[!.]*") if file.name.lower().endswith(names) and file.is_file())
+
+
+def read_tables(source: str, given: dict[str, Any]) -> pa.Table:
+    path, found = Path(source), dict[str, list[Path]]()
+    files = [path] if path.is_file() else tables_in(path)
+    for file in files if path.is_dir() else ():
+        if (part := re.split(r"[-_.]", file.name)[0].lower()) in SPLITS:
+            found.setdefault(part, []).append(file)
+    for folder in folders_in(path) if path.is_dir() else ():
+        if folder.name in SPLITS:
+            found.setdefault(folder.name, []).extend(tables_in(folder))
+    chosen = choose_split(source, given.get("split"), sorted(name for name, inside in found.items() if inside))
+    files = found[chosen] if chosen else files
+    wanted = None if "tokenizer" in given else given.get("columns")
+    tables = [_read_parquet(file, wanted) if file.suffix.lower() == ".parquet" else _read_json(file) for file in files]
+    if len({frozenset(table.column_names) for table in tables}) > 1:
+        raise DataError(source, expected="files with the same columns", got=", ".join(file.name for file in files),
+                        do="Name one file.")  # fmt: skip
+    try:
+        table = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise DataError(source, expected="files with the same columns", got=str(error)) from error
+    if table.num_rows == 0:
+        raise DataError(source, expected="at least one row", got="none")
+    return table if wanted is None else _selected(source, table, wanted)
+
+
+def _selected(source: str, table: pa.Table, wanted: Sequence[str]) -> pa.Table:
+    for name in wanted:
+        if name not in table.column_names:
+            raise choose(f"{source}: column", name, table.column_names)
+    return table.select(list(wanted))
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        known = pq.read_schema(path, memory_map=True).names
+        wanted = None if columns is None or set(columns) - set(known) else list(columns)
+        return pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise FileError(str(path), expected="a Parquet file", got=f"a damaged one ({error})") from error
+
+
+def _read_json(path: Path) -> pa.Table:
+    try:
+        with pa.input_stream(str(path), compression="gzip" if path.name.lower().endswith(".gz") else None) as stream:
+            content = stream.read()
+    except (OSError, pa.ArrowException) as error:
+        raise FileError(str(path), expected="a file of JSON lines", got=f"a damaged one ({error})") from error
+    try:
+        if content.lstrip()[:1] == b"[":  # one JSON array instead of lines
+            content = b"\n".join(json.dumps(row).encode() for row in json.loads(content))
+        if not content.strip():
+            return pa.table({})
+        block = pa_json.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1))
+        table = pa_json.read_json(pa.BufferReader(content), read_options=block)
+        schema = pa.schema([field.with_type(_without_dates(field.type)) for field in table.schema])
+        if schema != table.schema:  # Arrow turned text that looks like dates into times: read it as the text it is
+            parse = pa_json.ParseOptions(explicit_schema=schema)
+            table = pa_json.read_json(pa.BufferReader(content), read_options=block, parse_options=parse)
+        table.validate(full=True)
+    except (pa.ArrowException, ValueError) as error:
+        for number, line in enumerate(content.splitlines(), start=1):
+            try:
+                if line.strip() and not isinstance(json.loads(line), dict):
+                    raise ValueError("not an object {...}")
+            except ValueError as wrong:
+                raise DataError(f"{path}, line {number}", expected="one JSON object a line", got=f"{wrong}") from wrong
+        raise DataError(str(path), expected="columns of one type each", got=str(error),
+                        do="Arrow counts rows from 0. Make the values alike.") from error  # fmt: skip
+    return table
+
+
+def _without_dates(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_without_dates(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_dates(field.type)) for field in kind])
+    return kind

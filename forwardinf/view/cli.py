@@ -1,0 +1,346 @@
+"""The command line: parse, call, print. Results on stdout as JSON with ``--json``, people on stderr, exit code 0, 1 or 2.
+
+torch is imported inside the commands, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forwardinf import __version__
+from forwardinf.core.errors import Error, SettingError
+
+if TYPE_CHECKING:
+    from forwardinf.score.scores import Scores
+
+app = typer.Typer(
+    name="forwardinf", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which training examples made the model behave like this? Positive scores are proponents.",
+)  # fmt: skip
+
+ModelArg = Annotated[str, typer.Option("--model", help="module:factory, or a Hugging Face folder or id.")]
+Weights = Annotated[str | None, typer.Option(help="Weights for module:factory: safetensors, or a plain state dict.")]
+WeightsKey = Annotated[str | None, typer.Option(help="Where the state dict is inside the weights file.")]
+ModelOption = Annotated[list[str] | None, typer.Option(help="name=value for the factory; repeatable.")]
+DataArg = Annotated[
+    str, typer.Option("--data", help="npz, parquet, jsonl, image folder, Hugging Face folder or id, module:function.")
+]
+DataOption = Annotated[
+    list[str] | None, typer.Option(help="name=value for the reader (scale, mean, tokenizer …); repeatable.")
+]
+QueriesArg = Annotated[str, typer.Option(help="Another data word; data:test is the test split of --data.")]
+Where = Annotated[str | None, typer.Option(help="Which queries: misclassified, 0:100, 3,5,9, or a file of positions.")]
+TaskArg = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="classification, regression, multi-label, sequence-classification, causal-lm, seq2seq, or module:function.",
+    ),
+]
+TaskOption = Annotated[list[str] | None, typer.Option(help="name=value for the task (query=predicted …); repeatable.")]
+Perturb = Annotated[str, typer.Option("--perturbation", help="Preset: linear, finite, as_published.")]
+Perturbing = Annotated[
+    list[str] | None,
+    typer.Option("--perturb", help="name=value over the preset (direction, length, rise, lr …); repeatable."),
+]
+Ids = Annotated[str | None, typer.Option(help="Column that holds the training ids.")]
+Keep = Annotated[str, typer.Option(help="all, auto, or how many best and worst of each query.")]
+BatchSize = Annotated[str, typer.Option(help="auto, or how many examples at a time.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+OnBad = Annotated[str, typer.Option("--on-bad-query", help="raise, or skip.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; the same run resumes there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run folder over.")]
+Report = Annotated[Path | None, typer.Option(help="Write an HTML report to this file.")]
+Top = Annotated[int, typer.Option("-k", "--top", help="How many proponents and opponents to print.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results on stdout as JSON.")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Import the module:function words of a configuration.")]
+
+
+def _asked(
+    model: ModelArg, data: DataArg, queries: QueriesArg, weights: Weights = None, weights_key: WeightsKey = None,
+    model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, task: TaskArg = "classification",
+    task_option: TaskOption = None, perturbation: Perturb = "linear", perturb: Perturbing = None, ids: Ids = None,
+    keep: Keep = "auto", batch_size: BatchSize = "auto", seed: Seed = 0, on_bad_query: OnBad = "raise",
+) -> Any:  # fmt: skip
+    """Return the run that these flags describe."""
+    from forwardinf.view.config import pair, parse
+
+    def named(pairs: list[str] | None, flag: str) -> dict[str, Any]:
+        return dict(pair(text, flag) for text in pairs or ())
+
+    def count(text: str) -> int | str:
+        return int(text) if text.isdecimal() else text
+
+    reading = named(data_option, "--data-option")
+    options = {"keep": count(keep), "batch_size": count(batch_size), "seed": seed, "on_bad_query": on_bad_query}
+    if ids is not None:
+        options["ids"] = ids
+    return parse({
+        "model": {"spec": model, "weights": weights, "weights_key": weights_key,
+                  "options": named(model_option, "--model-option")},
+        "data": {"spec": data, "options": reading},
+        "queries": {"spec": queries, "options": reading, "where": where},
+        "task": {"name": task, "options": named(task_option, "--task-option")},
+        "perturbation": {"preset": perturbation, **named(perturb, "--perturb")},
+        "options": options,
+    }, "command line")  # fmt: skip
+
+
+def _takes(asked: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command ``(config, …)`` the flags of ``asked`` in place of its config."""
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        flags = list(inspect.signature(asked, eval_str=True).parameters.values())
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "config"]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            config = asked(**{flag.name: given.pop(flag.name) for flag in flags})
+            command(config=config, **given)
+
+        parameters = [flag.replace(kind=flag.KEYWORD_ONLY) for flag in [*flags, *own]]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return wrap
+
+
+@app.command()
+@_takes(_asked)
+def attribute(
+    config: Any, out: Out = None, overwrite: Overwrite = False, report: Report = None, k: Top = 5, as_json: Json = False
+) -> None:
+    """Score every training example for every query."""
+    _attribute(config, out=out, overwrite=overwrite, report=report, k=k, as_json=as_json)
+
+
+@app.command()
+@_takes(_asked)
+def plan(config: Any, as_json: Json = False) -> None:
+    """Say what `attribute` would do, and how long it would take; reads a few batches only."""
+    from forwardinf.view import execute
+
+    found = execute.plan(config)
+    if as_json:
+        _out(found)
+    else:
+        from forwardinf.view.terminal import plan_panel
+
+        plan_panel(found, _people())
+
+
+@app.command()
+def run(
+    path: Annotated[Path, typer.Argument(help="A run configuration (YAML), as in a run folder.")],
+    change: Annotated[list[str] | None, typer.Option("--set", help="a.b=c: change a setting; repeatable.")] = None,
+    out: Out = None, overwrite: Overwrite = False, report: Report = None, k: Top = 5, as_json: Json = False,
+    allow_code: AllowCode = False,
+) -> None:  # fmt: skip
+    """Run a configuration: write it by hand, or replay a run folder's config.yaml."""
+    from forwardinf.view.config import read_config
+
+    config = read_config(path, change)
+    _refuse_code(config, allow_code, str(path))
+    _attribute(config, out=out, overwrite=overwrite, report=report, k=k, as_json=as_json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    report: Report = None, k: Top = 5, as_json: Json = False, allow_code: AllowCode = False,
+) -> None:  # fmt: skip
+    """Finish a run that was interrupted; nothing that was read is read again."""
+    from forwardinf.core.errors import FileError
+    from forwardinf.score.store import Folder
+    from forwardinf.view.config import read_config
+
+    Folder(folder).run()
+    if not (folder / "config.yaml").is_file():
+        raise FileError(str(folder), expected="a command-line run, with its config.yaml", got="a Python call's folder",
+                        do="Make the same Python call again with the same output_dir: it resumes.")  # fmt: skip
+    config = read_config(folder / "config.yaml")
+    _refuse_code(config, allow_code, str(folder))
+    _attribute(config, out=folder, overwrite=False, report=report, k=k, as_json=as_json)
+
+
+@app.command()
+def top(
+    folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    k: Top = 10,
+    query: Annotated[str | None, typer.Option(help="One query's id; default: all.")] = None,
+    opponents: Annotated[bool, typer.Option("--opponents", help="The most negative instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the strongest proponents (or opponents) from a run folder."""
+    from forwardinf.score.scores import load_scores
+
+    scores = load_scores(folder)
+    wanted: Any = query
+    if query is not None and query not in scores.query_ids and query.lstrip("-").isdecimal():
+        wanted = int(query)
+    table = scores.bottom(k, wanted) if opponents else scores.top(k, wanted)
+    if as_json:
+        _out(_records(table))
+    else:
+        _table(table, scores, "opponents" if opponents else "proponents")
+
+
+@app.command("self-influence")
+def self_influence(
+    model: ModelArg, data: DataArg, weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
+    data_option: DataOption = None, task: TaskArg = "classification", task_option: TaskOption = None, ids: Ids = None,
+    k: Top = 10, out: Annotated[Path | None, typer.Option(help="Write all values to this CSV file.")] = None,
+    seed: Seed = 0, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Rank training examples by how strongly they act on their own loss."""
+    from forwardinf.view import execute
+
+    config = _asked(model, data, data, weights, weights_key, model_option, data_option, task=task, task_option=task_option,
+                    ids=ids, seed=seed)  # fmt: skip
+    found = execute.self_influence(config)
+    if out is not None:
+        execute.write_csv(out, found.to_pandas().reset_index())
+    table = found.top(k).reset_index()
+    if as_json:
+        _out(_records(table))
+    else:
+        from forwardinf.view.terminal import table as show
+
+        show(table, _people(), title=f"self-influence ({found.unit} per unit step), with the loss beside it")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report and the run.")] = Path("forwardinf-demo"),
+    as_json: Json = False,
+) -> None:
+    """Train a small digit classifier with planted mistakes, and find what made it behave so. No network, about a minute."""
+    from forwardinf.view import demo as shown
+
+    found = shown.demo(out, _people())
+    if as_json:
+        _out(found)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str | None, typer.Option(help="Look at a model's parameters too.")] = None,
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Check versions, devices, disk and known breakages."""
+    from forwardinf.view.doctor import examine
+
+    given = None
+    if model is not None:
+        from forwardinf.core.load_model import load_model
+
+        given = load_model(model, weights=weights)
+    facts, findings = examine(given)
+    if as_json:
+        _out({**facts, "findings": [vars(finding) for finding in findings]})
+    else:
+        from forwardinf.view.terminal import plan_panel
+        from forwardinf.view.terminal import table as show
+
+        plan_panel(facts, _people(), title="This machine")
+        show([vars(finding) for finding in findings], _people())
+    if any(finding.level == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        sys.stdout.write(f"forwardinf {__version__}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one line on stderr and exit code 1."""
+    try:
+        app()
+    except Error as error:
+        from forwardinf.view.clean import for_terminal
+
+        sys.stderr.write(f"forwardinf: {for_terminal(str(error))}\n")
+        raise SystemExit(2 if isinstance(error, SettingError) else 1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("forwardinf: interrupted; a run folder can be resumed\n")
+        raise SystemExit(1) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+def _attribute(config: Any, *, out: Path | None, overwrite: bool, report: Path | None, k: int, as_json: bool) -> None:
+    from forwardinf.view import execute
+
+    scores = execute.attribute(config, out, overwrite)
+    if report is not None:
+        scores.report(report)
+    if as_json:
+        _out(_result(scores, k, out, report))
+        return
+    _table(scores.top(k), scores, "proponents")
+    if scores.signed:
+        _table(scores.bottom(k), scores, "opponents")
+    for note in scores.notes:
+        sys.stderr.write(f"note: {note}\n")
+    if out is not None:
+        sys.stderr.write(f"run folder: {out}\n")
+    if report is not None:
+        sys.stderr.write(f"report: {report}\n")
+
+
+def _refuse_code(config: Any, allowed: bool, where: str) -> None:
+    if config.code and not allowed:
+        raise SettingError(where, expected="words that need no code", got=", ".join(config.code),
+                           do="Look at that code, then say --allow-code.")  # fmt: skip
+
+
+def _result(scores: Scores, k: int, out: Path | None, report: Path | None) -> dict[str, Any]:
+    return {
+        "kind": scores.kind, "unit": scores.unit, "signed": scores.signed, "run": str(out) if out else None,
+        "report": str(report) if report else None, "cost": dict(scores.cost), "notes": scores.notes,
+        "queries": [
+            {"query": name, "status": scores.status[q], "rise": _finite(scores.rise[q]),
+             "top": _records(scores.top(k, name)), "bottom": _records(scores.bottom(k, name)) if scores.signed else []}
+            for q, name in enumerate(scores.query_ids)
+        ],
+    }  # fmt: skip
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    return [{name: _finite(value) for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _finite(value: Any) -> Any:
+    plain = value.item() if hasattr(value, "item") else value
+    return None if isinstance(plain, float) and plain - plain != 0 else plain
+
+
+def _table(table: Any, scores: Scores, title: str) -> None:
+    from forwardinf.view.terminal import scores_table
+
+    unit = f"{scores.unit} per unit step" if scores.kind == "linear" and scores.unit else scores.unit
+    scores_table(table, _people(), title=title, unit=unit, signed=scores.signed)
+
+
+def _people() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _out(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -1,0 +1,140 @@
+"""What a command-line run is, as a file: checked, complete, and enough to replay it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from forwardinf.core.errors import FileError, SettingError, choose
+
+FORMAT = "forwardinf.config/1"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Strict):
+    """``module:factory`` with a weights file, or a Hugging Face folder or id."""
+
+    spec: str
+    weights: str | None = None
+    weights_key: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    dtype: str | None = None
+
+
+class DataSpec(_Strict):
+    """Data by one word, and how to read it."""
+
+    spec: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    where: str | None = None
+
+
+class TaskSpec(_Strict):
+    """A task's name and its arguments, or ``module:function``."""
+
+    name: str = "classification"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunConfig(_Strict):
+    """A whole run. ``options`` are further arguments of :func:`forwardinf.attribute`."""
+
+    format: str = FORMAT
+    model: ModelSpec
+    data: DataSpec
+    queries: DataSpec
+    task: TaskSpec = TaskSpec()
+    perturbation: dict[str, Any] = Field(default_factory=lambda: {"preset": "linear"})
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def code(self) -> list[str]:
+        """Return the specs that would import the user's code."""
+        tokens = [self.model.spec, self.data.spec, self.queries.spec, self.task.name]
+        return [token for token in tokens if _is_code(token)]
+
+
+def parse(content: Any, where: str) -> RunConfig:
+    """Return the checked configuration; an unknown name is an error with a guess."""
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        if first["type"] == "extra_forbidden":
+            known = _fields_at(first["loc"][:-1])
+            raise choose(f"{where}: {place}", str(first["loc"][-1]), known) from error
+        raise SettingError(f"{where}: {place}", expected=first["msg"], got=repr(first.get("input"))) from error
+
+
+def read_config(path: Path, changes: list[str] | None = None) -> RunConfig:
+    """Read a YAML file and apply ``a.b=c`` changes to it."""
+    if not path.is_file():
+        raise FileError(str(path), expected="a run configuration (YAML)", got="no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileError(
+            str(path), expected="a run configuration (YAML)", got=f"a file that is not YAML: {error}"
+        ) from error
+    if not isinstance(content, dict):
+        raise FileError(str(path), expected="a run configuration (a mapping)", got=type(content).__name__)
+    kept = content.get("format", FORMAT)
+    if kept != FORMAT:
+        raise FileError(str(path), expected=FORMAT, got=repr(kept), do="Upgrade forwardinf if it is newer.")
+    for change in changes or ():
+        name, value = pair(change, "--set")
+        place = content
+        *above, last = name.split(".")
+        for part in above:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise SettingError(f"--set {change}", expected="a path of names", got=f"{part!r}, which is a value")
+        place[last] = value
+    return parse(content, str(path))
+
+
+def write_config(path: Path, config: RunConfig) -> None:
+    """Write the configuration that replays the run."""
+    from forwardinf.core.files import written
+
+    with written(path) as part:
+        part.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def pair(text: str, flag: str) -> tuple[str, Any]:
+    """Return (name, value) of ``name=value``; values are YAML, and ``1e-3`` is a number."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise SettingError(flag, expected="name=value", got=repr(text))
+    try:
+        return name, float(value) if _looks_scientific(value) else yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise SettingError(flag, expected="name=value", got=repr(text)) from error
+
+
+def _looks_scientific(value: str) -> bool:
+    mantissa, letter, power = value.strip().lower().partition("e")
+    try:
+        return bool(letter) and bool(power) and float(mantissa) == float(mantissa) and int(power) == int(power)
+    except ValueError:
+        return False
+
+
+def _is_code(spec: str) -> bool:
+    from forwardinf.core.load_code import CODE
+
+    return bool(CODE.fullmatch(spec)) and not Path(spec).exists() and not spec.startswith("data:")
+
+
+def _fields_at(path: tuple[int | str, ...]) -> list[str]:
+    kind: Any = RunConfig
+    for part in path:
+        kind = kind.model_fields[str(part)].annotation
+    return list(kind.model_fields)
