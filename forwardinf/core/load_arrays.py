@@ -16,6 +16,7 @@ from forwardinf.core.load_forms import SPLITS, choose_split
 
 
 def read_arrays(source: str, given: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Read the arrays of a file as columns, in file order or that of ``columns``."""
     if not zipfile.is_zipfile(source):
         raise FileError(source, expected="an .npz file", got="a damaged one, or another kind of file")
     try:

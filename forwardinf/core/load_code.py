@@ -49,6 +49,7 @@ def import_extra(package: str, *, extra: str, need: str) -> Any:
 
 
 def read_function(source: str, given: dict[str, Any]) -> Any:
+    """Return what the function gives, called with the settings that were given."""
     function = import_name(source)
     if not callable(function):
         raise SettingError(source, expected="a function", got=type(function).__name__)

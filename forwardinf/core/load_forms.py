@@ -32,4 +32,5 @@ def choose_split(source: str, split: str | None, found: Sequence[str]) -> str | 
 
 
 def folders_in(path: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones."""
     return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))

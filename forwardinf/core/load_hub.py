@@ -12,6 +12,7 @@ from forwardinf.core.load_forms import FORMS, choose_split
 
 
 def read_saved(source: str, given: dict[str, Any]) -> Any:
+    """Read a folder that ``save_to_disk`` wrote."""
     datasets = import_extra("datasets", extra="hf", need=f"reading {source}")
     try:
         data = datasets.load_from_disk(source)
@@ -22,6 +23,7 @@ def read_saved(source: str, given: dict[str, Any]) -> Any:
 
 
 def read_hub(source: str, given: dict[str, Any]) -> Any:
+    """Read a dataset from the hub, or from the cache; code in the repository is never run."""
     datasets = import_extra("datasets", extra="hf", need=f"the hub dataset {source}")
     old = int(datasets.__version__.split(".")[0]) < 4  # later ones run no code at all, and refuse the word
     try:

@@ -78,6 +78,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def read_images(source: str, given: dict[str, Any]) -> ImageFolder:
+    """Read ``folder/class/image`` or ``folder/split/class/image``; classes are numbered over all splits."""
     root = Path(source)
     splits = [folder for folder in folders_in(root)
               if folder.name in SPLITS and any(_images_in(inside) for inside in folders_in(folder))]  # fmt: skip

@@ -105,6 +105,7 @@ def load_strictly(kind: Any, source: str) -> tuple[nn.Module, list[str]]:
 
 
 def few(names: list[str], how: str) -> str:
+    """Return how many names there are, of what kind, and the first three."""
     return f"{len(names)} {how}: {', '.join(names[:3])}{' …' if names[3:] else ''}"
 
 

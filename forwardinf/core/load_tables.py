@@ -17,11 +17,13 @@ from forwardinf.core.load_forms import SPLITS, TABLES, choose_split, folders_in
 
 
 def tables_in(path: Path) -> list[Path]:
+    """Return the files of rows in a folder, sorted, without hidden ones."""
     names = TABLES[:3]  # a lone .json in a folder is more often settings than rows
     return sorted(file for file in path.glob("[!.]*") if file.name.lower().endswith(names) and file.is_file())
 
 
 def read_tables(source: str, given: dict[str, Any]) -> pa.Table:
+    """Read one file, or the files of a split in a folder, as one table."""
     path, found = Path(source), dict[str, list[Path]]()
     files = [path] if path.is_file() else tables_in(path)
     for file in files if path.is_dir() else ():

@@ -21,6 +21,7 @@ State = dict[str, Tensor]
 
 
 def read_tensors(path: Path, key: str | None) -> State:
+    """Read a file of weights; ``key`` says where in it they are."""
     try:
         if path.suffix == ".safetensors":
             return tensors_in(load_file(path), key, str(path))
@@ -59,6 +60,7 @@ def tensors_in(content: Any, key: str | None, where: str) -> State:
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -23,19 +23,20 @@ class Ruler:
         """Find the adapted layers and the size of what moves."""
         self.parameters = parameters
         by_tensor = {parameter: name for name, parameter in parameters.items()}
-        self.adapted: list[tuple[Any, str, list[str]]] = []
+        self.adapted: list[tuple[Any, str, list[str], str | None]] = []
         inside: set[str] = set()
         module: Any
         for module in model.modules():
             for adapter in getattr(module, "active_adapters", ()) if hasattr(module, "get_delta_weight") else ():
-                names = [by_tensor[tensor] for tensor in module.parameters() if tensor in by_tensor]
-                base = module.get_base_layer().weight
+                base, below = module.get_base_layer().weight, set(module.get_base_layer().parameters())
+                names = [by_tensor[p] for p in module.parameters() if p in by_tensor and p not in below]
                 if names and base.is_floating_point():
-                    self.adapted.append((module, adapter, names))
-                    inside.update(names)
+                    weight = by_tensor.get(base)  # where it moves too, the two changes add up in one effective weight
+                    self.adapted.append((module, adapter, names, weight))
+                    inside.update(names if weight is None else [*names, weight])
         self.plain = [name for name in parameters if name not in inside]
         squares = norm({name: parameters[name].detach() for name in self.plain}) ** 2
-        for module, _, _ in self.adapted:
+        for module, *_ in self.adapted:
             squares += float(module.get_base_layer().weight.detach().double().square().sum())
         self.size = squares**0.5
 
@@ -43,10 +44,13 @@ class Ruler:
     def relative(self, change: Tensors, step: float = 1.0) -> float:
         """Return the relative length of ``step · change``."""
         squares = (step * norm({name: change[name] for name in self.plain if name in change})) ** 2
-        for module, adapter, names in self.adapted:
+        for module, adapter, names, weight in self.adapted:
             before = module.get_delta_weight(adapter)
             with lend(self.parameters, {name: self._at(name, change[name], step) for name in names if name in change}):
-                squares += float((module.get_delta_weight(adapter) - before).double().square().sum())
+                moved = (module.get_delta_weight(adapter) - before).double()
+            if weight is not None and weight in change:
+                moved += step * change[weight].double()
+            squares += float(moved.square().sum())
         return float(squares**0.5 / self.size) if self.size else float("inf")
 
     def step_for(self, change: Tensors, length: float) -> float:

@@ -159,7 +159,7 @@ def _queries(planted: Planted, asked: list[int], guesses: Tensor, scores: Scores
         for_it, against = _first(best, name), _first(worst, name)
         rows.append({
             "query": name, "kind": kind, "label": int(planted.test[1][row]), "predicted": int(guesses[row]),
-            "rise": scores.rise[place], "proponent": _told(planted, for_it[0]), "share": for_it[1],
+            "rise": scores.rise[place], "proponent": _told(planted, for_it[0]), "proponent share": for_it[1],
             "opponent": _told(planted, against[0]), "opponent share": against[1],
         })  # fmt: skip
     return pd.DataFrame(rows)

@@ -1,0 +1,56 @@
+# Two commands to know: `make demo` and `make test`. Each sets up .venv first, on a bare machine too.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+ifneq ($(wildcard ../shared/data),)
+export FORWARDINF_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: demo test lint bench bench-published docs-check smoke pythons constraints clean
+
+demo: .venv/core            ## train, attribute, show: about a minute
+	$(BIN)/forwardinf demo
+
+test: .venv/dev             ## everything that is asserted; a few minutes on two cores
+	$(BIN)/python -m pytest
+
+lint: .venv/dev             ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev            ## how far from one plain forward pass: about ten minutes; writes benchmarks/results/
+	$(BIN)/python benchmarks/bench_forward.py
+	$(BIN)/python benchmarks/bench_memory.py
+
+bench-published: .venv/dev  ## what `as_published` does differently, on real models: about ten minutes
+	$(BIN)/python benchmarks/bench_published.py
+
+smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
+	rm -rf .smoke && $(PYTHON) -m venv .smoke
+	$(PIP) wheel -q --no-deps -w .smoke/dist .
+	.smoke/bin/python -m pip -q --disable-pip-version-check install -c constraints.txt torch==2.13.0
+	.smoke/bin/python -m pip -q --disable-pip-version-check install -c constraints.txt .smoke/dist/*.whl
+	cd .smoke && bin/forwardinf --version && bin/forwardinf doctor && bin/python -c "import forwardinf as fi; print(fi.attribute)"
+	rm -rf .smoke
+
+pythons: .venv/dev          ## the parts that need no torch, under every Python present
+	$(BIN)/python tests/pythons.py
+
+constraints: .venv/dev      ## write down the versions installed now
+	{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed 's/+cpu//'; } > .constraints && mv .constraints constraints.txt
+
+clean:
+	rm -rf .venv .smoke dist build .mypy_cache .ruff_cache
+
+# torch first and pinned: unpinned, the package index resolves it to a CUDA build of several GB.
+.venv/core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -q -c constraints.txt torch==2.13.0
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+.venv/dev: .venv/core
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@
