@@ -216,7 +216,8 @@ class Job:
         if self.train.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.train.device)
         expected = self.plan.seconds["reading"]
-        return {"fit_s": 0.0, "setup_s": round(self.clock["setup_s"], 4), "baseline_s": round(self.clock["baseline_s"], 4),
+        return {"fit_s": 0.0, "setup_s": round(self.clock["setup_s"], 4),
+                "queries_s": round(self.clock["queries_s"], 4), "baseline_s": round(self.clock["baseline_s"], 4),
                 "read_s": round(self.clock["read_s"], 4), "expected_read_s": round(expected, 4),
                 "forwards": self.forwards, "peak_bytes": max(peak, 0)}  # fmt: skip
 
@@ -255,7 +256,7 @@ def prepare(
 
     ``dry`` stops short of the baseline and of the run folder: for showing the plan.
     """
-    clock = {"started": time.perf_counter(), "resident_bytes": float(machine.resident_bytes()), "baseline_s": 0.0}
+    clock = {"started": time.perf_counter(), "resident_bytes": float(machine.resident_bytes()), "baseline_s": 0.0, "queries_s": 0.0}
     rule, spoken = as_perturbation(perturbation), as_task(task)
     device = device_of(model, options.device)
     cache = options.cache
@@ -308,11 +309,12 @@ def prepare(
     if folder is not None and kept:
         asked = _load_queries(folder)
     else:
-        asked = []
+        asked, began = [], time.perf_counter()
         with progress("queries", len(names), options.progress) as advance:
             for group, called in zip(members, names, strict=True):
                 asked.append(pusher.check(group, called, skip=options.on_bad_query == "skip"))
                 advance(1)
+        clock["queries_s"] = time.perf_counter() - began
 
     clock["setup_s"] = time.perf_counter() - clock["started"]
     unread = Baseline(torch.empty(0), floor)

@@ -15,6 +15,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import forwardinf as fi
+from forwardinf.core import noise
+from forwardinf.core.examples import examples
+from forwardinf.core.feed import Feed
 
 NAMES = ("cnn", "resnet", "transformer", "unet")
 ROWS, QUERIES = 40, 3
@@ -36,10 +39,6 @@ class Case:
         """Return the case with the queries appended to the training set."""
         return replace(self, train=joined(self.train, self.queries))
 
-    @property
-    def rows(self):
-        return size(self.train)
-
 
 def case(name, dtype=torch.float32):
     """Return a fresh copy of a trained case."""
@@ -50,7 +49,7 @@ def case(name, dtype=torch.float32):
 
 def attribute(given, **settings):
     """Call the front door with this case's model, data and task; quiet."""
-    settings = {"task": given.task, "progress": False, **settings}
+    settings = {"task": given.task, "progress": False, "batch_size": 16, **settings}
     model = settings.pop("model", given.model)
     train, queries = settings.pop("train", given.train), settings.pop("queries", given.queries)
     return fi.attribute(model, train, queries, **settings)
@@ -89,6 +88,12 @@ def one_by_one(data):
     return list(data)
 
 
+def feed(given, data=None, **settings):
+    """Return the parts that read and push: the case's model (put in eval mode), task and data."""
+    rows = examples(given.train if data is None else data, task_collate=given.task.collate)
+    return Feed(given.model.eval(), given.task, rows, torch.device("cpu"), **settings)
+
+
 # -- the slow obvious answer -------------------------------------------------------------------------------------------
 
 
@@ -104,9 +109,6 @@ def gradient(model, values, names=None):
 
 def keyed(task, data, row):
     """Return the context in which this row's noise is drawn, as a reading does it."""
-    from forwardinf.core import noise
-    from forwardinf.core.examples import examples
-
     key = examples(data, task_collate=task.collate).keys([row])
     return noise.belonging_to(key, 0)
 
@@ -138,8 +140,8 @@ class Cnn(nn.Module):
         self.drop, self.head = nn.Dropout(drop), nn.Linear(8 * 4, 10)
 
     def forward(self, x):
-        x = F.max_pool2d(F.gelu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.gelu(self.conv2(x)), 2)
+        x = F.avg_pool2d(F.gelu(self.conv1(x)), 2)
+        x = F.avg_pool2d(F.gelu(self.conv2(x)), 2)
         return self.head(self.drop(x.flatten(1)))
 
 

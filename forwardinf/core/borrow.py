@@ -20,6 +20,8 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         ModelError: A parameter has no data (meta device), or the block ended well but a reading had written to a buffer
             (it is put back all the same).
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError("model", expected="a torch.nn.Module", got=type(model).__name__)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise ModelError(f"parameter {name}", expected="data", got="the meta device", do="Load the weights first.")

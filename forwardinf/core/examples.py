@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -137,12 +138,14 @@ class Examples:
         """Take ids from a column or a list; they must be unique, one for each unit."""
         if ids is None:
             return
+        if not isinstance(ids, str) and (not hasattr(ids, "__iter__") or isinstance(ids, bytes | Mapping)):
+            raise DataError(f"{self.name} ids", expected="a list of ids, or a column's name", got=repr(ids))
         values = self._column(ids) if isinstance(ids, str) else [_plain_id(value) for value in ids]
         if len(values) != self.units:
             raise DataError(f"{self.name} ids", expected=f"{self.units}, one for each example", got=str(len(values)))
         seen: set[Id] = set()
         for place, value in enumerate(values):
-            if value is None or value == "" or isinstance(value, float):
+            if not isinstance(value, int | str) or value == "":
                 raise DataError(
                     f"{self.name} ids, position {place}", expected="text or a whole number", got=repr(value)
                 )
@@ -261,6 +264,9 @@ def examples(
     notes = []
     if isinstance(data, DataLoader):
         loader, data = data, data.dataset
+        if loader.batch_sampler is None and not isinstance(data, IterableDataset):
+            raise DataError(name, expected="a loader that joins examples into batches", got="one with batch_size=None",
+                            do="Pass the dataset of single examples, or a loader with a batch_size.")  # fmt: skip
         shuffled = type(loader.sampler).__name__ not in ("SequentialSampler", "_InfiniteConstantSampler")
         notes.append(
             f"{name}: the loader's dataset is read in index order{' (the loader shuffles)' if shuffled else ''}"
@@ -302,9 +308,15 @@ def _form(data: Any, name: str) -> tuple[Any, int, bool]:
         return (columns if isinstance(data, Mapping) else tuple(columns.values())), size, True
     if isinstance(data, pa.Table):
         return data, data.num_rows, False
+    if isinstance(data, Mapping):
+        raise DataError(name, expected="one dataset", got=f"a {type(data).__name__} of {', '.join(map(repr, data))}",
+                        do=f"Choose one, like data[{next(iter(data), 'train')!r}].")  # fmt: skip
+    if isinstance(data, pd.DataFrame):
+        raise DataError(name, expected="a dataset, tensors, a list of rows, a table or a DataLoader", got="a DataFrame",
+                        do="Pass pyarrow.Table.from_pandas(frame), or its columns as arrays.")  # fmt: skip
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, str | bytes):
         raise DataError(name, expected="a dataset, tensors, a list of rows, a table or a DataLoader",
-                        got=type(data).__name__)  # fmt: skip
+                        got=type(data).__name__, do="A dataset needs __len__ and __getitem__.")  # fmt: skip
     return data, len(data), False
 
 
@@ -312,7 +324,13 @@ def _column(column: Any, name: str) -> Tensor:
     if isinstance(column, np.ndarray):
         if column.dtype.kind not in "biuf":
             raise DataError(name, expected="numbers", got=f"an array of {column.dtype}", do="Encode it first.")
-        column = torch.from_numpy(column if column.flags.writeable else column.copy())
+        kind = column.dtype.newbyteorder("=")
+        if kind == np.longdouble and kind.itemsize > 8:
+            kind = np.dtype(np.float64)
+        straight = column.flags.writeable and min(column.strides, default=0) >= 0
+        column = torch.from_numpy(column.astype(kind, copy=not straight))
+    if column.layout != torch.strided:
+        raise DataError(name, expected="dense tensors", got=str(column.layout), do="Call .to_dense() first.")
     if column.ndim == 0:
         raise DataError(name, expected="a first dimension that counts examples", got="a single number")
     return column.detach()  # type: ignore[no-any-return]

@@ -126,12 +126,17 @@ def sweep(folder: Path) -> None:
 
 def once(path: Path, make: Callable[[Path], object]) -> bool:
     """Create ``path`` exclusively: True if this call made it, False if it was there (two processes cannot both win)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
-        ready = Path(scratch) / path.name
-        make(ready)
-        try:
-            os.link(ready, path)
-        except FileExistsError:
-            return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
+            ready = Path(scratch) / path.name
+            make(ready)
+            try:
+                os.link(ready, path)
+            except FileExistsError:
+                return False
+    except OSError as error:
+        raise FileError(
+            str(path.parent), expected="a folder that can be written", got=str(error), do="Choose another folder."
+        ) from error
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import json
@@ -19,10 +18,9 @@ from blake3 import blake3
 from PIL import Image
 from torch import Tensor, nn
 
-
-LIBRARIES = {"torch", "forwardinf", "transformers", "diffusers", "peft", "numpy", "builtins"}  # told by name, not by code
-FOUND_AT = {"name_or_path", "_name_or_path", "_commit_hash"}  # where Hugging Face objects were loaded from is not content
-OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
+LIBRARIES = {"torch", "forwardinf", "transformers", "diffusers", "peft", "numpy", "builtins"}  # told by name only
+PROVENANCE = {"name_or_path", "transformers_version", "architectures", "model_type", "dtype", "torch_dtype"}
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 class Unknowable(TypeError):
@@ -101,8 +99,11 @@ def _model_digest(model: nn.Module, inside: tuple[int, ...]) -> str:
     for name, module in modules.items():
         _feed(hasher, name, ())
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        own = {key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE | FOUND_AT}
-        for part in (type(module), *hooks, *(pair for pair in sorted(own.items(), key=lambda pair: pair[0]))):
+        hooks = [
+            getattr(hook, "__code__", type(hook)) for hook in hooks
+        ]  # what one has collected is no part of the model
+        own = {key: value for key, value in _attributes(module).items() if key not in OF_EVERY_MODULE}
+        for part in (type(module), *hooks, *sorted(own.items(), key=lambda pair: pair[0])):
             try:
                 _feed(hasher, part, inside)
             except (Unknowable, RecursionError):
@@ -169,19 +170,28 @@ def _feed_code_or_object(hasher: _Hasher, value: Any, inside: tuple[int, ...]) -
         _feed(hasher, ["logger", value.name], inside)
     elif inspect.isclass(value):
         _feed_class(hasher, value, inside)
-    elif dataclasses.is_dataclass(value):
-        _feed_class(hasher, type(value), inside)
-        _feed(hasher, {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}, inside)
     elif type(value).__module__.partition(".")[0] == "tokenizers" and hasattr(value, "to_str"):
         told = json.loads(value.to_str())  # truncation and padding are left over from the last call
         _feed(hasher, {name: part for name, part in told.items() if name not in ("truncation", "padding")}, inside)
     elif hasattr(value, "__dict__") and not _native(type(value)):
         _feed_class(hasher, type(value), inside)
-        _feed(hasher, {name: part for name, part in vars(value).items() if name not in FOUND_AT}, inside)
-        slots = {name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())} - {"__weakref__", "__dict__"}
+        _feed(hasher, _attributes(value), inside)
+        slots = {name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if name[:2] != "__"}
         _feed(hasher, {name: getattr(value, name) for name in slots if hasattr(value, name)}, inside)
     else:
         _feed_pickled(hasher, value, inside)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return an object's attributes, but for what a Hugging Face model or config notes about where it came from.
+
+    One loaded from a folder equals the one that was saved there.
+    """
+    hugging = type(value).__module__.partition(".")[0] in ("transformers", "diffusers")
+    if not hugging or not (isinstance(value, nn.Module) or hasattr(value, "model_type")):
+        return dict(vars(value))
+    private = {name for name in vars(value) if name.startswith("_") and "attn" not in name}
+    return {name: part for name, part in vars(value).items() if name not in PROVENANCE | private}
 
 
 def _native(kind: type) -> bool:
@@ -248,8 +258,8 @@ def _feed_class(hasher: _Hasher, kind: type, inside: tuple[int, ...]) -> None:
         plain = getattr(member, "__func__", member)
         if isinstance(plain, property):
             plain = [part for part in (plain.fget, plain.fset) if part is not None]
-        constant = isinstance(plain, bool | int | float | complex | str | bytes | tuple | list | dict | Tensor | np.ndarray)
-        if isinstance(plain, types.FunctionType) or (constant and not (name.startswith("__") and name.endswith("__"))):
+        constant = isinstance(plain, int | float | complex | str | bytes | tuple | list | dict | Tensor | np.ndarray)
+        if isinstance(plain, types.FunctionType) or (constant and name[:2] != "__"):
             hasher.update(name.encode())
             _feed(hasher, plain, inside)
 
@@ -261,8 +271,11 @@ def _code(code: types.CodeType) -> list[Any]:
 
 
 def _feed_tensor(hasher: _Hasher, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-        raise Unknowable(f"a {'meta' if tensor.is_meta else 'sparse, nested or quantised'} tensor")
+    if tensor.is_meta or tensor.is_nested:
+        raise Unknowable(f"a {'meta' if tensor.is_meta else 'nested'} tensor")
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        hasher.update(f"{tensor.dtype}:{tensor.layout}:".encode())
+        tensor = tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
     hasher.update(f"tensor:{plain.dtype}:{tuple(plain.shape)}:".encode())
     hasher.update(plain.flatten().view(torch.uint8).numpy().data)

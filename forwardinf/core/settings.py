@@ -80,7 +80,13 @@ class Perturbation:
         """Check every setting; see the class for their meaning."""
         if length is None and rise is None and lr is None:
             length = "linear"
-        patterns = (parameters,) if isinstance(parameters, str) else None if parameters is None else tuple(parameters)
+        patterns = (parameters,) if isinstance(parameters, str) else parameters
+        if isinstance(patterns, list | tuple) and patterns and all(isinstance(pattern, str) for pattern in patterns):
+            patterns = tuple(patterns)
+        elif patterns is not None:
+            raise SettingError("Perturbation(parameters=)", expected="a glob over parameter names, or a list of them",
+                               got=repr(parameters))  # fmt: skip
+        length, rise, lr = _number(length), _number(rise), _number(lr)
         values = locals() | {"parameters": patterns}
         for field in fields(self):
             object.__setattr__(self, field.name, values[field.name])
@@ -113,7 +119,7 @@ class Perturbation:
                 "Perturbation(steps=)", expected="1 with length='linear' (a rate has no steps)", got=str(self.steps),
                 do="Choose a finite length=, rise= or lr=.",
             )  # fmt: skip
-        if self.two_sided not in (True, False, "auto"):
+        if not isinstance(self.two_sided, bool) and self.two_sided != "auto":
             raise SettingError("Perturbation(two_sided=)", expected="True, False or 'auto'", got=repr(self.two_sided))
         if self.two_sided is True and self.toward == "descent":
             raise SettingError(
@@ -204,6 +210,11 @@ def _rise_share(text: str) -> float:
     if not text.endswith("x") or not (0 < share < math.inf):
         raise SettingError("Perturbation(rise=)", expected="a number like 0.5, or a share like '0.5x'", got=repr(text))
     return share
+
+
+def _number(value: Any) -> Any:
+    """Return a number as a plain float (1 and 1.0 are one setting), anything else as it is."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _positive(name: str, value: object, *, instead: str, below: float = math.inf) -> None:

@@ -22,6 +22,7 @@ Batch = Any
 LABELS = ("labels", "label")
 Take = str | int | Callable[[Any], Any] | None
 QUERIES = ("label", "predicted", "margin")
+NOT_COUNTED = -100
 
 
 class Task:
@@ -71,7 +72,7 @@ class Task:
 
     def collate(self, examples: list[Any]) -> Batch:
         """Join examples into a batch."""
-        return default_collate(examples)
+        return default_collate([_with_tensors(example) for example in examples])
 
     def parts(self, example: Any) -> int:
         """Return how many documents one training row holds (see ``CausalLM(documents=)``); each is an example."""
@@ -107,12 +108,14 @@ def as_task(task: Any) -> Task:
         return task
     if isinstance(task, type) and issubclass(task, Task):
         raise SettingError("task", expected="a task", got=f"the class {task.__name__}", do=f"Write {task.__name__}().")
-    if isinstance(task, nn.modules.loss._Loss):
+    kind = task if isinstance(task, type) else type(task)
+    if issubclass(kind, nn.Module) or getattr(task, "__module__", None) in ("torch.nn.functional", "torch._C._nn"):
+        what = getattr(task, "__name__", kind.__name__)
         raise SettingError(
-            "task", expected="a task, or a function (model, batch) -> (B,)", got=f"the loss module {type(task).__name__}",
+            "task", expected="a task, or a function (model, batch) -> (B,)", got=f"the loss {what} of torch",
             do="Use fi.Classification() or fi.Regression(), or write the function.",
         )  # fmt: skip
-    if callable(task):
+    if callable(task) and not isinstance(task, type):
         return FunctionTask(task)
     raise SettingError("task", expected="a task, or a function (model, batch) -> (B,)", got=repr(task))
 
@@ -217,10 +220,17 @@ class Classification(_Supervised):
         """Return the cross-entropy of each example's label, ``(B,)``."""
         label = self.split(batch)[1]
         if self.binary:
-            return losses.binary_cross_entropy(self.run(model, batch).flatten(), label.flatten(), weight=self.weight)
-        return losses.cross_entropy(
-            self.logits(model, batch), _classes(label), weight=self.weight, smoothing=self.label_smoothing
-        )
+            output = self.run(model, batch).flatten()
+            if not isinstance(label, Tensor) or output.shape != label.flatten().shape:
+                got = tuple(label.shape) if isinstance(label, Tensor) else type(label).__name__
+                raise TaskError("Classification(binary=True)", expected="one logit and one label for each example",
+                                got=f"{len(output)} logits and labels {got}")  # fmt: skip
+            return losses.binary_cross_entropy(output, label.flatten(), weight=self.weight)
+        logits = self.logits(model, batch)
+        if self.weight is not None and self.weight.shape != logits.shape[1:]:
+            raise TaskError("Classification(weight=)", expected=f"{logits.shape[1]} weights, one for each class",
+                            got=f"shape {tuple(self.weight.shape)}")  # fmt: skip
+        return losses.cross_entropy(logits, _classes(label, logits), weight=self.weight, smoothing=self.label_smoothing)
 
     @property
     def asks(self) -> bool:
@@ -235,9 +245,16 @@ class Classification(_Supervised):
     def measure(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return what the query is asked, ``(B,)``: minus its loss, its margin, or a contrast of two logits."""
         if self.query == "margin":
-            return losses.margin(self.logits(model, batch), _classes(self.split(batch)[1]))
+            logits, label = self.logits(model, batch), self.split(batch)[1]
+            label = _classes(label.flatten().long() if self.binary else label, logits)
+            if bool((label < 0).any()):
+                raise TaskError("query label", expected="a class to ask the margin of", got="-100 (not counted)")
+            return losses.margin(logits, label)
         if self.contrast is not None:
             logits = self.logits(model, batch).double()
+            if not all(0 <= place < logits.shape[1] for place in self.contrast):
+                raise TaskError("Classification(query=)", expected=f"classes from 0 to {logits.shape[1] - 1}",
+                                got=f"('contrast', {self.contrast[0]}, {self.contrast[1]})")  # fmt: skip
             return logits[:, self.contrast[0]] - logits[:, self.contrast[1]]
         return -self.loss(model, batch)
 
@@ -267,8 +284,11 @@ class MultiLabel(_Supervised):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean over classes, ``(B,)``."""
-        label = self.split(batch)[1]
-        return losses.binary_cross_entropy(self.run(model, batch), label, weight=self.weight).flatten(1).mean(1)
+        label, output = self.split(batch)[1], self.run(model, batch)
+        if output.shape != label.shape:
+            raise TaskError("MultiLabel", expected=f"labels of the output's shape {tuple(output.shape)}",
+                            got=str(tuple(label.shape)))  # fmt: skip
+        return losses.binary_cross_entropy(output, label, weight=self.weight).flatten(1).mean(1)
 
 
 class Regression(_Supervised):
@@ -298,7 +318,7 @@ class Regression(_Supervised):
         target = self.split(batch)[1].double()
         output = self.run(model, batch).double()
         if output.shape != target.shape:
-            if output.numel() != target.numel():
+            if [n for n in output.shape if n != 1] != [n for n in target.shape if n != 1]:
                 raise TaskError("Regression", expected=f"output of the targets' shape {tuple(target.shape)}",
                                 got=str(tuple(output.shape)))  # fmt: skip
             output = output.view(target.shape)  # (B, 1) against (B,): broadcasting would compare all with all
@@ -355,6 +375,24 @@ def accepted(forward: Callable[..., Any]) -> frozenset[str] | None:
     return frozenset(parameter.name for parameter in parameters)
 
 
+def _with_tensors(example: Any) -> Any:
+    """Return an example with its lists of numbers (tables have them) as tensors: `default_collate` turns lists inside out."""
+    if isinstance(example, Mapping):
+        return {name: _tensor_of(value) for name, value in example.items()}
+    if type(example) in (tuple, list):
+        return type(example)(map(_tensor_of, example))
+    return example
+
+
+def _tensor_of(value: Any) -> Any:
+    if not isinstance(value, list) or not value or not isinstance(value[0], int | float | list):
+        return value
+    try:
+        return torch.tensor(value)
+    except (TypeError, ValueError):  # ragged, or not all numbers
+        return value
+
+
 def _default_label(batch: Batch) -> Any:
     if isinstance(batch, Mapping):
         for name in LABELS:
@@ -379,9 +417,21 @@ def _take(value: Any, where: Take, what: str) -> Any:
         raise TaskError(what, expected=f"{where!r} in it", got=f"{type(value).__name__} without it") from error
 
 
-def _classes(label: Tensor) -> Tensor:
+def _classes(label: Tensor, logits: Tensor) -> Tensor:
     """Return class numbers ``(B,)`` int64; a column ``(B, 1)`` is flattened."""
+    if not isinstance(label, Tensor):
+        raise TaskError("label", expected="a tensor of class numbers", got=f"a {type(label).__name__}",
+                        do="Encode labels as whole numbers, or say where they are with label=.")  # fmt: skip
     if label.is_floating_point():
         raise TaskError("label", expected="class numbers", got=f"{label.dtype}",
                         do="Use fi.MultiLabel() or fi.Regression(), or convert the labels to integers.")  # fmt: skip
-    return label.long().view(-1) if label.ndim == 2 and label.shape[1] == 1 else label.long()
+    found = label.long().view(-1) if label.ndim == 2 and label.shape[1] == 1 else label.long()
+    if found.shape != logits.shape[:1]:
+        raise TaskError("label", expected=f"one class number for each of {len(logits)} examples",
+                        got=f"shape {tuple(label.shape)}", do="One-hot labels: pass their argmax(1).")  # fmt: skip
+    classes = logits.shape[1]
+    strange = (found >= classes) | ((found < 0) & (found != NOT_COUNTED))
+    if bool(strange.any()):
+        raise TaskError("label", expected=f"class numbers from 0 to {classes - 1} (or {NOT_COUNTED}: not counted)",
+                        got=str(int(found[strange][0])), do="Number the classes from 0, as the model was trained.")  # fmt: skip
+    return found

@@ -64,8 +64,8 @@ class Diffusion(Task):
             raise choose("Diffusion(target=)", str(target), TARGETS)
         if flips not in ("none", "mean"):
             raise choose("Diffusion(flips=)", str(flips), ("none", "mean"))
-        if noises < 1:
-            raise SettingError("Diffusion(noises=)", expected="at least 1", got=str(noises))
+        if isinstance(noises, bool) or not isinstance(noises, int) or noises < 1:
+            raise SettingError("Diffusion(noises=)", expected="a whole number ≥ 1", got=repr(noises))
         self.alphas = alphas.detach().double().cpu()
         if isinstance(timesteps, int):
             # The middles of equal stretches: the ends of a schedule are all noise or none.
@@ -77,6 +77,8 @@ class Diffusion(Task):
             )
         if target == "auto":
             target = str(getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon"))
+            if target not in TARGETS[1:]:
+                raise choose("Diffusion(target=): the scheduler's prediction_type", target, TARGETS[1:])
         self.weighting = [1.0] * len(self.timesteps) if weighting is None else [float(value) for value in weighting]
         if len(self.weighting) != len(self.timesteps):
             raise SettingError(
@@ -88,6 +90,10 @@ class Diffusion(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean squared error of each image, ``(B,)`` float64."""
         images = self._images(batch)
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
+            raise TaskError("Diffusion", expected="images as numbers with a fraction, scaled as in training", got=got,
+                            do="Scale them first, say to [-1, 1].")  # fmt: skip
         views = [images, images.flip(-1)] if self.flips == "mean" else [images]
         total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         for step, weight in zip(self.timesteps, self.weighting, strict=True):
@@ -101,7 +107,7 @@ class Diffusion(Task):
         alpha = float(self.alphas[step])
         signal, spread = alpha**0.5, (1 - alpha) ** 0.5
         times = torch.full((len(clean),), step, device=clean.device, dtype=torch.long)
-        given = {keyword: batch[place] for keyword, place in self.condition.items()}
+        given = {keyword: _at(batch, place, "condition=") for keyword, place in self.condition.items()}
         raw = model(signal * clean + spread * noise, times, **given)
         output = cast("Tensor", raw if isinstance(raw, Tensor) else raw.sample)
         if output.shape[1] == 2 * clean.shape[1]:  # a DiT that learns its variance too
@@ -116,7 +122,7 @@ class Diffusion(Task):
 
     def _images(self, batch: Batch) -> Tensor:
         if self.latents is not None:
-            return batch[self.latents]  # type: ignore[no-any-return]
+            return cast("Tensor", _at(batch, self.latents, "latents="))
         if isinstance(batch, Tensor):
             return batch
         if isinstance(batch, Mapping):
@@ -126,3 +132,11 @@ class Diffusion(Task):
             raise TaskError("Diffusion", expected="'images' in the batch", got=f"keys {sorted(map(str, batch))}",
                             do="Say which with latents=.")  # fmt: skip
         return batch[0]  # type: ignore[no-any-return]
+
+
+def _at(batch: Batch, place: str | int, setting: str) -> Any:
+    try:
+        return batch[place]
+    except (KeyError, IndexError, TypeError) as error:
+        got = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise TaskError(f"Diffusion({setting})", expected=f"{place!r} in the batch", got=got) from error

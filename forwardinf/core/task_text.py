@@ -6,8 +6,10 @@ the count is kept, so that a mean needs no new reading.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -127,7 +129,9 @@ class CausalLM(Task):
 
     def whole(self) -> CausalLM:
         """Return this task with every row one example."""
-        return CausalLM(self.query, None, self.pad_token_id, self.padding_side)
+        rows = copy.copy(self)  # a subclass keeps what it measures
+        rows.documents = None
+        return rows
 
     def _numbers(self, row: Any) -> Tensor:
         """Return each token's document number inside its row, ``(T,)`` from 0."""
@@ -135,17 +139,14 @@ class CausalLM(Task):
         starts = torch.zeros(len(ids), dtype=torch.bool)
         if isinstance(self.documents, int):
             starts[1:] = (ids[:-1] == self.documents).cpu()
-            if isinstance(row, Mapping) and "attention_mask" in row:
-                starts &= (
-                    torch.as_tensor(row["attention_mask"]).bool().cpu()
-                )  # the padding belongs to the last document
         elif isinstance(row, Mapping) and self.documents in row:
             column = torch.as_tensor(row[self.documents]).cpu()
             starts[1:] = column[1:] == 0 if self.documents == "position_ids" else column[1:] != column[:-1]
-            if "attention_mask" in row:
-                starts &= torch.as_tensor(row["attention_mask"]).bool().cpu()
         else:
-            log.warning("no column %r in the training rows: each row is read as one document", self.documents)
+            _say_rows(self.documents)
+        if isinstance(row, Mapping) and "attention_mask" in row:
+            inside = torch.as_tensor(row["attention_mask"]).bool().cpu()
+            starts[1:] &= inside[1:] & inside[:-1]  # padding belongs to the document beside it, on either side
         return starts.cumsum(0)
 
     def _labels(self, batch: Batch) -> Tensor:
@@ -158,8 +159,17 @@ class CausalLM(Task):
         return ids if mask is None else ids.masked_fill(mask == 0, NOT_COUNTED)  # type: ignore[no-any-return]
 
     def _token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = output_of(model, _inputs(model, batch))
-        return losses.token_losses(logits[:, :-1], self._labels(batch)[:, 1:])  # (B, T-1)
+        labels, inputs = self._labels(batch), _inputs(model, batch)
+        if labels.ndim != 2:
+            raise TaskError("CausalLM", expected="rows of token ids: a batch (B, T)", got=f"shape {tuple(labels.shape)}",
+                            do="If this is one example, put it in a list: [test[0]].")  # fmt: skip
+        if isinstance(inputs, Mapping):
+            inputs = _placed(inputs)
+        logits = output_of(model, inputs)
+        if logits.shape[:-1] != labels.shape:
+            raise TaskError("CausalLM", expected=f"logits of shape {(*labels.shape, 'V')}", got=str(tuple(logits.shape)),
+                            do="Where the model adds tokens of its own (prompt tuning), cut them off.")  # fmt: skip
+        return losses.token_losses(logits[:, :-1], labels[:, 1:])  # (B, T-1)
 
 
 class Seq2Seq(Task):
@@ -180,7 +190,7 @@ class Seq2Seq(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum over each answer's counted tokens, ``(B,)``."""
-        inputs = _inputs(model, batch)
+        inputs, labels = _inputs(model, batch), _answers(batch)
         if "decoder_input_ids" not in inputs:
             shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
             if shift is None and hasattr(model, "get_base_model"):
@@ -188,12 +198,12 @@ class Seq2Seq(Task):
             if shift is None:
                 raise TaskError("Seq2Seq", expected="decoder_input_ids in the batch, or a model that makes them from labels",
                                 got=type(model).__name__)  # fmt: skip
-            inputs = {**inputs, "decoder_input_ids": shift(labels=batch["labels"])}
-        return losses.token_losses(output_of(model, inputs), batch["labels"]).sum(1)
+            inputs = {**inputs, "decoder_input_ids": shift(labels=labels)}
+        return losses.token_losses(output_of(model, inputs), labels).sum(1)
 
     def count(self, batch: Batch) -> Tensor:
         """Return each answer's counted tokens, ``(B,)``."""
-        return (batch["labels"] != NOT_COUNTED).sum(1)  # type: ignore[no-any-return]
+        return (_answers(batch) != NOT_COUNTED).sum(1)
 
 
 class SequenceClassification(Classification):
@@ -245,6 +255,27 @@ def _inputs(model: nn.Module, batch: Batch) -> Any:
     return inputs | {"use_cache": False} if taken is not None and "use_cache" in taken else inputs
 
 
+def _answers(batch: Batch) -> Tensor:
+    if not isinstance(batch, Mapping) or "labels" not in batch:
+        got = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise TaskError("Seq2Seq", expected="a batch with 'input_ids' and 'labels' (the answer's tokens)", got=got)
+    return cast("Tensor", batch["labels"])
+
+
+def _placed(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the inputs with positions counted from the first real token where rows are padded on the left."""
+    mask = inputs.get("attention_mask")
+    if "position_ids" in inputs or not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask[:, 0] != 0).all()):
+        return inputs
+    return {**inputs, "position_ids": (mask.long().cumsum(1) - 1).clamp_min(0)}
+
+
+@cache
+def _say_rows(column: str | int | None) -> None:
+    """Warn, once, that documents cannot be told apart."""
+    log.warning("no column %r in the training rows: each row is read as one document", column)
+
+
 def _ids(batch: Batch) -> Tensor:
     return cast("Tensor", batch[0] if isinstance(batch, tuple | list) else batch)
 
@@ -268,4 +299,4 @@ def _tensor(value: Any) -> Tensor | None:
         or (isinstance(value, Sequence) and value and isinstance(value[0], str))
     ):
         return None
-    return torch.as_tensor(value)
+    return torch.as_tensor(value) if not isinstance(value, list) or value else torch.empty(0, dtype=torch.int64)

@@ -15,14 +15,15 @@ from forwardinf.core.fingerprint import row_digest
 
 AGAIN = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
+ALONE = 8  # rows of each batch that are read one at a time
 ULPS = 4  # a loss cannot be read better than a few roundings of the model's own dtype
 
 
 def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> float:
     """Return how far a loss moves when only its batch changes, in loss units; refuse what cannot be read twice.
 
-    Two batches are read twice as they are (they must agree to rounding), and once more in halves: that last difference
-    is the noise under which no score means anything.
+    Two batches are read twice as they are (they must agree to rounding), once more in halves, and a few of their rows
+    alone, as queries are read: those differences are the noise under which no score means anything.
 
     Raises:
         NoiseError: Two readings of the same batch differ, or an example's loss depends on the others in its batch.
@@ -43,16 +44,20 @@ def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> float:
                 do="Something draws at random in the forward or is not deterministic: turn it off, or key it by example "
                 "(forwardinf.core.noise.normal).",
             )  # fmt: skip
-        halves = feed.losses(batch, max(1, (size + 1) // 2))
-        if _apart(first, halves) > COMPANY.get(dtype, 2e-1):
-            raise NoiseError(
-                f"rows {batch[0]} to {batch[-1]} read in one batch and in two", expected="losses that belong to the example",
-                got=f"losses that differ by {float((first - halves).abs().max()):.2g}",
-                do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised "
-                "over the batch, padding that is not masked): make it per example.",
-            )  # fmt: skip
         scale = float(first.abs().mean().clamp_max(1.0))
-        floor = max(floor, float((first - halves).abs().max()), ULPS * torch.finfo(dtype).eps * scale)
+        floor = max(floor, ULPS * torch.finfo(dtype).eps * scale)
+        for fewer, at_once in ((batch, max(1, (size + 1) // 2)), (batch[:ALONE], 1)):
+            other = feed.losses(fewer, at_once)
+            same = first[: len(other)]
+            if _apart(same, other) > COMPANY.get(dtype, 2e-1):
+                raise NoiseError(
+                    f"rows {batch[0]} to {batch[-1]} read {size} and {at_once} at a time",
+                    expected="losses that belong to the example",
+                    got=f"losses that differ by {float((same - other).abs().max()):.2g}",
+                    do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised "
+                    "over the batch, padding that is not masked): make it per example.",
+                )  # fmt: skip
+            floor = max(floor, float((same - other).abs().max()))
     return floor
 
 

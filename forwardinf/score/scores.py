@@ -138,12 +138,13 @@ class Scores:
             labels: One label for each training example.
             how: How the members' scores are joined.
         """
+        labels = cast("Any", labels).tolist() if hasattr(labels, "tolist") else labels
         if len(labels) != len(self.ids):
             raise SettingError("by_train(labels=)", expected=f"{len(self.ids)} labels", got=str(len(labels)))
         if how not in ("sum", "mean", "max"):
             raise SettingError("by_train(how=)", expected="'sum', 'mean' or 'max'", got=repr(how))
         frame = pd.DataFrame(self.values.T.astype(np.float64), columns=pd.Index(self.query_ids, name="query"))
-        grouped = frame.groupby(pd.Index(list(labels), name="label"), sort=False)
+        grouped = frame.groupby(pd.Index(list(labels), name="label"), sort=False, dropna=False)
         options = {"min_count": 1} if how == "sum" else {}
         return cast("pd.DataFrame", getattr(grouped, how)(**options).T)
 
@@ -196,7 +197,11 @@ class Scores:
         """
         if sorted(axes) != ["query", "train"]:
             raise SettingError("from_array(axes=)", expected="('query', 'train') or ('train', 'query')", got=repr(axes))
-        table = np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype=np.float32)
+        try:
+            plain = values.detach().cpu().float() if isinstance(values, Tensor) else values
+            table = np.asarray(plain, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError("from_array(values)", expected="a matrix of numbers", got=str(error)) from error
         if table.ndim != 2:
             raise DataError("from_array(values)", expected="a matrix", got=f"shape {table.shape}")
         if tuple(axes) == ("train", "query"):
@@ -208,7 +213,13 @@ class Scores:
             raise DataError("from_array(values)", expected=f"{want[0]} queries × {want[1]} training examples",
                             got=f"{table.shape[0]} × {table.shape[1]}", do=fix)  # fmt: skip
         queries, size = want
+        for name, given in (("ids", ids), ("query_ids", query_ids)):
+            if given is not None and len(set(map(repr, given))) < len(given):
+                raise DataError(f"from_array({name}=)", expected="unique values", got="some value twice")
         unknown = np.full(queries, np.nan)
+        if rise is not None and np.shape(rise) != (queries,):
+            raise DataError("from_array(rise=)", expected=f"{queries} numbers, one for each query",
+                            got=f"shape {np.shape(rise)}")  # fmt: skip
         return cls(
             ids=list(ids) if ids is not None else list(range(size)),
             query_ids=list(query_ids) if query_ids is not None else list(range(queries)),
@@ -221,7 +232,7 @@ class Scores:
     def save(self, path: str | Path) -> Path:
         """Write a folder that :func:`load_scores` reads back. It must not exist, or be empty."""
         folder = Folder(Path(path))
-        if folder.path.exists() and any(folder.path.iterdir()):
+        if folder.path.exists() and not (folder.path.is_dir() and not any(folder.path.iterdir())):
             raise FileError(str(path), expected="a new folder", got="one with files in it", do="Choose another.")
         folder.claim(dict(self.made_from), self.about(), overwrite=False)
         write_facts(folder, self)
@@ -277,19 +288,18 @@ class Scores:
             raise SettingError("top(query=)", expected=f"a query id like {some}", got=repr(query))
         wanted = range(len(self.query_ids)) if query is None else [self.query_ids.index(query)]
         per_rise = self._per_rise() if self.signed else np.full(len(self.query_ids), np.nan)
-        frames = []
+        parts = [(np.empty(0, np.int64),) * 3 + (np.empty(0, np.float32),)]
         for q in wanted:
             places, scores = self._entry(q)
             chosen = order(scores, places, best=best)[:k]
-            at = places[chosen]
-            frames.append(pd.DataFrame({
-                "query": pd.Series([self.query_ids[q]] * len(at), dtype=object), "rank": np.arange(1, len(at) + 1),
-                "train": pd.Series([self.ids[place] for place in at], dtype=object), "score": scores[chosen],
-                "share": scores[chosen] * per_rise[q], "baseline": self.baseline[at],
-                "uncertainty": np.nan if self.uncertainty is None else self.uncertainty[q, at],
-            }))  # fmt: skip
-        table = pd.concat(frames, ignore_index=True)
-        return table.infer_objects()
+            parts.append((np.full(len(chosen), q), np.arange(1, len(chosen) + 1), places[chosen], scores[chosen]))
+        query_of, rank, place, score = map(np.concatenate, zip(*parts, strict=True))
+        return pd.DataFrame({
+            "query": pd.Series([self.query_ids[q] for q in query_of], dtype=object), "rank": rank,
+            "train": pd.Series([self.ids[p] for p in place], dtype=object), "score": score,
+            "share": score * per_rise[query_of], "baseline": self.baseline[place],
+            "uncertainty": np.nan if self.uncertainty is None else self.uncertainty[query_of, place],
+        }).infer_objects()  # fmt: skip
 
 
 def gather(entries: Any, queries: int, size: int, kept: int | str) -> tuple[Floats | None, list[tuple[Ints, Floats]]]:

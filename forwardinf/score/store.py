@@ -153,12 +153,17 @@ class Folder:
 
 
 def id_column(ids: Sequence[int | str]) -> pa.Array:
-    """Return ids as a column: whole numbers, text, or a mix of both (each then as JSON)."""
-    if all(isinstance(value, int) for value in ids):
+    """Return ids as a column: whole numbers, text, or (a mix, numbers beyond 64 bits, broken Unicode) each as JSON."""
+    if all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in ids):
         return pa.array(ids, pa.int64())
-    if all(isinstance(value, str) for value in ids):
+    if all(isinstance(value, str) and not _half(value) for value in ids):
         return pa.array(ids, pa.string())
     return pa.DictionaryArray.from_arrays(pa.array(range(len(ids)), pa.int32()), [json.dumps(value) for value in ids])
+
+
+def _half(text: str) -> bool:
+    """Return whether text holds half a surrogate pair (file names may), which UTF-8 cannot."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def plain_ids(path: Path, name: str, format: str) -> list[Any]:

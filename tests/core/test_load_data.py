@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
 from forwardinf.core.load_data import load_data, select_rows
