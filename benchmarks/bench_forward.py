@@ -39,7 +39,9 @@ def measure(name: str, pairs: int) -> dict[str, Any]:
         first_call = time.perf_counter() - began
         star, layout = int(first.plan["batch_size"]), bool(first.plan["channels_last"])
         got = torch.from_numpy(first.baseline).float()
-        assert torch.allclose(got, bare(model, inputs, labels, size, False), rtol=1e-3, atol=1e-3)  # fast and wrong does not count
+        assert torch.allclose(
+            got, bare(model, inputs, labels, size, False), rtol=1e-3, atol=1e-3
+        )  # fast and wrong does not count
 
         def floor(size: int, layout: bool) -> float:
             began = time.perf_counter()
@@ -81,7 +83,12 @@ def main() -> None:
         torch.set_num_threads(threads)
         for name in given.models:
             results[f"{name}, {threads} thread{'s' if threads > 1 else ''}"] = measure(name, given.pairs)
-            print(name, threads, results[f"{name}, {threads} thread{'s' if threads > 1 else ''}"]["one_query_over_F_star"], flush=True)
+            print(
+                name,
+                threads,
+                results[f"{name}, {threads} thread{'s' if threads > 1 else ''}"]["one_query_over_F_star"],
+                flush=True,
+            )
     write(given.name, {"question": "one query beyond one plain forward pass", "seed": 0, "results": results})
 
 

@@ -138,7 +138,9 @@ def paired(floor: Callable[[], float], ours: Callable[[], float], pairs: int) ->
 def commit() -> str:
     """The commit that was measured, with ``+`` where the tree had changes."""
     here = Path(__file__).parent
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
     dirty = subprocess.run(["git", "status", "--porcelain", "--", "../forwardinf", "."], cwd=here, capture_output=True,
                            text=True, check=False)  # fmt: skip
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -1,22 +1,24 @@
 """Which MNIST digits taught a diffusion model to draw a digit like this one?
 
+The model knows no labels. They are printed so that the answer can be judged: strokes count, more than digits do.
+
 python examples/mnist_diffusion.py --out digits.html
 """
 
 import models_ddpm
 import torch
-from common import digits, options
+from common import digits, listed, options
 from PIL import Image
 
 import forwardinf as fi
 
 
 def main(argv: list[str] | None = None) -> fi.Scores:
-    parser = options(__doc__, n_train=1000, n_queries=4)
+    parser = options(__doc__, n_train=500, n_queries=4)
     parser.add_argument("--timesteps", type=int, default=4, help="noise levels to read at (default %(default)s)")
     args = parser.parse_args(argv)
 
-    # Data: pictures alone; the model knows no labels, they are only shown
+    # Data: pictures alone
     images, labels = digits("mnist", "train")
     asked, asked_labels = digits("mnist", "test")
     train = models_ddpm.pixels_to_input(images[: args.n_train])
@@ -33,11 +35,8 @@ def main(argv: list[str] | None = None) -> fi.Scores:
 
     # Show
     for query, label in zip(query_ids, asked_labels, strict=False):
-        best = scores.top(args.top, query)
-        print(f"{query}, a {label}: " + ", ".join(f"a {labels[row.train]} (#{row.train})" for row in best.itertuples()))
-    found = torch.from_numpy(scores.values).corrcoef() if len(query_ids) > 1 else None
-    if found is not None:
-        print("\nhow alike the queries' scores are:\n", found.numpy().round(2))
+        names = [f"a {digit}" for digit in range(10)]
+        print(f"{query}, a {label}:", listed(scores.top(args.top, query), labels, names))
     if args.out:
         scores.report(args.out, show=picture)
     return scores

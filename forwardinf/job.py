@@ -25,7 +25,7 @@ from forwardinf.core.files import read_json, read_table, write_json
 from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.progress import Advance, Setting, progress
 from forwardinf.core.settings import Perturbation
-from forwardinf.core.task import Task, as_task
+from forwardinf.core.task import Classification, Task, as_task
 from forwardinf.perturb.direction import Direction, make_direction
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
@@ -34,6 +34,7 @@ from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read
 from forwardinf.read.check import noise_floor
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.plan import Plan, Unit, make_plan, shards, units
+from forwardinf.read.predict import misclassified
 from forwardinf.read.tune import tune
 from forwardinf.score.scores import Scores, gather, write_facts
 from forwardinf.score.store import QUERIES, Entry, Folder, id_column, plain_ids
@@ -256,7 +257,12 @@ def prepare(
 
     ``dry`` stops short of the baseline and of the run folder: for showing the plan.
     """
-    clock = {"started": time.perf_counter(), "resident_bytes": float(machine.resident_bytes()), "baseline_s": 0.0, "queries_s": 0.0}
+    clock = {
+        "started": time.perf_counter(),
+        "resident_bytes": float(machine.resident_bytes()),
+        "baseline_s": 0.0,
+        "queries_s": 0.0,
+    }
     rule, spoken = as_perturbation(perturbation), as_task(task)
     device = device_of(model, options.device)
     cache = options.cache
@@ -399,6 +405,12 @@ def _start(job: Job, rows: Sequence[int], known: Baseline | None, unread: Baseli
     job.baseline = Baseline(losses, unread.noise_floor)
     if known is None and job.baseline_file is not None:
         save_baseline(job.baseline_file, job.baseline)
+    if isinstance(job.queries.task, Classification) and job.queries.task.query == "label":
+        wrong = len(misclassified(job.queries, job.plan.batch_size))
+        if wrong:
+            job.notes.append(f"{wrong} of {len(job.queries.examples)} queries are misclassified: asked by their true label, what "
+                             "made the model answer as it did is among the opponents; ask query='predicted' to see it as "
+                             "proponents")  # fmt: skip
     job.query_baseline = job.queries.losses(range(len(job.queries.examples)), job.plan.batch_size)
     job.forwards += engine.forwards
     job.clock["baseline_s"] = time.perf_counter() - began

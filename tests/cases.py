@@ -49,7 +49,7 @@ def case(name, dtype=torch.float32):
 
 def attribute(given, **settings):
     """Call the front door with this case's model, data and task; quiet."""
-    settings = {"task": given.task, "progress": False, "batch_size": 16, **settings}
+    settings = {"task": given.task, "progress": False, "batch_size": 20, **settings}
     model = settings.pop("model", given.model)
     train, queries = settings.pop("train", given.train), settings.pop("queries", given.queries)
     return fi.attribute(model, train, queries, **settings)

@@ -1,5 +1,6 @@
 """Comparisons that assert by themselves: the worst entry, and the reason why the tolerance is what it is."""
 
+import numpy as np
 import torch
 
 
@@ -36,4 +37,6 @@ def _judge(error, limit, got, want, told):
 
 
 def _plain(value):
-    return torch.as_tensor(value).detach().double().cpu()
+    if not isinstance(value, torch.Tensor):
+        value = torch.from_numpy(np.array(value, dtype=np.float64))
+    return value.detach().double().cpu()

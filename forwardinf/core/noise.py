@@ -57,6 +57,14 @@ def belonging_to(keys: Sequence[bytes], seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def content_of(keys: Sequence[bytes]) -> Iterator[None]:
+    """Within the block the noise belongs to these keys, under the reading's own seed: for a task that knows what counts."""
+    seed, _ = _KEYS.get() or (0, ())
+    with belonging_to(keys, seed):
+        yield
+
+
+@contextmanager
 def repeated(times: int) -> Iterator[None]:
     """Within the block the batch holds its examples this many times over, each copy with the same noise."""
     seed, keys = _KEYS.get() or (0, [b"0"])

@@ -132,7 +132,10 @@ class Perturbation:
                 do="Use length= for descent, or rise= with two_sided=True.",
             )  # fmt: skip
         if self.behaviour == "as_published" and (
-            self.lr is None or self.two_sided is True or self.direction != "plain" or self.toward != "ascent"
+            self.lr is None
+            or self.two_sided is True
+            or self.direction != "plain"
+            or self.toward != "ascent"
             or self.steps != 1
         ):
             raise SettingError(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core.errors import SettingError, TaskError, choose
-from forwardinf.core.noise import normal
+from forwardinf.core.fingerprint import row_digest
+from forwardinf.core.noise import content_of, normal
 from forwardinf.core.task import Batch, Task
 
 TARGETS = ("auto", "epsilon", "v_prediction", "sample")
@@ -96,11 +97,12 @@ class Diffusion(Task):
                             do="Scale them first, say to [-1, 1].")  # fmt: skip
         views = [images, images.flip(-1)] if self.flips == "mean" else [images]
         total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        for step, weight in zip(self.timesteps, self.weighting, strict=True):
-            for draw in range(self.noises):
-                noise = normal(images.shape[1:], size=len(images), draw=step * self.noises + draw).to(images)
-                for view in views:
-                    total = total + weight * self._error(model, batch, view, noise, step)
+        with content_of([row_digest(image) for image in images.detach().cpu()]):  # whatever else the row holds
+            for step, weight in zip(self.timesteps, self.weighting, strict=True):
+                for draw in range(self.noises):
+                    noise = normal(images.shape[1:], size=len(images), draw=step * self.noises + draw).to(images)
+                    for view in views:
+                        total = total + weight * self._error(model, batch, view, noise, step)
         return total / (len(self.timesteps) * self.noises * len(views))
 
     def _error(self, model: nn.Module, batch: Batch, clean: Tensor, noise: Tensor, step: int) -> Tensor:

@@ -40,11 +40,6 @@ def make_direction(perturbation: Perturbation, train: Feed) -> Direction:
     return MAKERS[perturbation.direction](perturbation, train)
 
 
-def dot(one: Tensors, other: Tensors) -> float:
-    """Return the inner product over all tensors, summed in float64."""
-    return sum(float((tensor.double() * other[name].double()).sum()) for name, tensor in one.items())
-
-
 def norm(tensors: Tensors) -> float:
     """Return the Euclidean norm over all tensors, summed in float64."""
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))

@@ -12,7 +12,7 @@ from forwardinf.core.errors import QueryError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.settings import Perturbation, rise_target
-from forwardinf.perturb.direction import Tensors, dot, make_direction, norm
+from forwardinf.perturb.direction import Tensors, make_direction, norm
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.lend import Push, lend, tensors_of
 from forwardinf.perturb.length import CAP, find_rise
@@ -89,14 +89,18 @@ class Pusher:
                     "Nor has a loss that is detached from the model.",
                 )  # fmt: skip
             return replace(query, status=trouble, usable=False)
-        query = self._sized(query, gradient)
-        push = self.push(query)
+        first = self.direction(gradient)
+        query = self._sized(query, first)
+        push = self.push(query, first)
         return replace(
             query, length=push.length, step=push.step, share_moved=push.share_moved, rise=self._rise(query, push)
         )
 
-    def push(self, query: Query) -> Push:
-        """Return the push of a checked query. The same query gives the same bits; the last one is kept."""
+    def push(self, query: Query, first: Tensors | None = None) -> Push:
+        """Return the push of a checked query. The same query gives the same bits; the last one is kept.
+
+        ``first`` is its direction, where that is at hand.
+        """
         if self._last is not None and self._last[0] == query.rows:
             return self._last[1]
         self._last = None
@@ -104,12 +108,13 @@ class Pusher:
             push, _ = self._published(query)
         else:
             sides = (1, -1) if self.perturbation.both_sides else (1,) if self.perturbation.toward == "ascent" else (-1,)
-            ways = [self._walk(query, query.size, side) for side in sides]
+            first = self._direction(query.rows) if first is None else first
+            ways = [self._walk(query, first, query.size, side) for side in sides]
             push = Push(tuple(way[0] for way in ways), *ways[0][1:])
         self._last = query.rows, push
         return push
 
-    def _sized(self, query: Query, gradient: Tensors) -> Query:
+    def _sized(self, query: Query, first: Tensors) -> Query:
         """Apply the length rule."""
         rule = self.perturbation
         if not rule.signed:
@@ -127,29 +132,26 @@ class Pusher:
         if target <= 0:
             raise QueryError("rise", expected="a measurement that can rise by a share of its loss", got=f"{query.baseline:g}",
                              do="Give rise as a number.")  # fmt: skip
-        direction = self.direction({name: tensor.clone() for name, tensor in gradient.items()})
-        rate = (
-            dot(gradient, direction) * self.ruler.step_for(direction, 1e-3) / 1e-3
-        )  # rise per unit of relative length
-        first = target / rate if rate > 0 else CAP / 8
 
         def measure(length: float) -> float:
-            moved = self._walk(query, length, 1)[0]
+            moved = self._walk(query, first, length, 1)[0]
             with lend(self.live, moved):
                 return -self._measured(query.rows) - query.baseline
 
-        size, status = find_rise(measure, target, first)
+        short = linear_length(self.parameters)
+        slope = measure(short) / short
+        size, status = find_rise(measure, target, target / slope if slope > 0 else CAP / 8)
         return replace(query, size=size, status=status)
 
     def _terms(self, rows: Sequence[int]) -> float:
         """Return the mean number of counted tokens (1 for other tasks): a rise is asked for per token."""
         return float(self.queries.counts(rows, self.batch_size).double().clamp_min(1).mean())
 
-    def _walk(self, query: Query, size: float, side: int) -> tuple[Tensors, float, float, float]:
-        def direction_here() -> Tensors:
-            return self.direction(query_gradient(self.queries, query.rows, self.parameters, self.batch_size))
+    def _direction(self, rows: Sequence[int]) -> Tensors:
+        return self.direction(query_gradient(self.queries, rows, self.parameters, self.batch_size))
 
-        return walk(self.ruler, self.perturbation, direction_here, size, side)
+    def _walk(self, query: Query, first: Tensors, size: float, side: int) -> tuple[Tensors, float, float, float]:
+        return walk(self.ruler, self.perturbation, first, lambda: self._direction(query.rows), size, side)
 
     def _rise(self, query: Query, push: Push) -> float:
         """Measure the query's own rise exactly as scores are measured: one-sided, or half the two-sided difference."""

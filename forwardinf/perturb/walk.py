@@ -23,14 +23,20 @@ def linear_length(parameters: Parameters) -> float:
 
 
 def walk(
-    ruler: Ruler, perturbation: Perturbation, direction_at: Callable[[], Tensors], size: float, side: int
+    ruler: Ruler,
+    perturbation: Perturbation,
+    first: Tensors,
+    direction_at: Callable[[], Tensors],
+    size: float,
+    side: int,
 ) -> tuple[Tensors, float, float, float]:
     """Return (θ′ by name, step, relative length, share moved).
 
     Args:
         ruler: Measures lengths, and knows the parameters.
         perturbation: ``lr`` means that ``size`` is a raw step; else it is the relative length of the whole way.
-        direction_at: The direction at the weights the model holds when it is called. Away from the query.
+        first: The direction at the weights as they are, away from the query. Only read.
+        direction_at: The same at the weights the model holds when it is called (with several steps).
         size: How far.
         side: +1 away from the query, −1 towards it.
 
@@ -39,16 +45,12 @@ def walk(
     """
     parameters, steps = ruler.parameters, perturbation.steps
     masters: Tensors = {}
-    direction: Tensors = {}
-    total_step = 0.0
+    direction, step = first, 0.0
     for turn in range(steps):
-        if turn == 0:
-            direction = direction_at()
-        else:
+        if turn > 0:
             with lend(parameters, _rounded(parameters, masters)):
                 direction = direction_at()
         step = size if perturbation.lr is not None else ruler.step_for(direction, size / steps)
-        total_step += step
         for name, tensor in direction.items():
             start = masters.get(name)
             start = parameters[name].detach().to(tensor.dtype) if start is None else start
@@ -56,7 +58,7 @@ def walk(
     change = {name: master - parameters[name].detach().to(master.dtype) for name, master in masters.items()}
     length = ruler.relative(change)
     if steps > 1:
-        total_step = norm(change) / norm(direction)
+        step = norm(change) / norm(direction)
     moved = _rounded(parameters, masters)
     share = _share_moved(parameters, moved, direction)
     if share < TINY_SHARE:
@@ -65,7 +67,7 @@ def walk(
             "perturbation", expected="a step that survives rounding", got=f"{share:.1%} of the {'/'.join(kinds)} weights moved",
             do="Use a longer length (bfloat16: at least 1e-2), or read the model in float32.",
         )  # fmt: skip
-    return moved, total_step, length, share
+    return moved, step, length, share
 
 
 def _rounded(parameters: Parameters, masters: Tensors) -> Tensors:
