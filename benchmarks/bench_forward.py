@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import torch
-from common import MODELS, bare, best_setting, paired, write
+from harness import MODELS, bare, best_setting, paired, write
 from torch import nn
 
 import forwardinf as fi
