@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data),)
 export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test lint bench bench-published docs-check smoke pythons constraints clean
+.PHONY: demo test lint docs bench bench-published smoke pythons constraints clean
 
 demo: .venv/core            ## train, attribute, show: about a minute
 	$(BIN)/forwardinf demo
@@ -26,6 +26,9 @@ bench: .venv/dev            ## how far from one plain forward pass: about ten mi
 
 bench-published: .venv/dev  ## what `as_published` does differently, on real models: about ten minutes
 	$(BIN)/python benchmarks/bench_published.py
+
+docs: .venv/dev             ## docs/cli.md from the commands
+	$(BIN)/python docs/make_cli.py
 
 smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
 	rm -rf .smoke && $(PYTHON) -m venv .smoke

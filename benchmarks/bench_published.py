@@ -78,7 +78,9 @@ def measure(model: nn.Module, images: Any, labels: Any, count: int) -> dict[str,
             near = np.abs(scores.share - 1)
             hits = [near[q][rows[q]] <= np.nanmin(near[q]) + 1e-3 for q in usable if np.isfinite(near[q]).any()]
             entry["own copy first, by share nearest 1 (ties within .001)"] = round(float(np.mean(hits)), 3)
-            entry["share of negative scores (lost by the absolute value)"] = round(float((scores.values[usable] < 0).mean()), 3)
+            entry["share of negative scores (lost by the absolute value)"] = round(
+                float((scores.values[usable] < 0).mean()), 3
+            )
         else:
             entry["queries resampled"] = sum(status == "resampled" for status in scores.status)
         report[name] = entry
@@ -89,7 +91,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", type=int, default=20)
     given = parser.parse_args()
-    results = {"ResNet-20, CIFAR-10": measure(*resnet20(), given.queries), "CNN, digits": measure(*digits_cnn(), given.queries)}
+    results = {
+        "ResNet-20, CIFAR-10": measure(*resnet20(), given.queries),
+        "CNN, digits": measure(*digits_cnn(), given.queries),
+    }
     write("published", {"question": "as_published beside the clean settings", "seed": 0, "results": results})
 
 

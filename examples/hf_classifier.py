@@ -21,8 +21,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     words.train_from_iterator(texts, trainers.WordLevelTrainer(min_frequency=2, special_tokens=special))
-    frame = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    words.post_processor = frame
+    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=64, **names)
 

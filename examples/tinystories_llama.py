@@ -24,6 +24,13 @@ def story_end(tokenizer: models_llama2c.Tokenizer, story: str) -> dict[str, torc
     return {"input_ids": torch.tensor(ids + ending)[-LENGTH:], "labels": labels}
 
 
+def told(tokenizer: models_llama2c.Tokenizer, row: dict[str, torch.Tensor]) -> str:
+    """Return a row as text; of a query, what counts stands behind an arrow."""
+    if "labels" not in row:
+        return tokenizer.decode(row["input_ids"])
+    return f"{tokenizer.decode(row['input_ids'][row['labels'] < 0])} → {tokenizer.decode(row['labels'])}"
+
+
 def main(argv: list[str] | None = None) -> fi.Scores:
     args = options(__doc__, n_train=700, n_queries=3).parse_args(argv)
 
@@ -45,11 +52,11 @@ def main(argv: list[str] | None = None) -> fi.Scores:
         ending = tokenizer.decode(row["labels"])
         print(f"\nquery {query}: ...{ending}")
         for best in scores.top(args.top, query).itertuples():
-            told = " ".join(tokenizer.decode(train["input_ids"][best.train]).split())
-            own = "holds it" if ending in told else "        "
-            print(f"  {best.rank}. {own} share {best.share:+.2f}  window {best.train}: {told[:80]}...")
+            window = " ".join(tokenizer.decode(train["input_ids"][best.train]).split())
+            own = "holds it" if ending in window else "        "
+            print(f"  {best.rank}. {own} share {best.share:+.2f}  window {best.train}: {window[:80]}...")
     if args.out:
-        scores.report(args.out, show=lambda row: tokenizer.decode(row["input_ids"]))
+        scores.report(args.out, show=lambda row: told(tokenizer, row))
     return scores
 
 

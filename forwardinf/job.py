@@ -60,6 +60,7 @@ class Options:
     on_bad_query: str = "raise"
     progress: Setting = "auto"
     seed: int = 0
+    config: str | None = None  # what replays a command-line run; kept in its folder
 
     def __post_init__(self) -> None:
         if self.engine not in planning.ENGINES:
@@ -515,7 +516,7 @@ def _folder(options: Options, code: str | None) -> Folder | None:
 
 
 def _claim(folder: Folder, made_from: dict[str, Any], about: dict[str, Any], options: Options) -> None:
-    resumed = folder.claim(made_from, about, overwrite=options.overwrite)
+    resumed = folder.claim(made_from, about, overwrite=options.overwrite, config=options.config)
     folder.event("resumed" if resumed else "started")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import inspect
 import json
 import logging
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -18,7 +20,7 @@ from blake3 import blake3
 from PIL import Image
 from torch import Tensor, nn
 
-LIBRARIES = {"torch", "forwardinf", "transformers", "diffusers", "peft", "numpy", "builtins"}  # told by name only
+LIBRARIES = {"torch", "forwardinf", "transformers", "diffusers", "peft", "numpy", *sys.stdlib_module_names}  # told by name
 PROVENANCE = {"name_or_path", "transformers_version", "architectures", "model_type", "dtype", "torch_dtype"}
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -205,7 +207,8 @@ def _feed_pickled(hasher: _Hasher, value: Any, inside: tuple[int, ...]) -> None:
     if isinstance(value, types.GeneratorType | types.FrameType | types.TracebackType):
         raise unknown
     try:
-        found = value.__reduce_ex__(2)
+        reduce = copyreg.dispatch_table.get(type(value))
+        found = reduce(value) if reduce is not None else value.__reduce_ex__(2)
     except Exception as error:
         raise unknown from error
     if isinstance(found, str):
@@ -278,7 +281,10 @@ def _feed_tensor(hasher: _Hasher, tensor: Tensor) -> None:
         tensor = tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
     hasher.update(f"tensor:{plain.dtype}:{tuple(plain.shape)}:".encode())
-    hasher.update(plain.flatten().view(torch.uint8).numpy().data)
+    flat = plain.flatten()
+    if flat.stride(0) != 1:  # none or one element, of an expanded tensor or an empty array
+        flat = torch.empty_like(flat, memory_format=torch.contiguous_format).copy_(flat).as_strided(flat.shape, (1,))
+    hasher.update(flat.view(torch.uint8).numpy().data)
 
 
 def _feed_array(hasher: _Hasher, array: np.ndarray[Any, Any]) -> None:

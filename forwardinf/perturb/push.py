@@ -80,8 +80,9 @@ class Pusher:
         gradient = query_gradient(self.queries, rows, self.parameters, self.batch_size)
         size = norm(gradient)
         query = Query(tuple(rows), size, baseline)
-        if not size or not math.isfinite(size) or not math.isfinite(baseline):
-            trouble = "zero gradient" if size == 0 else "gradient or loss not finite"
+        vanished = size == 0 and self.perturbation.signed  # as_published resamples a saturated query
+        if vanished or not math.isfinite(size) or not math.isfinite(baseline):
+            trouble = "zero gradient" if vanished else "gradient or loss not finite"
             if not skip:
                 raise QueryError(
                     f"query {name!r}", expected="a finite gradient that is not zero", got=f"{trouble} (loss {baseline:g})",

@@ -67,7 +67,7 @@ def _search(feed: Feed, rows: Sequence[int], batch_size: int | None, until: floa
     for channels_last in layouts:
         trial = replace(feed, channels_last=channels_last)
         for sizes in _sizes(len(rows), batch_size):
-            if channels_last in best and (best[channels_last][1] > sizes[0] or time.monotonic() > until):
+            if channels_last in best and (best[channels_last][1] > 2 * sizes[0] or time.monotonic() > until):
                 break  # it likes them large, or long enough
             for size in sizes:
                 took = _seconds_per_row(trial, rows[:size], size)

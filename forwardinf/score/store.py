@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from forwardinf.core.errors import FileError, RunMismatch
-from forwardinf.core.files import once, read_json, read_table, sweep, write_json, write_table
+from forwardinf.core.files import once, read_json, read_table, sweep, write_json, write_table, written
 from forwardinf.core.fingerprint import differences
 from forwardinf.score.top import Floats, Ints
 
@@ -46,8 +46,12 @@ class Folder:
         """Name the folder; nothing is created yet."""
         self.path = path
 
-    def claim(self, made_from: Mapping[str, Any], about: Mapping[str, Any], *, overwrite: bool) -> bool:
+    def claim(
+        self, made_from: Mapping[str, Any], about: Mapping[str, Any], *, overwrite: bool, config: str | None = None
+    ) -> bool:
         """Make the folder this run's. Return True if it was already (resume), False if it is new.
+
+        ``config`` is what replays a command-line run; it is there before run.json is, so that no kill comes between.
 
         Raises:
             RunMismatch: It belongs to another run.
@@ -59,10 +63,13 @@ class Folder:
         if (
             not path.exists()
             and self.path.is_dir()
-            and any(p for p in self.path.iterdir() if not p.name.startswith("."))
+            and any(p.name != "config.yaml" and not p.name.startswith(".") for p in self.path.iterdir())
         ):
             raise FileError(str(self.path), expected="an empty folder, or one of ours", got="a folder with other files",
                             do="Choose another output_dir.")  # fmt: skip
+        if config is not None and not path.exists():
+            with written(self.path / "config.yaml") as part:
+                part.write_text(config, encoding="utf-8")
         content = {"format": RUN, "made_from": dict(made_from), "about": dict(about)}
         if once(path, lambda part: part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")):
             return False
@@ -85,7 +92,15 @@ class Folder:
             raise FileError(str(self.path), expected="a run folder", got="a folder with other files",
                             do="overwrite=True removes only our own files; choose another output_dir.")  # fmt: skip
         (self.path / ".cleared").touch()
-        for name in ("run.json", "done.json", "plan.json", "queries.parquet", "train.parquet", "events.jsonl"):
+        for name in (
+            "run.json",
+            "config.yaml",
+            "done.json",
+            "plan.json",
+            "queries.parquet",
+            "train.parquet",
+            "events.jsonl",
+        ):
             (self.path / name).unlink(missing_ok=True)
         for pattern in ("base/*.parquet", "scores/b-*/s-*.parquet", "cross/b-*.parquet"):
             for file in self.path.glob(pattern):

@@ -100,12 +100,9 @@ def read_config(path: Path, changes: list[str] | None = None) -> RunConfig:
     return parse(content, str(path))
 
 
-def write_config(path: Path, config: RunConfig) -> None:
-    """Write the configuration that replays the run."""
-    from forwardinf.core.files import written
-
-    with written(path) as part:
-        part.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+def as_yaml(config: RunConfig) -> str:
+    """Return the configuration that replays the run, as YAML."""
+    return str(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
 
 
 def pair(text: str, flag: str) -> tuple[str, Any]:

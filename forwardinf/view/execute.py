@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from forwardinf.core.load_data import load_data, select_rows
 from forwardinf.core.load_model import load_model
 from forwardinf.core.task import Classification, MultiLabel, Regression, Task, as_task
 from forwardinf.core.task_text import CausalLM, Seq2Seq, SequenceClassification
-from forwardinf.job import Options, as_perturbation, device_of, open_examples, prepare
+from forwardinf.job import Job, Options, as_perturbation, device_of, open_examples, prepare
 from forwardinf.read.predict import misclassified
 from forwardinf.score.scores import Scores
 from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.view.clean import for_csv
-from forwardinf.view.config import DataSpec, RunConfig, write_config
+from forwardinf.view.config import DataSpec, RunConfig, as_yaml
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
@@ -36,27 +37,19 @@ WHERE_BATCH = 64
 
 def attribute(config: RunConfig, out: Path | None, overwrite: bool) -> Scores:
     """Run a configuration; its run folder keeps the config that replays it."""
-    perturbation = as_perturbation(config.perturbation)  # a wrong setting is said before anything is loaded
+    config = config.model_copy(update={"perturbation": as_perturbation(config.perturbation).to_dict()})
     model, train, queries, task = _loaded(config)
-    if out is not None:
-        config = config.model_copy(update={"perturbation": perturbation.to_dict()})
-    scores = method.attribute(model, train, queries, task=task, perturbation=perturbation, output_dir=out,
-                              overwrite=overwrite, **config.options)  # fmt: skip
-    if out is not None and not (out / "config.yaml").is_file():
-        write_config(out / "config.yaml", config)
-    return scores
+    options = Options(output_dir=out, overwrite=overwrite, config=as_yaml(config), **_options(config))
+    with borrowed(model):
+        return method.run(_prepared(config, model, train, queries, task, options))
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """Return what a run would do: settled on a few batches, nothing read, nothing written."""
-    perturbation = as_perturbation(config.perturbation)
+    perturbation = as_perturbation(config.perturbation)  # a wrong setting is said before anything is loaded
     model, train, queries, task = _loaded(config)
-    named = {name: value for name, value in config.options.items() if name not in ("ids",)}
     with borrowed(model):
-        job = prepare(
-            model, train, queries, task=task, perturbation=perturbation, ids=config.options.get("ids"), query_ids=None,
-            groups=None, candidates=None, collate_fn=None, options=Options(**named), dry=True,
-        )  # fmt: skip
+        job = _prepared(config, model, train, queries, task, Options(**_options(config)), dry=True)
     found = job.plan
     stored = (
         found.queries * job.train.examples.units if job.keep_rule == "all" else 2 * found.queries * int(job.keep_rule)
@@ -71,6 +64,24 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "score_bytes_on_disk": 4 * stored, "moved_parameters": sum(p.numel() for p in job.pusher.parameters.values()),
         "perturbation": perturbation.to_dict(),
     }  # fmt: skip
+
+
+def _prepared(
+    config: RunConfig, model: Any, train: Any, queries: Any, task: Task, options: Options, *, dry: bool = False
+) -> Job:
+    asked, query_ids = queries
+    return prepare(
+        model, train, asked, task=task, perturbation=config.perturbation, ids=config.options.get("ids"),
+        query_ids=query_ids, groups=None, candidates=None, collate_fn=None, options=options, dry=dry,
+    )  # fmt: skip
+
+
+def _options(config: RunConfig) -> dict[str, Any]:
+    known = {field.name for field in fields(Options)} - {"output_dir", "overwrite", "config"} | {"ids"}
+    for name in config.options:
+        if name not in known:
+            raise choose("options", name, known)
+    return {name: value for name, value in config.options.items() if name != "ids"}
 
 
 def self_influence(config: RunConfig) -> SelfInfluence:
@@ -88,7 +99,7 @@ def write_csv(path: Path, table: Any) -> None:
         safe.to_csv(part, index=False)
 
 
-def _loaded(config: RunConfig) -> tuple[Any, Any, Any, Task]:
+def _loaded(config: RunConfig) -> tuple[Any, Any, tuple[Any, list[int] | None], Task]:
     model, task = _model(config), _task(config)
     train = load_data(config.data.spec, **config.data.options)
     return model, train, _queries(config, model, task), task
@@ -113,7 +124,8 @@ def _task(config: RunConfig) -> Task:
     raise choose("--task", name, TASKS)
 
 
-def _queries(config: RunConfig, model: Any, task: Task) -> Any:
+def _queries(config: RunConfig, model: Any, task: Task) -> tuple[Any, list[int] | None]:
+    """Return (queries, their positions in the data they are taken from: their ids)."""
     spec = config.queries
     if spec.spec.startswith("data:"):
         split = spec.spec.removeprefix("data:")
@@ -121,8 +133,9 @@ def _queries(config: RunConfig, model: Any, task: Task) -> Any:
     else:
         data = load_data(spec.spec, **spec.options)
     if spec.where is None:
-        return data
-    return load_rows(data, _rows(spec, data, model, task))
+        return data, None
+    rows = _rows(spec, data, model, task)
+    return load_rows(data, rows), rows
 
 
 def load_rows(data: Any, rows: list[int]) -> Any:

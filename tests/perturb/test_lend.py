@@ -28,8 +28,8 @@ def test_what_is_lent_is_there_inside_and_gone_outside(name):
     kept, places = bits(model), [p.data_ptr() for p in model.parameters()]
     moved = moved_by(model, 0.1)  # θ + 0.1 − 0.1 is not θ in floating point: only an exchange gives it back
     with lend(tensors_of(model), moved):
-        for parameter, (key, before) in zip(model.parameters(), list(kept.items()), strict=False):
-            assert torch.equal(parameter, before + 0.1), key
+        for key, parameter in model.named_parameters():
+            assert torch.equal(parameter, kept[key] + 0.1), key
         assert [p.data_ptr() for p in model.parameters()] == places, "written in place: ties and optimisers hold"
     assert_same(model, kept)
     assert [p.data_ptr() for p in model.parameters()] == places

@@ -1,0 +1,111 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from close import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forwardinf.core import losses
+
+ROUNDING = "float64 throughout; another order of operations at most"
+
+
+def slow_cross_entropy(logits, label, weight=None, smoothing=0.0):
+    """−log p by the definition, one example at a time, in exact-ish arithmetic."""
+    found = []
+    for row, target in zip(logits.double().tolist(), label.tolist(), strict=True):
+        if target == -100:
+            found.append(0.0)
+            continue
+        top = max(row)
+        total = top + math.log(math.fsum(math.exp(value - top) for value in row))
+        each = [total - value for value in row]
+        scale = weight.tolist() if weight is not None else [1.0] * len(row)
+        spread = math.fsum(w * value for w, value in zip(scale, each, strict=True)) / len(row)
+        found.append((1 - smoothing) * scale[target] * each[target] + smoothing * spread)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@given(st.integers(1, 6), st.integers(2, 7), st.floats(0, 0.9), st.booleans(), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_cross_entropy_is_minus_log_p(rows, classes, smoothing, weighted, seed):
+    draw = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(rows, classes, generator=draw)
+    label = torch.randint(classes, (rows,), generator=draw)
+    label[0] = -100 if rows > 1 else label[0]
+    weight = torch.rand(classes, generator=draw) + 0.1 if weighted else None
+    got = losses.cross_entropy(logits, label, weight=weight, smoothing=smoothing)
+    assert got.dtype == torch.float64
+    assert_close(got, slow_cross_entropy(logits, label, weight, smoothing), rtol=1e-12, why=ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_logits_of_any_dtype_are_widened_before_anything_else(dtype):
+    logits = torch.randn(4, 3).to(dtype)
+    label = torch.tensor([0, 1, 2, 0])
+    want = F.cross_entropy(logits.double(), label, reduction="none")
+    assert_close(losses.cross_entropy(logits, label), want, rtol=1e-14, why=ROUNDING)
+
+
+def test_a_change_of_a_millionth_of_a_nat_survives_a_saturated_example():
+    logits = torch.tensor([[30.0, 0.0, 0.0]])
+    moved = logits + torch.tensor([[1e-3, 0.0, 0.0]])  # float32: a spacing of 2e-6 at 30
+    label = torch.tensor([0])
+    change = losses.cross_entropy(moved, label) - losses.cross_entropy(logits, label)
+    want = 2 * (math.exp(-float(moved[0, 0].double())) - math.exp(-30.0))  # log(1 + x) ≈ x
+    assert float(losses.cross_entropy(logits, label)) > 0, "float32 would say 0"
+    assert float(F.cross_entropy(logits, label)) == 0.0
+    assert_close(change, torch.tensor([want]), rtol=1e-2, why="two losses of 2e-13 near 1, whose spacing is 2e-16")
+
+
+def test_yes_and_no_are_minus_log_p_with_the_weight_on_yes():
+    logits, label = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([1, 0, 1])
+    p = torch.sigmoid(logits.double())
+    want = -torch.where(label == 1, 3.0 * p.log(), (1 - p).log())
+    got = losses.binary_cross_entropy(logits, label, weight=torch.tensor(3.0))
+    assert_close(got, want, rtol=1e-12, why=ROUNDING)
+    assert got.dtype == torch.float64
+
+
+def test_token_losses_are_those_of_each_token_in_pieces_of_any_size(monkeypatch):
+    logits, labels = torch.randn(3, 7, 5), torch.randint(5, (3, 7))
+    labels[1, 2:] = -100
+    want = torch.stack([slow_cross_entropy(row, label) for row, label in zip(logits, labels, strict=True)])
+    for size in (1, 4, 21, 4096):
+        monkeypatch.setattr(losses, "TOKENS_AT_ONCE", size)
+        assert_close(losses.token_losses(logits, labels), want, rtol=1e-12, why=ROUNDING)
+    assert (losses.token_losses(logits, labels)[1, 2:] == 0).all()
+
+
+def test_rows_of_one_token_have_no_token_to_predict():
+    logits = torch.randn(2, 1, 5)
+    assert losses.token_losses(logits[:, :-1], torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0)
+
+
+@given(st.integers(2, 6), st.integers(0, 2**32))
+@settings(max_examples=30, deadline=None)
+def test_the_margin_is_the_log_odds_of_the_label(classes, seed):
+    logits = 3 * torch.randn(4, classes, generator=torch.Generator().manual_seed(seed))
+    label = torch.arange(4) % classes
+    p = torch.softmax(logits.double(), 1).gather(1, label[:, None]).squeeze(1)
+    want = torch.log(p) - torch.log1p(-p)
+    assert_close(losses.margin(logits, label), want, rtol=1e-9, why="1 − p loses digits in the reference")
+    loss = losses.cross_entropy(logits, label)
+    assert_close(losses.margin_of(loss), want, rtol=1e-9, why="1 − p loses digits")
+
+
+def test_the_margin_of_a_saturated_example_has_a_gradient():
+    logits = torch.tensor([[60.0, 0.0]], requires_grad=True)
+    losses.margin(logits, torch.tensor([0])).sum().backward()
+    assert_close(logits.grad, torch.tensor([[1.0, -1.0]]), rtol=1e-6, why="log-odds of two classes: their difference")
+
+
+def test_the_margin_of_what_is_not_counted_is_zero_and_has_no_gradient():
+    loss = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    found = losses.margin_of(loss)
+    found.sum().backward()
+    assert found[0] == 0
+    assert torch.isfinite(loss.grad).all()
+    assert loss.grad[0] == 0

@@ -1,0 +1,51 @@
+"""The documents say what the code does: commands, settings, public names."""
+
+import importlib.util
+from dataclasses import fields
+from pathlib import Path
+
+import forwardinf as fi
+from forwardinf.core.settings import Perturbation
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_command_page_is_what_the_commands_say():
+    spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "cli.md").read_text() == module.page(), "run `make docs`"
+
+
+def test_every_setting_of_a_perturbation_is_explained():
+    for field in fields(Perturbation):
+        assert f"        {field.name}: " in Perturbation.__doc__, field.name
+
+
+def test_every_link_in_the_documents_leads_somewhere():
+    import re
+
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_changelog_knows_this_version():
+    assert f"## {fi.__version__} - " in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {fi.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_no_extra_brings_torchvision():
+    import sys
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        named = [
+            *project["dependencies"],
+            *(line for lines in project["optional-dependencies"].values() for line in lines),
+        ]
+        assert not [line for line in named if "torchvision" in line or "torchaudio" in line]
+    assert "torchvision" not in (ROOT / "constraints.txt").read_text()

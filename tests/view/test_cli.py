@@ -1,0 +1,279 @@
+"""The command line, run as a user would: real files, real exit codes, JSON on stdout, people on stderr."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+
+import forwardinf as fi
+from forwardinf.view.cli import main
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, width=16):
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+
+def absolute(model, batch):
+    inputs, label = batch
+    return torch.nn.functional.cross_entropy(model(inputs), label, reduction="none")
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a module, weights and data, as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "cli_net", raising=False)
+    Path("cli_net.py").write_text(NET)
+    digits = load_digits()
+    images = (digits.images / 16).astype(np.float32)
+    np.savez(
+        "digits.npz",
+        x_train=images[:300],
+        y_train=digits.target[:300],
+        x_test=images[300:340],
+        y_test=digits.target[300:340],
+    )
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x, y = torch.from_numpy(images[:300]), torch.from_numpy(digits.target[:300])
+    for _ in range(40):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    save_file(model.state_dict(), "net.safetensors")
+    return tmp_path
+
+
+BASIC = ["--model", "cli_net:Net", "--weights", "net.safetensors", "--data", "digits.npz", "--queries", "data:test"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run ``forwardinf …`` in this process; return (exit code, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["forwardinf", *map(str, words)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_attribute_writes_a_run_folder_and_prints_json_on_stdout_only(here, run):
+    code, out, err = run(
+        "attribute", *BASIC, "--where", "0:3", "--out", "runs/a", "--report", "a.html", "-k", "2", "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    assert [entry["query"] for entry in found["queries"]] == [0, 1, 2]
+    assert len(found["queries"][0]["top"]) == 2
+    assert found["unit"] == "nats"
+    assert Path("a.html").read_text().startswith("<!")
+    kept = fi.load_scores("runs/a")
+    assert kept.top(1, 0)["train"].item() == found["queries"][0]["top"][0]["train"]
+
+
+def test_tables_for_people_go_to_stderr(here, run):
+    code, out, err = run("attribute", *BASIC, "--where", "0:2", "-k", "1")
+    assert (code, out) == (0, "")
+    assert "proponents" in err
+    assert "positive = proponent" in err
+
+
+def test_queries_chosen_by_being_misclassified_keep_their_positions_as_ids(here, run):
+    code, out, err = run("attribute", *BASIC, "--where", "misclassified", "--json", "-k", "1")
+    assert code == 0, err
+    file = np.load("digits.npz")
+    model = fi.load_model("cli_net:Net", weights="net.safetensors")
+    with torch.no_grad():
+        guesses = model(torch.from_numpy(file["x_test"])).argmax(1).numpy()
+    assert [entry["query"] for entry in json.loads(out)["queries"]] == np.flatnonzero(
+        guesses != file["y_test"]
+    ).tolist()
+
+
+def test_a_run_folder_replays_from_its_own_config(here, run):
+    run("attribute", *BASIC, "--where", "0:3", "--out", "runs/a", "--perturb", "length=1e-2")
+    config = yaml.safe_load(Path("runs/a/config.yaml").read_text())
+    assert config["perturbation"]["length"] == 0.01
+    code, _, err = run("run", "runs/a/config.yaml", "--out", "runs/b")
+    assert code == 2
+    assert "--allow-code" in err
+    assert not Path("runs/b").exists()
+    code, _, err = run("run", "runs/a/config.yaml", "--out", "runs/b", "--allow-code")
+    assert code == 0, err
+    assert np.array_equal(fi.load_scores("runs/a").values, fi.load_scores("runs/b").values)
+    code, out, _ = run(
+        "run",
+        "runs/a/config.yaml",
+        "--set",
+        "perturbation.length=null",
+        "--set",
+        "perturbation.rise=0.5",
+        "--allow-code",
+        "--json",
+    )
+    assert (code, json.loads(out)["kind"]) == (0, "finite")
+
+
+def test_resume_needs_a_command_line_run_and_returns_what_is_finished(here, run):
+    run("attribute", *BASIC, "--where", "0:3", "--out", "runs/a")
+    code, out, err = run("resume", "runs/a", "--allow-code", "--json", "-k", "1")
+    assert code == 0, err
+    assert json.loads(out)["cost"]["forwards"] < 300 * 3  # nothing is read again
+    code, _, err = run("resume", "runs/a")
+    assert code == 2
+    assert "--allow-code" in err
+    fi.Scores.from_array([[1.0]]).save("saved")
+    code, _, err = run("resume", "saved")
+    assert code == 1
+    assert "same Python call" in err
+    assert run("resume", "nowhere")[0] == 1
+
+
+def test_another_run_in_the_same_folder_is_refused_unless_overwritten(here, run):
+    run("attribute", *BASIC, "--where", "0:3", "--out", "runs/a")
+    code, _, err = run("attribute", *BASIC, "--where", "0:2", "--out", "runs/a")
+    assert code == 1
+    assert "queries: kept" in err
+    code, _, err = run("attribute", *BASIC, "--where", "0:2", "--out", "runs/a", "--overwrite")
+    assert code == 0, err
+    assert len(fi.load_scores("runs/a").query_ids) == 2
+
+
+def test_top_reads_a_folder_without_the_model(here, run):
+    run("attribute", *BASIC, "--where", "0:3", "--out", "runs/a")
+    code, out, _ = run("top", "runs/a", "-k", "2", "--query", "1", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["rank"] for row in rows] == [1, 2]
+    code, out, _ = run("top", "runs/a", "-k", "1", "--opponents", "--json")
+    assert all(row["score"] < 0 for row in json.loads(out))
+    code, _, err = run("top", "runs/a", "--query", "99")
+    assert code == 2
+    assert "99" in err
+
+
+def test_plan_says_what_a_run_costs_and_reads_no_training_set(here, run):
+    code, out, err = run("plan", *BASIC, "--where", "0:3", "--perturbation", "finite", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["forwards"] == 3 * 2 * 300
+    assert found["seconds"]["total"] >= 0
+    code, _, err = run("plan", *BASIC, "--where", "0:3")
+    assert "batch_size" in err
+
+
+def test_self_influence_writes_a_table_with_the_loss_beside_it(here, run):
+    code, out, err = run(
+        "self-influence",
+        "--model",
+        "cli_net:Net",
+        "--weights",
+        "net.safetensors",
+        "--data",
+        "digits.npz",
+        "-k",
+        "3",
+        "--out",
+        "self.csv",
+        "--json",
+    )
+    assert code == 0, err
+    rows = json.loads(out)
+    assert rows[0]["self_influence"] >= rows[1]["self_influence"]
+    assert {"train", "self_influence", "loss"} <= set(rows[0])
+    assert len(Path("self.csv").read_text().splitlines()) == 301
+
+
+def test_a_task_may_be_a_function_of_the_users(here, run):
+    code, out, err = run("attribute", *BASIC, "--where", "0:2", "--task", "cli_net:absolute", "--json")
+    assert code == 0, err
+    assert json.loads(out)["unit"] == "loss"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "told"),
+    [
+        (["--task", "clasification"], 2, "'classification'"),
+        (["--perturbation", "finit"], 2, "'finite'"),
+        (["--perturb", "lenght=0.1"], 2, "'length'"),
+        (["--perturb", "length"], 2, "name=value"),
+        (["--weights", "none.safetensors"], 1, "none.safetensors"),
+        (["--data", "none.npz"], 1, "none.npz"),
+        (["--queries", "data:tset"], 2, "test"),
+        (["--where", "0:9999"], 2, "9999"),
+        (["--model", "cli_net:Nett"], 2, "Net"),
+        (["--task-option", "querry=label"], 2, "querry"),
+        (["--keep", "some"], 2, "keep"),
+        (["--data-option", "scal=2"], 2, "scale"),
+    ],
+)
+def test_mistakes_are_one_line_with_a_guess_and_leave_nothing_behind(here, run, change, code, told):
+    got, out, err = run("attribute", *BASIC, "--out", "runs/x", *change)
+    assert told in err
+    assert out == ""
+    assert got in (code, 1, 2)
+    assert got != 0
+    assert err.strip().count("\n") <= 1, err
+    assert not Path("runs/x").exists() or not any(Path("runs/x").iterdir())
+
+
+def test_doctor_is_happy_here_and_says_so_in_json(here, run):
+    code, out, _ = run("doctor", "--model", "cli_net:Net", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["versions"]["torch"] == torch.__version__ or found["versions"]["torch"].startswith("2.")
+    assert any("parameters" in finding["what"] for finding in found["findings"])
+
+
+def test_version_and_help_do_not_wait_for_torch():
+    for words in (["--version"], ["--help"]):
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-X", "importtime", "-m", "forwardinf", *words],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            times.append(time.perf_counter() - began)
+        assert " torch" not in {line.rpartition("|")[2] for line in done.stderr.splitlines()}
+        assert min(times) < 0.6, times  # 0.1–0.2 s on a quiet machine; the tests share two cores
+    assert "proponents" in done.stdout
+
+
+def test_a_config_file_with_an_unknown_name_gets_a_guess(here, run):
+    Path("run.yaml").write_text(
+        "model: {spec: 'cli_net:Net', wieghts: x}\ndata: {spec: digits.npz}\nqueries: {spec: 'data:test'}\n"
+    )
+    code, _, err = run("run", "run.yaml", "--allow-code")
+    assert code == 2
+    assert "'weights'" in err
+    Path("run.yaml").write_text("format: forwardinf.config/9\nmodel: {spec: a}\n")
+    code, _, err = run("run", "run.yaml", "--allow-code")
+    assert code == 1
+    assert "forwardinf.config/1" in err
+    Path("run.yaml").write_text("[1, 2]")
+    assert run("run", "run.yaml")[0] == 1
