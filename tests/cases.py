@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.data import Dataset
 
 import forwardinf as fi
 from forwardinf.core import noise
@@ -92,6 +93,19 @@ def feed(given, data=None, **settings):
     """Return the parts that read and push: the case's model (put in eval mode), task and data."""
     rows = examples(given.train if data is None else data, task_collate=given.task.collate)
     return Feed(given.model.eval(), given.task, rows, torch.device("cpu"), **settings)
+
+
+class Sketch(Dataset):
+    """Rows as a map-style dataset."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.rows[row]
 
 
 # -- the slow obvious answer -------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import NAMES, QUERIES, ROWS, Cnn, attribute, case, feed, gradients, joined, one_by_one, size, take
+from cases import NAMES, QUERIES, ROWS, Cnn, Sketch, attribute, case, feed, gradients, joined, one_by_one, size, take
 from close import assert_close, assert_within
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import forwardinf as fi
 from forwardinf.perturb.lend import lend, tensors_of
@@ -386,17 +386,6 @@ def test_4_candidates_get_the_scores_they_get_among_all(name):
 # -- 5: randomness belongs to the example ------------------------------------------------------------------------------
 
 
-class Sketch(Dataset):
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, row):
-        return self.rows[row]
-
-
 class Augmented(Sketch):
     """Random transforms of all three kinds; remembers what it gave out."""
 
@@ -559,10 +548,6 @@ class Jittery(nn.Module):
         out = self.inner(*args, **kwargs)
         out = out if isinstance(out, torch.Tensor) else out.sample
         return out * (1 + 0.01 * torch.rand(()))
-
-
-class Scored(fi.Task):
-    """Counts how often anything is asked under moved weights."""
 
 
 @EVERY

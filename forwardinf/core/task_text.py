@@ -152,11 +152,12 @@ class CausalLM(Task):
     def _labels(self, batch: Batch) -> Tensor:
         if not isinstance(batch, Mapping):
             return _ids(batch)
-        if "labels" in batch:
-            return batch["labels"]  # type: ignore[no-any-return]
-        ids = batch["input_ids"]
         mask = batch.get("attention_mask")
-        return ids if mask is None else ids.masked_fill(mask == 0, NOT_COUNTED)  # type: ignore[no-any-return]
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            return cast("Tensor", batch["labels"] if "labels" in batch else batch["input_ids"])
+        labels = batch["labels"] if "labels" in batch else batch["input_ids"].masked_fill(mask == 0, NOT_COUNTED)
+        before = mask.cumsum(1) - mask == 0  # nothing but padding in front: a row's first token is predicted by nothing
+        return cast("Tensor", labels.masked_fill(before, NOT_COUNTED))
 
     def _token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         labels, inputs = self._labels(batch), _inputs(model, batch)

@@ -47,12 +47,7 @@ def lend(live: Mapping[str, Tensor], moved: Tensors) -> Iterator[None]:
     Raises:
         ModelError: A name is unknown, or a shape differs (copying would broadcast it without a word).
     """
-    for name, tensor in moved.items():
-        if name not in live:
-            raise ModelError(f"parameter {name}", expected="a tensor of the model", got="no such name")
-        if tensor.shape != live[name].shape or tensor.dtype != live[name].dtype:
-            raise ModelError(f"parameter {name}", expected=f"{live[name].dtype} {tuple(live[name].shape)}",
-                             got=f"{tensor.dtype} {tuple(tensor.shape)}")  # fmt: skip
+    _fits(live, moved)
     kept: Tensors = {}
     try:
         with torch.no_grad():
@@ -63,6 +58,16 @@ def lend(live: Mapping[str, Tensor], moved: Tensors) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for name, original in kept.items():
+            for name in list(kept):
                 moved[name] = live[name].detach().clone()
-                live[name].copy_(original)
+                live[name].copy_(kept[name])
+                del kept[name]  # so that giving back takes no second copy either
+
+
+def _fits(live: Mapping[str, Tensor], moved: Tensors) -> None:
+    for name, tensor in moved.items():
+        if name not in live:
+            raise ModelError(f"parameter {name}", expected="a tensor of the model", got="no such name")
+        if tensor.shape != live[name].shape or tensor.dtype != live[name].dtype:
+            raise ModelError(f"parameter {name}", expected=f"{live[name].dtype} {tuple(live[name].shape)}",
+                             got=f"{tensor.dtype} {tuple(tensor.shape)}")  # fmt: skip

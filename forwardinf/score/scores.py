@@ -337,6 +337,9 @@ def write_facts(folder: Folder, scores: Scores) -> None:
 def load_scores(path: str | Path) -> Scores:
     """Read scores back from a run folder or from :meth:`Scores.save`.
 
+    Args:
+        path: The folder.
+
     Raises:
         FileError: The folder is not ours, is damaged, is of a newer format, or the run in it has not finished.
 

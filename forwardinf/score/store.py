@@ -61,7 +61,8 @@ class Folder:
             self.clear()
         path = self.path / "run.json"
         if (
-            not path.exists()
+            not overwrite  # what is left then is not ours, and stays
+            and not path.exists()
             and self.path.is_dir()
             and any(p.name != "config.yaml" and not p.name.startswith(".") for p in self.path.iterdir())
         ):
@@ -105,6 +106,9 @@ class Folder:
         for pattern in ("base/*.parquet", "scores/b-*/s-*.parquet", "cross/b-*.parquet"):
             for file in self.path.glob(pattern):
                 file.unlink()
+        for folder in sorted((p for p in self.path.rglob("*") if p.is_dir()), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
         sweep(self.path)
         (self.path / ".cleared").unlink()
 
@@ -114,8 +118,12 @@ class Folder:
 
     def event(self, what: str, **facts: Any) -> None:
         """Note when something happened."""
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), "event": what, **facts}) + "\n")
+        path = self.path / "events.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), "event": what, **facts}) + "\n")
+        except OSError as error:
+            raise FileError(str(path), expected="room to write", got=str(error), do="Free space, then resume.") from error
 
     def has(self, name: str) -> bool:
         """Return whether a file is there (and so whole)."""

@@ -61,7 +61,7 @@ def test_content_takes_the_place_of_the_row_under_the_same_seed():
 
 
 def test_noise_for_another_number_of_examples_is_an_error():
-    with belonging_to([b"a", b"b"], 0), pytest.raises(RuntimeError, match="noise for 3 examples .* in a batch of 2"):
+    with belonging_to([b"a", b"b"], 0), pytest.raises(RuntimeError, match=r"noise for 3 examples .* in a batch of 2"):
         normal((2,), size=3)
 
 
@@ -75,11 +75,15 @@ def test_states_are_given_back_also_after_an_error():
     def state():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
+    def draws_and_fails():
+        with own_state():
+            seed_all(5)
+            random.random(), np.random.rand(), torch.rand(1)
+            raise KeyError
+
     before = state()
-    with pytest.raises(KeyError), own_state():
-        seed_all(5)
-        random.random(), np.random.rand(), torch.rand(1)
-        raise KeyError
+    with pytest.raises(KeyError):
+        draws_and_fails()
     assert state() == before
 
 

@@ -137,7 +137,7 @@ def test_a_setting_out_of_range_or_out_of_place_is_refused(name):
 
 
 def test_an_unknown_name_in_a_mapping_is_an_error_with_a_guess():
-    with pytest.raises(fi.SettingError, match="Did you mean 'length'?"):
+    with pytest.raises(fi.SettingError, match=r"Did you mean 'length'\?"):
         fi.Perturbation.from_dict({"lenght": 0.1})
     with pytest.raises(fi.SettingError, match="perturbation settings"):
         fi.Perturbation.from_dict({"qqq": 1})
@@ -149,7 +149,7 @@ def test_presets_are_what_they_say():
     assert (finite.kind, finite.rise, finite.both_sides) == ("finite", 0.5, True)
     published = fi.Perturbation.preset("as_published")
     assert (published.lr, published.signed, published.kind) == (5e-3, False, "finite")
-    with pytest.raises(fi.SettingError, match="Did you mean 'finite'?"):
+    with pytest.raises(fi.SettingError, match=r"Did you mean 'finite'\?"):
         fi.Perturbation.preset("finit")
 
 

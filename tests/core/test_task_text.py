@@ -1,0 +1,536 @@
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+from close import assert_close, assert_within
+
+import forwardinf as fi
+from forwardinf.core.task_text import pad
+
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+V, EOS = 23, 2
+TOKENS = {"bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": 0}
+FLOAT32 = "one float32 forward of another batch or another order of additions"
+
+
+def llama(**more):
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=32, **TOKENS, **more,
+    ))  # fmt: skip
+
+
+def gpt2(**more):
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=32, **TOKENS, **more
+    ))  # fmt: skip
+
+
+def t5():
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(
+        vocab_size=V, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0, **TOKENS
+    ))  # fmt: skip
+
+
+def bart():
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(
+        vocab_size=V, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32, decoder_start_token_id=EOS,
+        forced_eos_token_id=None, **TOKENS,
+    ))  # fmt: skip
+
+
+def bert():
+    return transformers.BertForSequenceClassification(transformers.BertConfig(
+        vocab_size=V, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3,
+        max_position_embeddings=32, **TOKENS,
+    ))  # fmt: skip
+
+
+def distilbert():
+    return transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(
+        vocab_size=V, dim=16, n_layers=2, n_heads=2, hidden_dim=24, num_labels=3, max_position_embeddings=32, **TOKENS
+    ))  # fmt: skip
+
+
+BUILD = {make.__name__: make for make in (llama, gpt2, t5, bart, bert, distilbert)}
+
+
+@pytest.fixture(scope="module")
+def built():
+    """Each model once, its weights large enough that its outputs are far from uniform."""
+    found = {}
+    for name, make in BUILD.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = make()
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=0.25)
+        found[name] = model.eval()
+    return found
+
+
+@pytest.fixture
+def make(built):
+    return lambda name: copy.deepcopy(built[name])
+
+
+def texts(rows, shortest=3, longest=9, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(shortest, longest + 1, (rows,), generator=draw).tolist()
+    return [torch.randint(3, V, (size,), generator=draw) for size in sizes]
+
+
+def prompted(rows, seed=0):
+    """Rows whose first two tokens are a prompt that is not counted."""
+    return [
+        {
+            "input_ids": row,
+            "labels": torch.cat([torch.full((2,), -100), row[2:]]),
+            "attention_mask": torch.ones_like(row),
+        }
+        for row in texts(rows, seed=seed)
+    ]
+
+
+@torch.no_grad()
+def sum_of_hugging_face(model, row, counted):
+    """The model's own loss of one row (a mean over its counted tokens) times their number."""
+    batch = {name: value[None] for name, value in row.items()}
+    return float(model(**batch).loss) * counted
+
+
+def read(task, model, batch):
+    with torch.no_grad():
+        return task.loss(model, batch)
+
+
+# -- decoders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_decoders_loss_is_the_models_own_times_the_counted_tokens(make, name, dtype):
+    model, task = make(name).to(dtype), fi.CausalLM()
+    rows = prompted(5)
+    want = [sum_of_hugging_face(model, row, int((row["labels"][1:] != -100).sum())) for row in rows]
+    got = torch.cat([read(task, model, task.collate([row])) for row in rows])
+    assert_close(got, torch.tensor(want), rtol=1e-5, why="the model takes its loss in float32")
+    assert task.count(task.collate(rows)).tolist() == [len(row["input_ids"]) - 2 for row in rows]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_without_labels_every_token_but_the_padding_counts(make, name):
+    model, task, rows = make(name), fi.CausalLM(), texts(5)
+    want = [sum_of_hugging_face(model, {"input_ids": row, "labels": row}, len(row) - 1) for row in rows]
+    assert_close(read(task, model, task.collate(rows)), torch.tensor(want), rtol=1e-5, why=FLOAT32)
+    assert task.count(task.collate(rows)).tolist() == [len(row) - 1 for row in rows]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_on_either_side_changes_no_loss(make, name, side):
+    model, task = make(name).double(), fi.CausalLM(padding_side=side)
+    for rows in (texts(6), prompted(6)):
+        alone = torch.cat([read(task, model, task.collate([row])) for row in rows])
+        together = read(task, model, task.collate(rows))
+        assert_close(together, alone, rtol=1e-9, why="float64; masked positions add exact zeros or exp(-large)")
+
+
+def test_padding_with_the_end_token_changes_no_loss_either(make):
+    model, rows = make("llama").double(), texts(6)
+    alone = torch.cat([read(fi.CausalLM(), model, fi.CausalLM().collate([row])) for row in rows])
+    for side in ("right", "left"):
+        task = fi.CausalLM(pad_token_id=EOS, padding_side=side)
+        assert_close(read(task, model, task.collate(rows)), alone, rtol=1e-9, why="float64; masked out")
+
+
+def test_positions_that_are_given_are_kept(make):
+    model, task = make("gpt2").double(), fi.CausalLM()
+    row = texts(1)[0]
+    shifted = {"input_ids": row, "position_ids": torch.arange(len(row)) + 5}
+    want = sum_of_hugging_face(model, shifted | {"labels": row}, len(row) - 1)
+    assert_close(read(task, model, task.collate([shifted])), [want], rtol=1e-6, why="the model's own loss is float32")
+    assert abs(float(read(task, model, task.collate([row]))) - want) > 1e-3 * want
+
+
+def test_a_row_without_counted_tokens_has_loss_and_score_zero(make):
+    model, task, rows = make("llama"), fi.CausalLM(), prompted(4)
+    rows[1]["labels"] = torch.full_like(rows[1]["labels"], -100)
+    assert read(task, model, task.collate(rows))[1] == 0
+    assert task.count(task.collate(rows))[1] == 0
+    scores = fi.attribute(model, rows, rows[:1], task=task, progress=False)
+    assert (scores.values[:, 1] == 0).all()
+    assert (scores.values[:, [0, 2, 3]] != 0).all()
+
+
+def test_a_row_of_one_token_has_nothing_to_predict(make):
+    task = fi.CausalLM()
+    batch = task.collate([torch.tensor([5]), torch.tensor([5, 6, 7])])
+    assert read(task, make("llama"), batch)[0] == 0
+    assert task.count(batch).tolist() == [0, 2]
+
+
+def test_an_empty_row_among_others_has_loss_zero(make):
+    task = fi.CausalLM()
+    batch = task.collate([{"input_ids": [], "labels": []}, {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}])
+    assert batch["input_ids"].dtype == torch.int64
+    found = read(task, make("llama"), batch)
+    assert found[0] == 0
+    assert_close(found[1:], read(task, make("llama"), task.collate([[5, 6, 7]])), rtol=1e-5, why=FLOAT32)
+
+
+def test_an_answers_margin_is_the_sum_of_log_odds_of_its_counted_tokens(make):
+    model, rows = make("llama").double(), prompted(3)
+    task = fi.CausalLM(query="margin")
+    batch = task.collate(rows)
+    with torch.no_grad():
+        p = torch.log_softmax(
+            model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1], -1
+        ).exp()
+        labels = batch["labels"][:, 1:]
+        own = p.gather(2, labels.clamp_min(0)[..., None]).squeeze(2)
+        want = ((own / (1 - own)).log() * (labels != -100)).sum(1)
+        assert_close(task.measure(model, batch), want, rtol=1e-9, why="float64; 1 − p loses digits")
+        assert_close(
+            fi.CausalLM().measure(model, batch), -fi.CausalLM().loss(model, batch), rtol=1e-15, why="minus the loss"
+        )
+
+
+def test_columns_of_equal_length_need_no_collate(make):
+    model, ids = make("llama"), torch.randint(3, V, (6, 7))
+    for train, queries in (((ids,), (ids[:1],)), ({"input_ids": ids}, {"input_ids": ids[:1]}), (ids, ids[:1])):
+        scores = fi.attribute(model, train, queries, task=fi.CausalLM(), progress=False)
+        assert scores.values.shape == (1, 6)
+        assert_close(scores.share[0, :1], torch.ones(1), rtol=2e-2, why="law 8, by differences in float32")
+
+
+@pytest.mark.parametrize("bare", [torch.tensor([5, 6, 7]), {"input_ids": torch.tensor([5, 6, 7])}])
+def test_one_text_passed_bare_is_told_to_go_into_a_list(make, bare):
+    with pytest.raises(fi.TaskError, match=r"rows of token ids: a batch \(B, T\), got shape") as caught:
+        fi.attribute(make("llama"), texts(3), bare, task=fi.CausalLM(), progress=False)
+    assert "[test[0]]" in caught.value.do
+
+
+@pytest.mark.parametrize(
+    "settings", [{"query": "label"}, {"padding_side": "lft"}, {"documents": True}, {"documents": 1.5}]
+)
+def test_a_setting_of_a_decoders_task_that_is_not_known_is_refused(settings):
+    with pytest.raises(fi.SettingError, match=rf"CausalLM\({next(iter(settings))}=\)"):
+        fi.CausalLM(**settings)
+
+
+def test_a_model_that_adds_tokens_of_its_own_is_refused(make):
+    class Longer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = make("llama")
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.inner(torch.cat([input_ids[:, :1], input_ids], 1)).logits
+
+    with pytest.raises(fi.TaskError, match="CausalLM: expected logits of shape"):
+        read(fi.CausalLM(), Longer(), fi.CausalLM().collate(texts(2)))
+
+
+# -- documents inside rows ---------------------------------------------------------------------------------------------
+
+
+def packed_rows():
+    """Rows of 3, 1 and 2 documents; each ends with the end token."""
+    documents = [torch.cat([text, torch.tensor([EOS])]) for text in texts(6, 2, 5)]
+    groups = [documents[:3], documents[3:4], documents[4:]]
+    return [
+        {
+            "input_ids": torch.cat(group),
+            "position_ids": torch.cat([torch.arange(len(one)) for one in group]),
+            "doc": torch.cat([torch.full((len(one),), 7 * number + 1) for number, one in enumerate(group)]),
+        }
+        for group in groups
+    ]
+
+
+def only(rows, *names):
+    return [{name: row[name] for name in ("input_ids", *names)} for row in rows]
+
+
+BY = {
+    "the end token": (EOS, lambda rows: only(rows)),
+    "positions that restart": ("position_ids", lambda rows: only(rows, "position_ids")),
+    "a column of numbers": ("doc", lambda rows: only(rows, "doc")),
+}
+
+
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_documents_losses_add_up_to_the_rows(make, by, side):
+    how, chosen = BY[by]
+    rows, model = chosen(packed_rows()), make("llama").double()
+    task = fi.CausalLM(documents=how, pad_token_id=EOS, padding_side=side)
+    assert [task.parts(row) for row in rows] == [3, 1, 2]
+    batch = task.collate(rows)
+    found = read(task, model, batch)
+    assert found.shape == (6,)
+    whole = read(task.whole(), model, batch)
+    summed = torch.stack([part.sum() for part in found.split([3, 1, 2])])
+    assert_close(summed, whole, rtol=1e-12, why="the same tokens, added in another order")
+    alone = torch.cat([read(task, model, task.collate([row])) for row in rows])
+    assert_close(found, alone, rtol=1e-9, why="float64; padding is masked out")
+
+
+def test_a_documents_loss_is_that_of_its_own_tokens(make):
+    row, model = only(packed_rows())[0], make("llama").double()
+    with torch.no_grad():
+        logits = model(row["input_ids"][None]).logits[0, :-1]
+    each = torch.nn.functional.cross_entropy(logits, row["input_ids"][1:], reduction="none")
+    number = torch.cat([torch.zeros(1), (row["input_ids"][:-1] == EOS).cumsum(0)]).long()[1:]
+    want = torch.zeros(3, dtype=torch.float64).index_add(0, number, each)
+    task = fi.CausalLM(documents=EOS)
+    assert_close(read(task, model, task.collate([row])), want, rtol=1e-12, why="the same tokens, float64")
+
+
+@pytest.mark.parametrize("by", BY)
+def test_documents_are_the_training_examples_of_an_attribution(make, by):
+    how, chosen = BY[by]
+    rows, model = chosen(packed_rows()), make("llama").double()
+    task = fi.CausalLM(documents=how)
+    queries = texts(2, seed=5) if "position" not in by else only(packed_rows(), "position_ids")[1:2]
+    names = [f"document {n}" for n in range(6)]
+    settings = {"task": task, "progress": False, "batch_size": 2}
+    scores = fi.attribute(model, rows, queries, ids=names, **settings)
+    assert scores.ids == names
+    assert scores.values.shape == (len(queries), 6)
+    whole = fi.attribute(model, rows, queries, **(settings | {"task": task.whole()}))
+    summed = np.stack([part.sum(1) for part in np.split(scores.values.astype(float), [3, 4], axis=1)], axis=1)
+    assert_close(summed, whole.values, rtol=1e-4, why="float32 scores of float64 differences")
+    assert_close(scores.baseline[3:4], whole.baseline[1:2], rtol=1e-12, why="a row of one document is that document")
+    few = fi.attribute(model, rows, queries, candidates=[[5, 0]] * len(queries), **settings)
+    assert np.isnan(few.values[:, [1, 2, 3, 4]]).all()
+    assert_within(few.values[:, [0, 5]], scores.values[:, [0, 5]], atol=4 * scores.noise_floor, why="other batches")
+
+
+def test_ids_for_rows_do_not_fit_documents(make):
+    with pytest.raises(fi.DataError, match="train ids: expected 6, one for each example, got 3"):
+        fi.attribute(make("llama"), only(packed_rows()), texts(1), task=fi.CausalLM(documents=EOS), ids=list("abc"),
+                     progress=False)  # fmt: skip
+
+
+def test_packed_queries_stay_rows(make):
+    rows = only(packed_rows())
+    scores = fi.attribute(make("llama"), rows, rows[:2], task=fi.CausalLM(documents=EOS), progress=False)
+    assert scores.values.shape == (2, 6)
+    assert scores.cross.shape == (2, 2)
+
+
+def test_where_documents_cannot_be_told_apart_it_is_rows_and_says_so_once(make, caplog):
+    from forwardinf.core.task_text import _say_rows
+
+    _say_rows.cache_clear()
+    task, rows = fi.CausalLM(documents="chapter"), only(packed_rows())
+    scores = fi.attribute(make("llama"), rows, texts(1), task=task, progress=False)
+    assert scores.values.shape == (1, 3)
+    assert caplog.text.count("no column 'chapter' in the training rows: each row is read as one document") == 1
+
+
+def test_documents_of_plain_lists_are_found_by_the_end_token():
+    task = fi.CausalLM(documents=EOS)
+    assert [task.parts(row) for row in ([3, 4], [3, EOS], [3, EOS, 4], [EOS, EOS, 3], [EOS])] == [1, 1, 2, 3, 1]
+
+
+def test_a_subclass_keeps_what_its_queries_are_asked(make):
+    class Doubled(fi.CausalLM):
+        def measure(self, model, batch):
+            return 2 * super().measure(model, batch)
+
+    model, rows = make("llama").double(), texts(4)
+    plain = fi.attribute(model, rows, rows[:1], task=fi.CausalLM(), progress=False)
+    doubled = fi.attribute(model, rows, rows[:1], task=Doubled(), progress=False)
+    assert_close(doubled.values, 2 * plain.values, rtol=1e-4, why="linear in the query's gradient; float32 values")
+
+
+# -- encoder-decoders --------------------------------------------------------------------------------------------------
+
+
+def pairs(rows, seed=0):
+    asked, answers = texts(rows, seed=seed), texts(rows, 2, 6, seed=seed + 1)
+    return [{"input_ids": one, "labels": other} for one, other in zip(asked, answers, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_an_encoder_decoders_loss_is_the_models_own_times_the_counted_tokens(make, name):
+    model, task, rows = make(name), fi.Seq2Seq(), pairs(5)
+    rows[2]["labels"][0] = -100
+    want = [sum_of_hugging_face(model, row, int((row["labels"] != -100).sum())) for row in rows]
+    assert_close(read(task, model, task.collate(rows)), torch.tensor(want), rtol=1e-5, why=FLOAT32)
+    assert task.count(task.collate(rows)).tolist() == [int((row["labels"] != -100).sum()) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_padding_of_question_and_answer_changes_no_loss(make, name):
+    model, task, rows = make(name).double(), fi.Seq2Seq(), pairs(6)
+    alone = torch.cat([read(task, model, task.collate([row])) for row in rows])
+    assert_close(read(task, model, task.collate(rows)), alone, rtol=1e-9, why="float64; masked out")
+
+
+def test_an_encoder_decoder_can_be_attributed_and_finds_the_copy(make):
+    rows = pairs(8)
+    scores = fi.attribute(make("t5"), rows, rows[3:4], task=fi.Seq2Seq(), progress=False)
+    assert_close(scores.share[0, 3:4], torch.ones(1), rtol=2e-2, why="law 8, by differences in float32")
+
+
+def test_what_an_encoder_decoders_task_needs_is_said(make):
+    with pytest.raises(fi.TaskError, match="Seq2Seq: expected a batch with 'input_ids' and 'labels'"):
+        read(fi.Seq2Seq(), make("t5"), fi.Seq2Seq().collate(texts(2)))
+    with pytest.raises(fi.TaskError, match="Seq2Seq: expected decoder_input_ids in the batch"):
+        read(fi.Seq2Seq(), make("llama"), fi.Seq2Seq().collate(pairs(2)))
+
+
+# -- classifiers -------------------------------------------------------------------------------------------------------
+
+
+def labelled(rows, seed=0):
+    return [{"input_ids": row, "label": number % 3} for number, row in enumerate(texts(rows, seed=seed))]
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_a_classifiers_loss_is_the_models_own(make, name):
+    model, task, rows = make(name), fi.SequenceClassification(), labelled(5)
+    want = [
+        float(model(input_ids=row["input_ids"][None], labels=torch.tensor([row["label"]])).loss.detach())
+        for row in rows
+    ]
+    assert_close(read(task, model, task.collate(rows)), torch.tensor(want), rtol=1e-5, why=FLOAT32)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_padding_changes_no_loss_of_a_classifier(make, name):
+    model, task, rows = make(name).double(), fi.SequenceClassification(), labelled(6)
+    for row in rows:
+        row["token_type_ids"] = torch.zeros_like(row["input_ids"])
+    alone = torch.cat([read(task, model, task.collate([row])) for row in rows])
+    assert_close(read(task, model, task.collate(rows)), alone, rtol=1e-9, why="float64; masked out")
+
+
+def word_tokenizer(side="right"):
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.WordLevel({word: n for n, word in enumerate(["?", "a", "b", "c", "d"])}, unk_token="?")
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="?", unk_token="?", padding_side=side)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("label", ["label", "labels"])
+def test_rows_of_text_are_tokenised_as_the_tokenizer_does(side, label):
+    task = fi.SequenceClassification(word_tokenizer(side), max_length=3)
+    batch = task.collate([{"text": "a b c d", label: 1, "source": "x"}, {"text": "d", label: 0, "source": "y"}])
+    want = word_tokenizer(side)(["a b c d", "d"], truncation=True, max_length=3, padding=True, return_tensors="pt")
+    assert torch.equal(batch["input_ids"], want["input_ids"])
+    assert torch.equal(batch["attention_mask"], want["attention_mask"])
+    assert batch["labels"].tolist() == [1, 0]
+    assert "source" not in batch
+
+
+def test_two_columns_of_text_are_a_pair():
+    task = fi.SequenceClassification(word_tokenizer(), text=("question", "answer"))
+    batch = task.collate([{"question": "a b", "answer": "c", "label": 1}])
+    want = word_tokenizer()(["a b"], ["c"], return_tensors="pt")
+    assert torch.equal(batch["input_ids"], want["input_ids"])
+
+
+def test_a_text_classifier_is_attributed_from_text(make):
+    rows = [{"text": text, "label": number % 3} for number, text in enumerate(["a b", "c", "d d a", "b c d", "a", "b"])]
+    task = fi.SequenceClassification(word_tokenizer())
+    scores = fi.attribute(make("bert"), rows, rows[2:3], task=task, progress=False)
+    assert_close(scores.share[0, 2:3], torch.ones(1), rtol=2e-2, why="law 8, by differences in float32")
+
+
+def test_the_settings_of_a_classification_hold_for_texts(make):
+    model, rows = make("bert"), labelled(3)
+    task = fi.SequenceClassification(query="predicted", label_smoothing=0.1)
+    batch = task.collate(rows)
+    filled = task.ask(model, batch)
+    assert torch.equal(filled["labels"], model(**{k: v for k, v in batch.items() if k != "labels"}).logits.argmax(1))
+    with pytest.raises(fi.SettingError):
+        fi.SequenceClassification(query="predcted")
+
+
+# -- padding itself ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_padded_with_what_each_column_needs():
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [5, -100, 7], "token_type_ids": [1, 1, 1], "label": 2, "weight": 0.5,
+         "text": "long", "words": ["a", "b", "c"], "note": None},
+        {"input_ids": [8], "labels": [8], "token_type_ids": [1], "label": 1, "weight": 1.5, "text": "x", "words": ["a"],
+         "note": None},
+    ]  # fmt: skip
+    rows_without = [{name: value for name, value in row.items() if name != "label"} for row in rows]
+    batch = pad(rows_without, token=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["labels"].tolist() == [[5, -100, 7], [8, -100, -100]]
+    assert batch["token_type_ids"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["weight"].tolist() == [0.5, 1.5]
+    assert not {"text", "words", "note"} & set(batch)
+    left = pad(rows_without, token=9, side="left")
+    assert left["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
+    assert left["labels"].tolist() == [[5, -100, 7], [-100, -100, 8]]
+    assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "row", [np.array([5, 6]), torch.tensor([5, 6]), [5, 6], (5, 6), {"input_ids": np.array([5, 6])}]
+)
+def test_a_row_of_ids_may_be_any_sequence(row):
+    assert pad([row], token=0)["input_ids"].tolist() == [[5, 6]]
+
+
+def test_rows_that_are_not_tokenised_say_so():
+    with pytest.raises(fi.TaskError, match=re.escape("expected 'input_ids', got keys ['text']")) as caught:
+        fi.CausalLM().collate([{"text": "a b"}])
+    assert "tokenizer" in caught.value.do
+
+
+# -- adapters ----------------------------------------------------------------------------------------------------------
+
+
+def adapted(model):
+    peft = pytest.importorskip("peft")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        wrapped = peft.get_peft_model(model, config)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return wrapped
+
+
+def test_an_adapter_has_the_models_own_loss_and_moves_alone(make):
+    model, task, rows = adapted(make("llama")), fi.CausalLM(), prompted(5)
+    want = [sum_of_hugging_face(model.eval(), row, int((row["labels"][1:] != -100).sum())) for row in rows]
+    assert_close(read(task, model, task.collate(rows)), torch.tensor(want), rtol=1e-5, why=FLOAT32)
+    scores = fi.attribute(model, rows, rows[:1], task=task, progress=False, perturbation={"length": 0.02})
+    assert scores.values[0, 0] > 0
+    assert_close(scores.length, [0.02], rtol=1e-2, why="the ruler measures the product BA to 1e-6; float32 weights")
+
+
+def test_an_adapter_may_have_documents_and_an_answer_to_give(make):
+    rows = only(packed_rows())
+    scores = fi.attribute(adapted(make("llama")), rows, rows[:1], task=fi.CausalLM(documents=EOS), progress=False)
+    assert scores.values.shape == (1, 6)
+
+
+def test_an_adapter_on_an_encoder_decoder_still_shifts_the_labels(make):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
+    rows = pairs(3)
+    wrapped = peft.get_peft_model(make("t5"), config).eval()
+    want = [sum_of_hugging_face(wrapped, row, len(row["labels"])) for row in rows]
+    assert_close(read(fi.Seq2Seq(), wrapped, fi.Seq2Seq().collate(rows)), torch.tensor(want), rtol=1e-5, why=FLOAT32)

@@ -1,0 +1,237 @@
+"""Rules about the code itself: floors, front door, docstrings, and what an import costs."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from close import assert_close, assert_within
+
+import forwardinf as fi
+
+ROOT = Path(fi.__file__).parent
+FLOORS = {"core": 0, "perturb": 1, "read": 1, "score": 1, "job": 2, "method": 3, "use": 4, "view": 5}  # one number: side by side
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def floor(path):
+    top = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "view" if top == "__main__" else top  # python -m forwardinf: a door to the command line
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path):
+    """Yield (line, module) for every import, also those inside functions; importlib's too, where the name is spelled out."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}:{node.lineno}: write the full path, so that the floor can be seen"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            packages = [found for found in inner if (ROOT.parent / found.replace(".", "/")).is_dir()]
+            files = [found for found in inner if (ROOT.parent / (found.replace(".", "/") + ".py")).is_file()]
+            if (node.module, inner) == ("forwardinf", ["forwardinf.__version__"]):
+                continue  # it lives in the front door itself
+            for found in packages or files or [node.module]:
+                yield node.lineno, found
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
+            if node.args and isinstance(node.args[0], ast.Constant):
+                yield node.lineno, node.args[0].value
+
+
+def test_every_file_is_on_a_floor():
+    assert len(FILES) > 40
+    assert {floor(path) for path in FILES} <= set(FLOORS), "a new floor is a decision: write it down here"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_only_go_down(path):
+    here = floor(path)
+    for line, module in imports(path):
+        package, _, rest = module.partition(".")
+        if package != "forwardinf":
+            continue
+        assert rest, f"{name(path)}:{line}: import from the module, not through the front door"
+        there = rest.split(".")[0]
+        if there == here:
+            assert rest.count("."), f"{name(path)}:{line}: import from the module"
+            continue
+        assert FLOORS[there] < FLOORS[here], f"{name(path)}:{line}: {here} may not import {there}"
+        is_module = (ROOT / (rest.replace(".", "/") + ".py")).is_file()
+        assert is_module, f"{name(path)}:{line}: {module} is not a module"
+
+
+def test_the_floors_would_notice(tmp_path, monkeypatch):
+    import test_house as house
+
+    bad = tmp_path / "forwardinf"
+    for folder, text in {
+        "core": "from forwardinf.read.plan import Plan",
+        "perturb": "from forwardinf.read.plan import Plan",
+        "read": "import forwardinf",
+        "score": "from .top import order",
+        "job.py": "from forwardinf.method import run",
+        "use": "def f():\n    import forwardinf.view.report",
+    }.items():
+        path = bad / folder if folder.endswith(".py") else bad / folder / "x.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        monkeypatch.setattr(house, "ROOT", bad)
+        with pytest.raises(AssertionError):
+            house.test_imports_only_go_down(path)
+
+
+def test_the_front_door():
+    assert fi.__all__ == [
+        "CausalLM",
+        "Classification",
+        "DataError",
+        "Diffusion",
+        "Error",
+        "FileError",
+        "MissingExtra",
+        "ModelError",
+        "MultiLabel",
+        "NoiseError",
+        "Perturbation",
+        "QueryError",
+        "Regression",
+        "RunMismatch",
+        "Scores",
+        "SelfInfluence",
+        "Seq2Seq",
+        "SequenceClassification",
+        "SettingError",
+        "Task",
+        "TaskError",
+        "__version__",
+        "attribute",
+        "from_trainer",
+        "load_data",
+        "load_model",
+        "load_scores",
+        "self_influence",
+    ]
+    assert dir(fi) == fi.__all__
+    with pytest.raises(AttributeError, match="no attribute 'atribute'"):
+        fi.atribute  # noqa: B018
+
+
+@pytest.mark.parametrize("public", [found for found in fi.__all__ if found != "__version__"])
+def test_every_public_name_says_what_it_is(public):
+    found = getattr(fi, public)
+    assert inspect.getdoc(found), public
+    assert found.__doc__, "its own docstring, not its parent's"
+    if inspect.isclass(found):
+        for member, value in vars(found).items():
+            if not member.startswith("_") and (callable(value) or isinstance(value, property | classmethod)):
+                assert inspect.getdoc(getattr(found, member)), f"{public}.{member}"
+    else:
+        described = inspect.getdoc(found)
+        for parameter in inspect.signature(found).parameters:
+            assert f"{parameter}:" in described, f"{public}({parameter}=) is not described"
+
+
+def test_every_error_is_ours_and_a_value_error_where_a_value_is_wrong():
+    errors = [getattr(fi, public) for public in fi.__all__ if public.endswith("Error") or public == "RunMismatch"]
+    assert len(errors) >= 9
+    assert all(issubclass(error, fi.Error) for error in errors)
+    assert all(issubclass(error, ValueError) for error in errors if error not in (fi.Error, fi.NoiseError))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_every_file_says_what_it_is_for(path):
+    assert ast.get_docstring(tree(path)), name(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_only_the_view_prints(path):
+    if floor(path) != "view":
+        prints = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Name) and node.id == "print"]
+        assert not prints, f"{name(path)}: print on lines {prints}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_nothing_needs_torchvision(path):
+    assert "torchvision" not in {module.partition(".")[0] for _, module in imports(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_nothing_reads_a_file_that_could_run_code(path):
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        called, given = ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        where = f"{name(path)}:{node.lineno}"
+        if called == "torch.load":
+            assert given.get("weights_only") == "True", where
+        elif called in ("np.load", "numpy.load"):
+            assert given.get("allow_pickle", "False") == "False", where
+        assert called not in ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "dill.load", "eval", "exec"), where
+        assert called != "yaml.load", where
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if floor(path) != "view"], ids=name)
+def test_no_reading_leaves_inference_tensors_behind(path):
+    # torch.inference_mode would: what a model keeps from its first forward could not serve a backward afterwards.
+    assert "inference_mode" not in {getattr(node, "attr", "") for node in ast.walk(tree(path))}, name(path)
+
+
+def loaded(statement):
+    told = subprocess.run([sys.executable, "-c", f"{statement}; import sys; print(*sys.modules)"], check=True,
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    return {module.partition(".")[0] for module in told.stdout.split()}
+
+
+def test_importing_the_package_is_quick_and_the_method_needs_no_extra():
+    found = loaded("import forwardinf")
+    assert not found & {"torch", "numpy", "pandas", "pyarrow", "transformers"}
+    found = loaded("import forwardinf as fi; fi.attribute; fi.Classification; fi.CausalLM; fi.Diffusion; fi.load_scores")
+    assert "torch" in found
+    assert not found & {"transformers", "datasets", "peft", "diffusers", "accelerate", "torchvision", "sklearn"}
+
+
+# -- the comparisons that all tests rest on ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("got", "want"),
+    [
+        (torch.ones(2), torch.ones(3)),
+        (torch.ones(2, 1), torch.ones(2)),
+        (torch.ones(0), torch.ones(0)),
+        (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0])),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])),
+        (torch.tensor([float("nan")] * 2), torch.tensor([float("nan")] * 2)),
+        (torch.tensor([1.0, 2.1]), torch.tensor([1.0, 2.0])),
+        (torch.tensor([1e-9]), torch.tensor([0.0])),
+        ([1.0, float("inf")], [1.0, 2.0]),
+    ],
+)
+def test_the_comparison_fails_where_it_should(got, want):
+    with pytest.raises(AssertionError):
+        assert_close(got, want, rtol=1e-2, why="a test")
+    with pytest.raises(AssertionError):
+        assert_within(got, want, atol=1e-10, why="a test")
+
+
+def test_the_comparison_holds_where_it_should_and_wants_a_reason():
+    assert_close([[1.0, 2.0]], torch.tensor([[1.0, 2.01]]), rtol=1e-2, why="a test")
+    assert_within([[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.01], [3.0, 5.0]], atol=[0.1, 2.0], why="one for each row")
+    with pytest.raises(AssertionError):
+        assert_within([[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.01], [3.0, 5.0]], atol=[0.1, 0.2], why="one for each row")
+    with pytest.raises(AssertionError, match="reason"):
+        assert_close([1.0], [1.0], rtol=1e-2, why="")
+    with pytest.raises(AssertionError, match="worst at 1"):
+        assert_close([1.0, 3.0], [1.0, 2.0], rtol=1e-2, why="a test")
