@@ -34,7 +34,9 @@ class Case:
 
     def double(self):
         """Return the case in float64, whole numbers as they are."""
-        return replace(self, model=copy.deepcopy(self.model).double(), train=wide(self.train), queries=wide(self.queries))
+        return replace(
+            self, model=copy.deepcopy(self.model).double(), train=wide(self.train), queries=wide(self.queries)
+        )
 
     def with_copies(self):
         """Return the case with the queries appended to the training set."""
@@ -259,7 +261,9 @@ def sentences(rows, seed):
     draw = torch.Generator().manual_seed(seed)
 
     def one():
-        start, step, length = (int(torch.randint(low, high, (), generator=draw)) for low, high in ((0, 17), (1, 4), (6, 15)))
+        start, step, length = (
+            int(torch.randint(low, high, (), generator=draw)) for low, high in ((0, 17), (1, 4), (6, 15))
+        )
         return 3 + (start + step * torch.arange(length)) % 17
 
     return [one() for _ in range(rows)]

@@ -13,7 +13,16 @@ from close import assert_close, assert_within
 import forwardinf as fi
 
 ROOT = Path(fi.__file__).parent
-FLOORS = {"core": 0, "perturb": 1, "read": 1, "score": 1, "job": 2, "method": 3, "use": 4, "view": 5}  # one number: side by side
+FLOORS = {
+    "core": 0,
+    "perturb": 1,
+    "read": 1,
+    "score": 1,
+    "job": 2,
+    "method": 3,
+    "use": 4,
+    "view": 5,
+}  # one number: side by side
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -45,9 +54,8 @@ def imports(path):
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
-            if node.args and isinstance(node.args[0], ast.Constant):
-                yield node.lineno, node.args[0].value
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from ((node.lineno, given.value) for given in node.args[:1] if isinstance(given, ast.Constant))
 
 
 def test_every_file_is_on_a_floor():
@@ -178,8 +186,8 @@ def test_nothing_reads_a_file_that_could_run_code(path):
             assert given.get("weights_only") == "True", where
         elif called in ("np.load", "numpy.load"):
             assert given.get("allow_pickle", "False") == "False", where
-        assert called not in ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "dill.load", "eval", "exec"), where
-        assert called != "yaml.load", where
+        assert called not in ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "dill.load"), where
+        assert called not in ("yaml.load", "eval", "exec"), where
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if floor(path) != "view"], ids=name)
@@ -197,7 +205,9 @@ def loaded(statement):
 def test_importing_the_package_is_quick_and_the_method_needs_no_extra():
     found = loaded("import forwardinf")
     assert not found & {"torch", "numpy", "pandas", "pyarrow", "transformers"}
-    found = loaded("import forwardinf as fi; fi.attribute; fi.Classification; fi.CausalLM; fi.Diffusion; fi.load_scores")
+    found = loaded(
+        "import forwardinf as fi; fi.attribute; fi.Classification; fi.CausalLM; fi.Diffusion; fi.load_scores"
+    )
     assert "torch" in found
     assert not found & {"transformers", "datasets", "peft", "diffusers", "accelerate", "torchvision", "sklearn"}
 

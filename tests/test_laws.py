@@ -202,8 +202,18 @@ def test_1_a_forward_that_writes_a_buffer_is_refused_and_the_buffer_put_back():
 @pytest.mark.parametrize(
     ("rule", "turn", "rtol", "why"),
     [
-        (Push(), lambda g: g, 1e-3, "float64, one-sided at ‖Δθ‖/‖θ‖ = 1e-6: the second-order term is 1e-6 times curvature"),
-        (Push(two_sided=True), lambda g: g, 2e-7, "float64, two-sided: what is left is the float32 in which scores are kept"),
+        (
+            Push(),
+            lambda g: g,
+            1e-3,
+            "float64, one-sided at ‖Δθ‖/‖θ‖ = 1e-6: the second-order term is 1e-6 times curvature",
+        ),
+        (
+            Push(two_sided=True),
+            lambda g: g,
+            2e-7,
+            "float64, two-sided: what is left is the float32 in which scores are kept",
+        ),
         (Push("sign"), torch.sign, 1e-3, "float64, one-sided at 1e-6"),
         (Push("sign", two_sided=True), torch.sign, 2e-7, "float64, two-sided: float32 storage"),
         (Push(toward="descent"), lambda g: g, 1e-3, "float64, one-sided at 1e-6"),
@@ -292,7 +302,9 @@ def test_2_what_a_query_is_asked_changes_what_is_moved_not_what_is_read(name, qu
             if rule.kind == "linear":
                 assert_close(scores.values, asked @ trained.T, rtol=1e-3, why="float64, one-sided at 1e-6")
             assert (scores.rise > 0).all(), "ascent lowers what the query is asked about"
-        assert_close(scores.rise, [0.01] * QUERIES, rtol=0.02, why="the rise is found to 2 %, in the query's own measurement")
+        assert_close(
+            scores.rise, [0.01] * QUERIES, rtol=0.02, why="the rise is found to 2 %, in the query's own measurement"
+        )
     finally:
         given.queries[1][0] = (given.queries[1][0] - 1) % 10
 
@@ -496,7 +508,9 @@ def test_6_the_published_behaviour_differs_and_is_the_only_one_in_training_mode(
 @pytest.mark.parametrize("direction", ["plain", "sign"])
 def test_7_ascent_and_descent_have_the_same_sign(name, direction):
     given = case(name, torch.float64).with_copies()
-    up, down = (attribute(given, perturbation=Push(direction, length=1e-4, toward=way)) for way in ("ascent", "descent"))
+    up, down = (
+        attribute(given, perturbation=Push(direction, length=1e-4, toward=way)) for way in ("ascent", "descent")
+    )
     for q in range(QUERIES):
         assert np.corrcoef(up.values[q], down.values[q])[0, 1] > 0.99, "the two differ in the second order only"
         assert up.values[q, ROWS + q] > 0, "a copy of the query is a proponent"
@@ -504,7 +518,9 @@ def test_7_ascent_and_descent_have_the_same_sign(name, direction):
     assert (up.rise > 0).all()
     assert (down.rise > 0).all()
     both = attribute(given, perturbation=Push(direction, length=1e-4, two_sided=True))
-    assert_close(both.values, (up.values + down.values) / 2, rtol=1e-5, why="half the difference of the two sides, float32")
+    assert_close(
+        both.values, (up.values + down.values) / 2, rtol=1e-5, why="half the difference of the two sides, float32"
+    )
 
 
 # -- 8: a copy of the query --------------------------------------------------------------------------------------------
@@ -526,7 +542,9 @@ def test_8_an_exact_copy_of_the_query_has_share_one(name, rule):
     assert_within(copies, np.ones(QUERIES), atol=relative.max(), why=FOUR_READINGS)
     assert_within(np.diag(scores.cross), scores.rise, atol=6 * scores.noise_floor + 1e-6 * scores.rise,
                   why=FOUR_READINGS + "; cross is kept in float32")  # fmt: skip
-    assert_within(scores.values[:, ROWS:], scores.cross, atol=6 * scores.noise_floor + 1e-6 * scores.rise, why=FOUR_READINGS)
+    assert_within(
+        scores.values[:, ROWS:], scores.cross, atol=6 * scores.noise_floor + 1e-6 * scores.rise, why=FOUR_READINGS
+    )
 
 
 def test_8_a_copy_in_another_form_still_sees_the_same_noise():

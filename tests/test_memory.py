@@ -14,7 +14,8 @@ from forwardinf.core import machine
 
 torch.set_num_threads(1)
 P = 24 * 2**20                                   # parameters: 96 MiB
-model = torch.nn.Sequential(torch.nn.Linear(2048, P // 2048 // 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(P // 2048 // 2, 2048, bias=False))
+W = P // 2048 // 2
+model = torch.nn.Sequential(torch.nn.Linear(2048, W, bias=False), torch.nn.ReLU(), torch.nn.Linear(W, 2048, bias=False))
 x = torch.randn(64, 2048)
 seen = []
 
@@ -26,7 +27,8 @@ def loss(model, batch):
     return found
 
 settings = json.loads(sys.argv[1])
-fi.attribute(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])), (torch.eye(2), torch.tensor([0, 1])), task=fi.Classification())
+small = torch.eye(2), torch.tensor([0, 1])
+fi.attribute(torch.nn.Linear(2, 2), small, small, task=fi.Classification())
 with torch.no_grad():
     loss(model, (x[:8],))                        # imports and the workspace of a plain forward are not ours
 before = max(seen)

@@ -20,7 +20,15 @@ from blake3 import blake3
 from PIL import Image
 from torch import Tensor, nn
 
-LIBRARIES = {"torch", "forwardinf", "transformers", "diffusers", "peft", "numpy", *sys.stdlib_module_names}  # told by name
+LIBRARIES = {
+    "torch",
+    "forwardinf",
+    "transformers",
+    "diffusers",
+    "peft",
+    "numpy",
+    *sys.stdlib_module_names,
+}  # told by name
 PROVENANCE = {"name_or_path", "transformers_version", "architectures", "model_type", "dtype", "torch_dtype"}
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 

@@ -65,7 +65,9 @@ def _lines(title: str, total: int, setting: Setting) -> Advance:
         done_so_far += done
         now = time.monotonic()
         finished = done_so_far >= total
-        if now - began < quiet or (now - last < LINE_SECONDS and not finished) or (finished and last == began):
+        if now - began < quiet or (now - last < LINE_SECONDS and not finished):
+            return
+        if finished and last == began and setting is not True:  # nothing was said on the way
             return
         last = now
         left = (now - began) / max(done_so_far, 1) * (total - done_so_far)

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from forwardinf.core import machine
 from forwardinf.core.errors import ModelError
 from forwardinf.perturb.direction import Tensors
+
+LARGE = 16 * 2**20  # bytes of moving parameters from which freed memory is worth returning
 
 
 @dataclass
@@ -55,6 +58,8 @@ def lend(live: Mapping[str, Tensor], moved: Tensors) -> Iterator[None]:
                 kept[name] = live[name].detach().clone()  # safe before anything is written
                 live[name].copy_(moved[name])
                 moved[name] = kept[name]  # one copy in all: the moved values live in the model now
+        if sum(original.nbytes for original in kept.values()) > LARGE:
+            machine.give_back_freed()  # gradients and masters are free now: reading should not carry them along
         yield
     finally:
         with torch.no_grad():

@@ -123,7 +123,9 @@ class Folder:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), "event": what, **facts}) + "\n")
         except OSError as error:
-            raise FileError(str(path), expected="room to write", got=str(error), do="Free space, then resume.") from error
+            raise FileError(
+                str(path), expected="room to write", got=str(error), do="Free space, then resume."
+            ) from error
 
     def has(self, name: str) -> bool:
         """Return whether a file is there (and so whole)."""
@@ -145,8 +147,8 @@ class Folder:
                 query, row, score = (table[name].to_numpy() for name in ("query", "row", "score"))
             except KeyError as error:
                 raise FileError(str(path), expected="columns query, row, score", got=str(table.column_names)) from error
-            starts = np.flatnonzero(np.diff(query, prepend=-1))
-            for start, stop in zip(starts, [*starts[1:], len(query)], strict=True):
+            starts = np.flatnonzero(np.diff(query, prepend=-1))  # none where nothing was kept
+            for start, stop in zip(starts, [*starts, len(query)][1:], strict=True):
                 yield int(query[start]), row[start:stop], score[start:stop]
 
     def write_columns(self, name: str, columns: Mapping[str, Any], format: str) -> None:

@@ -55,7 +55,9 @@ def test_what_the_block_did_to_lent_tensors_is_undone():
     assert_same(model, kept)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), SystemExit()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("x"), KeyboardInterrupt(), SystemExit()], ids=lambda e: type(e).__name__
+)
 def test_an_error_inside_gives_everything_back(error):
     model = case("resnet").model
     kept = bits(model)
@@ -80,7 +82,7 @@ def test_another_shape_or_dtype_is_refused_before_anything_is_written(change):
     model = case("cnn").model
     kept, moved = bits(model), moved_by(model, 0.1)
     moved["head.bias"] = change(moved["head.bias"])
-    with pytest.raises(ModelError, match="parameter head.bias"), lend(tensors_of(model), moved):
+    with pytest.raises(ModelError, match=r"parameter head\.bias"), lend(tensors_of(model), moved):
         pytest.fail("the block must not run")
     assert_same(model, kept)
 

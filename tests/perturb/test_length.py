@@ -7,8 +7,8 @@ from cases import NAMES, QUERIES, attribute, batch_of, case, feed, keyed
 from close import assert_close
 
 import forwardinf as fi
-from forwardinf.perturb.length import CAP, TOLERANCE, find_rise
 from forwardinf.perturb.lend import lend
+from forwardinf.perturb.length import CAP, TOLERANCE, find_rise
 from forwardinf.perturb.push import Pusher
 
 

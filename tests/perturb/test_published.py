@@ -47,7 +47,9 @@ def test_it_is_one_adam_step_in_training_mode_batchnorm_buffers_included():
         with lend(live, moved):
             for name, tensor in tensors_of(want).items():
                 assert torch.equal(live[name], tensor), name
-        assert {name for name in moved if "running_mean" in name} == {n for n, _ in want.named_buffers() if "running_mean" in n}
+        assert {name for name in moved if "running_mean" in name} == {
+            n for n, _ in want.named_buffers() if "running_mean" in n
+        }
         assert any("running_var" in name for name in moved)
         assert any("num_batches_tracked" in name for name in moved)
 

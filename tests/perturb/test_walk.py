@@ -159,7 +159,7 @@ def test_bfloat16_is_linear_at_a_hundredth_and_ranks_as_float32_does(name):
 @pytest.mark.parametrize("name", ["cnn", "transformer"])
 def test_bfloat16_reports_the_share_of_weights_that_moved(name):
     given = narrow(name)
-    pusher, query, push = pushed(given, fi.Perturbation(length=0.003))
+    _, query, push = pushed(given, fi.Perturbation(length=0.003))
     asked = moved = 0
     model = copy.deepcopy(given.model).eval()
     given.task.loss(model, batch_of(given.task, given.queries, 0)).sum().backward()
@@ -176,7 +176,7 @@ def test_bfloat16_reports_the_share_of_weights_that_moved(name):
 
 
 def test_bfloat16_refuses_a_step_that_rounding_swallows():
-    with pytest.raises(fi.ModelError, match="bfloat16 weights moved.*at least 1e-2"):
+    with pytest.raises(fi.ModelError, match=r"bfloat16 weights moved.*at least 1e-2"):
         attribute(narrow("transformer"), perturbation=fi.Perturbation(length=1e-5))
 
 
@@ -186,7 +186,10 @@ def test_bfloat16_steps_add_up_in_float32_masters():
     _, _, one = pushed(given, fi.Perturbation(lr=2e-3))
     _, _, many = pushed(given, fi.Perturbation(lr=1e-4, steps=20))
     moved = [
-        sum(float((t.float() - given.model.get_parameter(k).detach().float()).square().sum()) for k, t in push.sides[0].items())
+        sum(
+            float((t.float() - given.model.get_parameter(k).detach().float()).square().sum())
+            for k, t in push.sides[0].items()
+        )
         for push in (one, many)
     ]
     assert 0.5 < (moved[1] / moved[0]) ** 0.5 < 2
@@ -214,7 +217,7 @@ def saturated(given):
 
 def test_a_query_without_a_gradient_stops_the_run_before_any_reading(tmp_path):
     given = case("cnn")
-    with pytest.raises(fi.QueryError, match="query 3.*zero gradient") as caught:
+    with pytest.raises(fi.QueryError, match=r"query 3.*zero gradient") as caught:
         attribute(given, queries=saturated(given), output_dir=tmp_path / "run")
     assert "margin" in caught.value.do
     assert not (tmp_path / "run").exists()
@@ -236,7 +239,7 @@ def test_a_query_that_is_not_finite_is_refused():
     given = case("cnn")
     images = given.queries[0].clone()
     images[1] = float("nan")
-    with pytest.raises(fi.QueryError, match="query 1.*not finite"):
+    with pytest.raises(fi.QueryError, match=r"query 1.*not finite"):
         attribute(given, queries=(images, given.queries[1]))
 
 

@@ -11,7 +11,6 @@ from torch import nn
 
 import forwardinf as fi
 
-
 SEEN = []
 
 
@@ -111,7 +110,9 @@ def test_other_batches_threads_seeds_and_tasks_are_read(given):
 
 def test_a_functions_code_and_constants_count(given):
     def one(scale):
-        return lambda model, batch: scale * torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return lambda model, batch: (
+            scale * torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        )
 
     assert read_again(given, task=one(1.0))
     assert not read_again(given, task=one(1.0)), "the same code again"

@@ -88,5 +88,7 @@ def test_the_model_is_given_back():
 def test_a_direction_may_work_in_place():
     given = case("cnn", torch.float64)
     parameters = select(given.model, None)
-    values, *_ = self_products(feed(given), range(5), parameters, lambda g: {n: t.zero_() for n, t in g.items()}, lambda n: None)
+    values, *_ = self_products(
+        feed(given), range(5), parameters, lambda g: {n: t.zero_() for n, t in g.items()}, lambda n: None
+    )
     assert not values.any()
