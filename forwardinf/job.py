@@ -6,6 +6,7 @@ method itself is in ``method.py``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,11 +28,16 @@ from forwardinf.core.progress import Advance, Setting, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, Task, as_task
 from forwardinf.perturb.direction import Direction, Fitting, make_direction
+from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
 from forwardinf.read.check import noise_floor
+from forwardinf.read.choose import Asked, choose_engine
+from forwardinf.read.directions import Directions
+from forwardinf.read.engine import Engine
+from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.plan import Plan, Unit, make_plan, shards, units
 from forwardinf.read.predict import misclassified
@@ -42,6 +48,7 @@ from forwardinf.score.top import Floats, Ints, extremes
 
 ALL_UP_TO = 10**8  # scores kept whole by keep="auto"
 KEPT_BEYOND = 1000
+LOW_RANK = ("plain", "sign", "kfac")  # directions that keep the few ranks of a query's gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +116,7 @@ class Job:
     forwards: int = 0
     _unit: int = 0
     _advance: Advance = lambda done: None
+    _block: tuple[tuple[int, ...], Directions] | None = None
 
     # -- work --------------------------------------------------------------------------------------------------------
 
@@ -125,7 +133,8 @@ class Job:
         """Yield the pieces of work that no earlier run has finished, under a progress bar."""
         started = time.perf_counter()
         todo = [(n, u) for n, u in enumerate(self.units()) if self.folder is None or not self.folder.has(u.name)]
-        total = sum(len(unit.rows) * len(unit.queries) * self.plan.sides for _, unit in todo)
+        readings = {True: lambda unit: 1, False: lambda unit: len(unit.queries) * self.plan.sides}[self.plan.exact]
+        total = sum(len(unit.rows) * readings(unit) for _, unit in todo)
         with progress("reading", total, self.options.progress) as self._advance:
             for self._unit, unit in todo:
                 began = time.perf_counter()
@@ -134,13 +143,23 @@ class Job:
                     self.folder.event("unit", name=unit.name, seconds=round(time.perf_counter() - began, 3))
         self.clock["read_s"] = time.perf_counter() - started
 
-    def read(self, unit: Unit) -> Tensor:
-        """Return the losses that a unit asks for, under whatever weights the model holds now."""
+    def read(self, unit: Unit, perturbations: Any) -> Tensor:
+        """Return what the engine reads of a unit: a row for each perturbation (losses, or exact scores)."""
         engine = self._engine(self.train if unit.of == "train" else self.queries)
         try:
-            return engine.losses(unit.rows, self._advance)
+            return engine.read(perturbations, unit.rows, self._advance)
         finally:
             self.forwards += engine.forwards
+
+    def directions(self, queries: tuple[int, ...]) -> Directions:
+        """Return the directions of a block of queries; the last block is kept for its next shard."""
+        if self._block is None or self._block[0] != queries:
+            self._block = None  # its memory is needed for the next one
+            found = FactoredEngine(self.train, self.pusher.parameters, 1).directions(len(queries))
+            for place, query in enumerate(queries):
+                found.put(place, self.pusher.along(self.asked[query]))
+            self._block = queries, found
+        return self._block[1]
 
     def before(self, unit: Unit) -> Tensor:
         """Return the same losses under the model as it was."""
@@ -168,14 +187,18 @@ class Job:
             found, places = extremes(found, places, self.keep_rule)
         return places, found
 
-    def _engine(self, feed: Feed) -> ForwardEngine:
-        def halved(size: int) -> None:
-            self.plan = self.plan.revised(self._unit, size)
-            self.notes.append(f"out of memory: {size} examples at a time from unit {self._unit} on")
-            if self.folder is not None:
-                write_json(self.folder.path / "plan.json", self.plan.to_dict())
+    def _engine(self, feed: Feed) -> Engine:
+        size = self.plan.batch_size_at(self._unit)
+        if not self.plan.exact:
+            return ForwardEngine(feed, size, self._halved)
+        placed = replace(feed, channels_last=self.plan.pass_channels_last)
+        return FactoredEngine(placed, self.pusher.parameters, size, self._halved)
 
-        return ForwardEngine(feed, self.plan.batch_size_at(self._unit), halved)
+    def _halved(self, size: int) -> None:
+        self.plan = self.plan.revised(self._unit, size)
+        self.notes.append(f"out of memory: {size} examples at a time from unit {self._unit} on")
+        if self.folder is not None:
+            write_json(self.folder.path / "plan.json", self.plan.to_dict())
 
     # -- result ------------------------------------------------------------------------------------------------------
 
@@ -210,6 +233,8 @@ class Job:
 
     def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return each query's noise floor in the unit of its scores."""
+        if self.plan.exact:
+            return self.plan.gradient_error * np.asarray([query.direction_norm for query in self.asked])
         steps = np.asarray([query.step if self.perturbation.kind == "linear" else 1.0 for query in self.asked])
         return self.baseline.noise_floor / steps
 
@@ -283,7 +308,7 @@ def prepare(
         "model": whole, "data": data, "queries": asked_for, "task": code, "ids": digest(rows.ids, names, members),
         "candidates": None if chosen is None else digest([list(map(int, c)) for c in chosen]),
         "perturbation": digest(rule.to_dict()), "seed": options.seed, "keep": options.keep,
-        "batch_size": options.batch_size, "shard_rows": options.shard_rows, "on_bad_query": options.on_bad_query,
+        "engine": options.engine, "batch_size": options.batch_size, "shard_rows": options.shard_rows, "on_bad_query": options.on_bad_query,
         "device": device.type,
     }  # fmt: skip
     folder = _folder(options, code)
@@ -546,7 +571,8 @@ def _load_queries(folder: Folder) -> list[Query]:
     plain_ids(path, "id", QUERIES)
     return [
         Query(tuple(record["rows"]), record["grad_norm"], record["query_baseline"], record["size"], record["length"],
-              record["step"], record["rise"], record["status"], record["usable"], record["share_moved"])
+              record["step"], record["rise"], record["status"], record["usable"], record["share_moved"],
+              record.get("direction_norm", math.nan))
         for record in records
     ]  # fmt: skip
 

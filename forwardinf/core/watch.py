@@ -7,7 +7,7 @@ to an engine that needs no factors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,7 +138,7 @@ def watched(
     parameters: Parameters,
     batch_size: int,
     ask: Callable[[nn.Module, Batch], Tensor] | None = None,
-) -> Iterator[tuple[Sequence[int], Tensor, list[Use], dict[str, str]]]:
+) -> Generator[tuple[Sequence[int], Tensor, list[Use], dict[str, str]], None, None]:
     """Yield (rows, losses, uses, strange) of each batch: one forward, one activation-only backward.
 
     Args:

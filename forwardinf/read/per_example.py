@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,22 @@ from forwardinf.core.feed import Feed, one_each
 Tensors = dict[str, Tensor]
 
 
+@contextmanager
+def _wanted(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Within the block exactly ``parameters`` want gradients."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    chosen = set(parameters.values())
+    try:
+        for parameter in before:
+            parameter.requires_grad_(parameter in chosen)
+        yield
+    finally:
+        for parameter, was in before.items():
+            parameter.requires_grad_(was)
+
+
 def per_example_gradients(
-    feed: Feed, rows: Sequence[int], parameters: dict[str, nn.Parameter]
+    feed: Feed, rows: Sequence[int], parameters: Mapping[str, nn.Parameter]
 ) -> Iterator[tuple[Tensors, float]]:
     """Yield each unit's (gradient of its training loss by parameter name, loss), in order.
 
@@ -35,7 +50,7 @@ def per_example_gradients(
             found.append(({name: grad for name, grad in pairs if grad is not None}, float(values[place])))
         return values
 
-    with torch.enable_grad():
+    with _wanted(feed.model, parameters), torch.enable_grad():
         for row in rows:
             found.clear()
             for _ in feed.each(ask, [row], 1):
