@@ -72,3 +72,8 @@ def make_direction(fitting: Fitting) -> Direction:
 def norm(tensors: Tensors) -> float:
     """Return the Euclidean norm over all tensors, summed in float64."""
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+
+
+def dot(one: Tensors, other: Tensors) -> float:
+    """Return the inner product over the tensors that both have, summed in float64."""
+    return sum(float((one[name].double() * other[name].double()).sum()) for name in one if name in other)
