@@ -26,7 +26,8 @@ from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.progress import Advance, Setting, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, Task, as_task
-from forwardinf.perturb.direction import Direction, Fitting, make_direction
+from forwardinf.perturb.direction import Direction, Fitting
+from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning

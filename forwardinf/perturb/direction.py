@@ -1,7 +1,7 @@
 """From the query's gradient to the direction in which it moves the model.
 
-A new direction is a name in ``core/settings.py`` and an entry here; one that has to be fitted first does so in its
-``Maker``, which sees the model and the training data.
+A new direction is a name in ``core/settings.py`` and an entry in ``makers.py``; one that has to be fitted first does so in
+its ``Maker``, which sees the model and the training data.
 """
 
 from __future__ import annotations
@@ -56,17 +56,6 @@ def plain(gradient: Tensors) -> Tensors:
 def sign(gradient: Tensors) -> Tensors:
     """Return the gradient's sign, element by element: the first step of Adam, up to its ε (SYSTEMS §2.3)."""
     return {name: tensor.sign_() for name, tensor in gradient.items()}
-
-
-MAKERS: dict[str, Maker] = {
-    "plain": lambda fitting: plain,
-    "sign": lambda fitting: sign,
-}
-
-
-def make_direction(fitting: Fitting) -> Direction:
-    """Return the direction that the setting names, fitted on the training data where it needs that."""
-    return MAKERS[fitting.perturbation.direction](fitting)
 
 
 def norm(tensors: Tensors) -> float:

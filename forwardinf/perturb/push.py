@@ -12,10 +12,11 @@ from forwardinf.core.errors import QueryError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.settings import rise_target
-from forwardinf.perturb.direction import Fitting, Tensors, dot, make_direction, norm
+from forwardinf.perturb.direction import Fitting, Tensors, dot, norm
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.lend import Push, lend, tensors_of
 from forwardinf.perturb.length import CAP, find_rise
+from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.published import published_push
 from forwardinf.perturb.ruler import Ruler
 from forwardinf.perturb.walk import linear_length, walk
