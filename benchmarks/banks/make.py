@@ -36,7 +36,8 @@ def make(name: str) -> Bank:
                     seeds=seeds, folder=WORK / name, title=f"{name}: training", progress_bar=True)  # fmt: skip
     told = {part: version for part, version in machine.versions().items() if part in USED}
     meta = {**recipes.describe(name), "subset_seeds": "1000 + 2 m + s", "full_seeds": list(recipes.FULL_SEEDS),
-            "margin": "log p/(1 - p) of the true label", "versions": told, "processor": machine.describe()["processor"]}  # fmt: skip
+            "margin": "log p/(1 - p) of the true label", "versions": told,
+            "processor": machine.describe()["processor"]}  # fmt: skip
     bank = Bank(masks, found["loss"].astype("float32"), "loss", {"margin": found["margin"].astype("float32")}, meta)
     bank.save(HERE / name)
     print(f"{name}: {len(masks)} subsets × {recipes.SEEDS} seeds, {bank.outputs.shape[2]} queries, "

@@ -55,7 +55,7 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe("digits", "cnn", epochs=40, batch=32, lr=0.05, regime="overfit"),
-    "digits-short": Recipe("digits", "cnn", epochs=8, batch=32, lr=0.05, regime="underfit"),
+    "digits-short": Recipe("digits", "cnn", epochs=8, batch=32, lr=0.05, regime="stopped early"),
     "fashion": Recipe("fashion", "cnn", epochs=20, batch=64, lr=0.03, regime="underfit"),
     "cifar": Recipe("cifar", "resnet", epochs=14, batch=64, lr=0.1, regime="underfit"),
     "sst2": Recipe("sst2", "bag", epochs=20, batch=32, lr=3e-3, optimiser="adamw", weight_decay=1e-2, regime="overfit"),
