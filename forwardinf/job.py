@@ -26,7 +26,7 @@ from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.progress import Advance, Setting, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, Task, as_task
-from forwardinf.perturb.direction import Direction, make_direction
+from forwardinf.perturb.direction import Direction, Fitting, make_direction
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
@@ -218,7 +218,7 @@ class Job:
         if self.train.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.train.device)
         expected = self.plan.seconds["reading"]
-        return {"fit_s": 0.0, "setup_s": round(self.clock["setup_s"], 4),
+        return {"fit_s": round(self.clock["fit_s"], 4), "setup_s": round(self.clock["setup_s"], 4),
                 "queries_s": round(self.clock["queries_s"], 4), "baseline_s": round(self.clock["baseline_s"], 4),
                 "read_s": round(self.clock["read_s"], 4), "expected_read_s": round(expected, 4),
                 "forwards": self.forwards, "peak_bytes": max(peak, 0)}  # fmt: skip
@@ -312,7 +312,14 @@ def prepare(
 
     floor = known.noise_floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
     asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
-    pusher = Pusher(feed, asking, rule, plan.batch_size)
+    notes = [*rows.notes, *questions.notes]
+    known_fit = None if code is None else digest(whole, data, code)
+    fitting = Fitting(
+        rule, feed, select(model, rule.parameters), plan.batch_size, known_fit, cache, options.progress, notes
+    )
+    began = time.perf_counter()
+    pusher = Pusher(asking, fitting)
+    clock["fit_s"] = time.perf_counter() - began
     if folder is not None and kept:
         asked = _load_queries(folder)
     else:
@@ -323,10 +330,10 @@ def prepare(
                 advance(1)
         clock["queries_s"] = time.perf_counter() - began
 
-    clock["setup_s"] = time.perf_counter() - clock["started"]
+    clock["setup_s"] = time.perf_counter() - clock["started"] - clock["fit_s"]
     unread = Baseline(torch.empty(0), floor)
     job = Job(feed, replace(asking, asked=None), pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
-              asked, path, known or unread, torch.empty(0), folder, [*rows.notes, *questions.notes], clock)  # fmt: skip
+              asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
     if not dry:
         if folder is not None and not kept:
             _claim(folder, made_from, about, options)
@@ -354,7 +361,8 @@ def prepare_self(
     rows.label_with(ids)
     feed = Feed(model, spoken, rows, device, seed=options.seed)
     chosen = select(model, perturbation.parameters)
-    return feed, chosen, make_direction(perturbation, feed), progress("self-influence", rows.units, options.progress)
+    direction = make_direction(Fitting(perturbation, feed, chosen, 1, progress=options.progress))
+    return feed, chosen, direction, progress("self-influence", rows.units, options.progress)
 
 
 def _plan(

@@ -19,6 +19,9 @@ import forwardinf as fi
 from forwardinf.core import noise
 from forwardinf.core.examples import examples
 from forwardinf.core.feed import Feed
+from forwardinf.perturb.direction import Fitting
+from forwardinf.perturb.push import Pusher
+from forwardinf.perturb.select import select
 
 NAMES = ("cnn", "resnet", "transformer", "unet")
 ROWS, QUERIES = 40, 3
@@ -95,6 +98,13 @@ def feed(given, data=None, **settings):
     """Return the parts that read and push: the case's model (put in eval mode), task and data."""
     rows = examples(given.train if data is None else data, task_collate=given.task.collate)
     return Feed(given.model.eval(), given.task, rows, torch.device("cpu"), **settings)
+
+
+def pusher(given, perturbation, queries=None, batch_size=8):
+    """Return what pushes this case's queries (or other ones, given as a feed) under a setting."""
+    train = feed(given)
+    fitting = Fitting(perturbation, train, select(given.model, perturbation.parameters), batch_size)
+    return Pusher(feed(given, given.queries) if queries is None else queries, fitting)
 
 
 class Sketch(Dataset):

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from forwardinf.core.errors import SettingError, choose
 
-Direction = Literal["plain", "sign"]
+Direction = Literal["plain", "sign", "diagonal", "kfac", "ekfac", "gfim", "cg", "hold"]
+Fisher = Literal["true", "empirical"]
 Toward = Literal["ascent", "descent"]
 Behaviour = Literal["clean", "as_published"]
 
@@ -24,7 +25,11 @@ class Perturbation:
     and ``lr`` sets the length; with none of them it is ``length="linear"``.
 
     Attributes:
-        direction: ``"plain"`` is the gradient of the query's measurement; ``"sign"`` its sign, element by element.
+        direction: ``"plain"`` is the gradient of the query's measurement; ``"sign"`` its sign, element by element. The
+            others precondition it by curvature fitted on the training data once (kept in ``cache_dir``):
+            ``"diagonal"`` (Fisher), ``"kfac"``, ``"ekfac"`` (Kronecker-factored Fisher, with corrected eigenvalues),
+            ``"gfim"`` (HyperINF's d×d Fisher), ``"cg"`` (Gauss–Newton products, conjugate gradients), ``"hold"`` (push
+            on the query, hold the rest: the empirical Fisher in example space, for any architecture).
         length: ``"linear"``: the rate ``gᵢᵀ P g_q``, exactly what a gradient library computes (unit: task unit per unit
             step). A number: finite, ‖Δθ‖/‖θ‖ over the parameters that move (for LoRA adapters: of the change in the
             effective weights over the weights they adapt). Finite scores are in the task's unit.
@@ -38,6 +43,12 @@ class Perturbation:
             first to second order in the length). ``"auto"``: one-sided.
         parameters: Glob or globs over parameter names; ``None``: those with ``requires_grad`` (in a PEFT model with
             none: the active adapter).
+        damping: λ added to the curvature: a number, a multiple of its own scale (for ``hold`` of mean ‖gᵢ‖², for the others of
+            the mean diagonal); ``"auto"``: the rule chosen by measurement (docs/faithfulness.md).
+        fisher: ``"true"``: labels sampled from the model's own prediction; ``"empirical"``: the training labels.
+        fit_examples: How many training examples the curvature is fitted on; ``"auto"``: all, up to what its memory and
+            time allow.
+        replay: None, or for how many optimiser steps training is continued on training data with the query added.
         behaviour: ``"as_published"`` reproduces the authors' released notebook (one Adam step in training mode on a
             doubled example, absolute difference); exists for comparison only. See :meth:`preset`.
         seed: Seed of whatever the perturbation draws (``as_published``: the resampled query).
@@ -60,6 +71,10 @@ class Perturbation:
     steps: int = 1
     two_sided: bool | Literal["auto"] = "auto"
     parameters: tuple[str, ...] | None = None
+    damping: float | Literal["auto"] = "auto"
+    fisher: str = "true"
+    fit_examples: int | Literal["auto"] = "auto"
+    replay: int | None = None
     behaviour: str = "clean"
     seed: int = 0
 
@@ -74,6 +89,10 @@ class Perturbation:
         steps: int = 1,
         two_sided: bool | Literal["auto"] = "auto",
         parameters: str | tuple[str, ...] | list[str] | None = None,
+        damping: float | Literal["auto"] = "auto",
+        fisher: Fisher | str = "true",
+        fit_examples: int | Literal["auto"] = "auto",
+        replay: int | None = None,
         behaviour: Behaviour | str = "clean",
         seed: int = 0,
     ) -> None:
@@ -86,7 +105,7 @@ class Perturbation:
         elif patterns is not None:
             raise SettingError("Perturbation(parameters=)", expected="a glob over parameter names, or a list of them",
                                got=repr(parameters))  # fmt: skip
-        length, rise, lr = _number(length), _number(rise), _number(lr)
+        length, rise, lr, damping = _number(length), _number(rise), _number(lr), _number(damping)
         values = locals() | {"parameters": patterns}
         for field in fields(self):
             object.__setattr__(self, field.name, values[field.name])
@@ -114,6 +133,14 @@ class Perturbation:
             _positive("lr", self.lr, instead="a number like 5e-3; to reverse the push use toward='descent'")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise SettingError("Perturbation(steps=)", expected="a whole number ≥ 1", got=repr(self.steps))
+        if self.damping != "auto":
+            _positive("damping", self.damping, instead="'auto', or a number like 30")
+        if self.fisher not in get_args(Fisher):
+            raise choose("Perturbation(fisher=)", str(self.fisher), get_args(Fisher))
+        for name in ("fit_examples", "replay"):
+            value = getattr(self, name)
+            if value not in ("auto", None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise SettingError(f"Perturbation({name}=)", expected="a whole number ≥ 1", got=repr(value))
         if self.steps > 1 and self.length == "linear":
             raise SettingError(
                 "Perturbation(steps=)", expected="1 with length='linear' (a rate has no steps)", got=str(self.steps),

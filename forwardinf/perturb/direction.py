@@ -8,15 +8,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
 from forwardinf.core.feed import Feed
+from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
+from forwardinf.perturb.select import Parameters
 
 Tensors = dict[str, Tensor]
 Direction = Callable[[Tensors], Tensors]  # may work in place
-Maker = Callable[[Perturbation, Feed], Direction]
+Maker = Callable[["Fitting"], Direction]
+
+
+@dataclass
+class Fitting:
+    """What a direction may learn from before any query is pushed.
+
+    Attributes:
+        perturbation: The settings (damping, Fisher type, how many examples, seed).
+        train: Model, task and training data.
+        parameters: Those that move.
+        batch_size: Examples at a time that the model reads well.
+        key: Digest of model, data and task, or None where a fit must not be kept.
+        cache: Where fits are kept between calls, or None.
+        progress: Whether long fits show a bar.
+        notes: Takes what a person should know (parameters that a direction could only treat by the diagonal).
+    """
+
+    perturbation: Perturbation
+    train: Feed
+    parameters: Parameters
+    batch_size: int
+    key: str | None = None
+    cache: Path | None = None
+    progress: Setting = "auto"
+    notes: list[str] = field(default_factory=list)
 
 
 def plain(gradient: Tensors) -> Tensors:
@@ -30,14 +59,14 @@ def sign(gradient: Tensors) -> Tensors:
 
 
 MAKERS: dict[str, Maker] = {
-    "plain": lambda perturbation, train: plain,
-    "sign": lambda perturbation, train: sign,
+    "plain": lambda fitting: plain,
+    "sign": lambda fitting: sign,
 }
 
 
-def make_direction(perturbation: Perturbation, train: Feed) -> Direction:
+def make_direction(fitting: Fitting) -> Direction:
     """Return the direction that the setting names, fitted on the training data where it needs that."""
-    return MAKERS[perturbation.direction](perturbation, train)
+    return MAKERS[fitting.perturbation.direction](fitting)
 
 
 def norm(tensors: Tensors) -> float:

@@ -11,14 +11,13 @@ import torch
 from forwardinf.core.errors import QueryError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
-from forwardinf.core.settings import Perturbation, rise_target
-from forwardinf.perturb.direction import Tensors, make_direction, norm
+from forwardinf.core.settings import rise_target
+from forwardinf.perturb.direction import Fitting, Tensors, make_direction, norm
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.lend import Push, lend, tensors_of
 from forwardinf.perturb.length import CAP, find_rise
 from forwardinf.perturb.published import published_push
 from forwardinf.perturb.ruler import Ruler
-from forwardinf.perturb.select import select
 from forwardinf.perturb.walk import linear_length, walk
 
 
@@ -55,19 +54,17 @@ class Pusher:
     """Makes pushes. Holds no more than one at a time.
 
     Args:
-        train: The training data (directions that are fitted need it).
-        queries: The queries, with the same model.
-        perturbation: How.
-        batch_size: Rows of a group's gradient at a time.
+        queries: The queries.
+        fitting: The settings, the parameters that move, and what the direction is fitted on; of the same model.
     """
 
-    def __init__(self, train: Feed, queries: Feed, perturbation: Perturbation, batch_size: int) -> None:
-        """Choose the parameters and make the direction."""
-        self.queries, self.perturbation, self.batch_size = queries, perturbation, batch_size
-        self.parameters = select(queries.model, perturbation.parameters)
+    def __init__(self, queries: Feed, fitting: Fitting) -> None:
+        """Fit the direction."""
+        self.queries, self.perturbation, self.batch_size = queries, fitting.perturbation, fitting.batch_size
+        self.parameters = fitting.parameters
         self.live = tensors_of(queries.model)
         self.ruler = Ruler(queries.model, self.parameters)
-        self.direction = make_direction(perturbation, train)
+        self.direction = make_direction(fitting)
         self._last: tuple[tuple[int, ...], Push] | None = None
 
     def check(self, rows: Sequence[int], name: object, *, skip: bool) -> Query:

@@ -3,13 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import NAMES, QUERIES, attribute, batch_of, case, feed, keyed
+from cases import NAMES, QUERIES, attribute, batch_of, case, keyed, pusher
 from close import assert_close
 
 import forwardinf as fi
 from forwardinf.perturb.lend import lend
 from forwardinf.perturb.length import CAP, TOLERANCE, find_rise
-from forwardinf.perturb.push import Pusher
 
 
 @pytest.mark.parametrize("first", [1e-9, 1e-3, 0.1, 0.3, 5.0])
@@ -55,10 +54,10 @@ def rose(given, push, row):
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_the_querys_own_loss_rises_by_what_was_asked(name, rise, two_sided):
     given = case(name)
-    pusher = Pusher(feed(given), feed(given, given.queries), fi.Perturbation(rise=rise, two_sided=two_sided), 8)
+    pushing = pusher(given, fi.Perturbation(rise=rise, two_sided=two_sided))
     for row in range(QUERIES):
-        query = pusher.check([row], row, skip=False)
-        got, before = rose(given, pusher.push(query), row)
+        query = pushing.check([row], row, skip=False)
+        got, before = rose(given, pushing.push(query), row)
         tokens = len(given.queries[row]) - 1 if name == "transformer" else 1  # a rise is per counted token
         want = float(rise[:-1]) * before if isinstance(rise, str) else rise * tokens
         assert query.status == "ok"

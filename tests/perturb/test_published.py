@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import QUERIES, ROWS, attribute, case, feed
+from cases import QUERIES, ROWS, attribute, case, pusher
 from close import assert_close
 from torch import nn
 
 import forwardinf as fi
 from forwardinf.perturb.lend import lend, tensors_of
-from forwardinf.perturb.push import Pusher
 
 
 def by_hand(model, image, label, lr=5e-3):
@@ -36,13 +35,13 @@ def test_it_is_one_adam_step_in_training_mode_batchnorm_buffers_included():
     given = case("resnet")
     images, labels = hard(given)
     given.queries = images, labels
-    pusher = Pusher(feed(given), feed(given, given.queries), fi.Perturbation.preset("as_published"), 8)
+    pushing = pusher(given, fi.Perturbation.preset("as_published"))
     for row in range(QUERIES):
-        query = pusher.check([row], row, skip=False)
+        query = pushing.check([row], row, skip=False)
         want, half = by_hand(given.model, images[row : row + 1], labels[row : row + 1])
         assert half > 5e-3
         assert query.status == "ok"
-        moved = pusher.push(query).sides[0]
+        moved = pushing.push(query).sides[0]
         live = tensors_of(given.model)
         with lend(live, moved):
             for name, tensor in tensors_of(want).items():
@@ -132,11 +131,11 @@ def test_the_same_query_gets_the_same_push_dropout_or_not(name):
     for module in given.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.5
-    pusher = Pusher(feed(given), feed(given, given.queries), fi.Perturbation.preset("as_published"), 8)
-    query = pusher.check([0], 0, skip=False)
-    first = {key: tensor.clone() for key, tensor in pusher.push(query).sides[0].items()}
+    pushing = pusher(given, fi.Perturbation.preset("as_published"))
+    query = pushing.check([0], 0, skip=False)
+    first = {key: tensor.clone() for key, tensor in pushing.push(query).sides[0].items()}
     torch.rand(5)  # the caller's generator is elsewhere, as in a resumed run
-    again = Pusher(feed(given), feed(given, given.queries), fi.Perturbation.preset("as_published"), 8).push(query)
+    again = pusher(given, fi.Perturbation.preset("as_published")).push(query)
     assert all(torch.equal(tensor, again.sides[0][key]) for key, tensor in first.items())
 
 

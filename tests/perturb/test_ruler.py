@@ -1,12 +1,11 @@
 import pytest
 import torch
-from cases import NAMES, attribute, case, feed, gradient
+from cases import NAMES, attribute, case, feed, gradient, pusher
 from close import assert_close
 from test_select import Mlp, lora
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.perturb.push import Pusher
 from forwardinf.perturb.ruler import Ruler
 from forwardinf.perturb.select import select
 
@@ -36,10 +35,10 @@ def test_a_plain_length_is_the_norm_of_the_change_over_the_norm_of_what_moves(na
 def test_the_length_asked_for_is_the_length_of_the_weights_that_are_lent(name, length, toward):
     given = case(name, torch.float64)
     reader = feed(given, given.queries)
-    pusher = Pusher(feed(given), reader, fi.Perturbation(length=length, toward=toward), 8)
-    push = pusher.push(pusher.check([0], 0, skip=False))
-    before = flat(pusher.parameters[n] for n in push.sides[0])
-    got = (flat(push.sides[0].values()) - before).norm() / flat(pusher.parameters.values()).norm()
+    pushing = pusher(given, fi.Perturbation(length=length, toward=toward), reader)
+    push = pushing.push(pushing.check([0], 0, skip=False))
+    before = flat(pushing.parameters[n] for n in push.sides[0])
+    got = (flat(push.sides[0].values()) - before).norm() / flat(pushing.parameters.values()).norm()
     assert_close(got, length, rtol=1e-6, why="the length rule, float64")
     assert_close(push.length, length, rtol=1e-6, why="and so it is reported")
 
@@ -73,10 +72,10 @@ def test_an_adapters_length_is_that_of_the_effective_weights(trained, patterns):
     plain = [n for n, _ in model.named_parameters() if "lora" not in n and "base_layer.weight" not in n]
     for length in (0.01, 0.2):
         rule = fi.Perturbation(length=length, parameters=patterns)
-        pusher = Pusher(feed(given), feed(given, given.queries), rule, 8)
-        query = pusher.check([0], 0, skip=False)
-        push = pusher.push(query)
-        others = [n for n in plain if n in pusher.parameters]
+        pushing = pusher(given, rule)
+        query = pushing.check([0], 0, skip=False)
+        push = pushing.push(query)
+        others = [n for n in plain if n in pushing.parameters]
         before, kept = dense(model), {n: model.get_parameter(n).detach().clone() for n in others}
         live = dict(model.named_parameters())
         originals = {n: live[n].detach().clone() for n in push.sides[0]}

@@ -4,19 +4,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import NAMES, QUERIES, ROWS, attribute, batch_of, case, feed, keyed
+from cases import NAMES, QUERIES, ROWS, attribute, batch_of, case, keyed, pusher
 from close import assert_close
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.perturb.push import Pusher
 from forwardinf.perturb.walk import TINY_SHARE
 
 
 def pushed(given, rule, row=0):
-    pusher = Pusher(feed(given), feed(given, given.queries), rule, 8)
-    query = pusher.check([row], row, skip=False)
-    return pusher, query, pusher.push(query)
+    pushing = pusher(given, rule)
+    query = pushing.check([row], row, skip=False)
+    return pushing, query, pushing.push(query)
 
 
 def by_hand(given, steps, step_of, row=0):
@@ -83,8 +82,8 @@ def test_the_sign_moves_every_weight_by_the_same_amount():
 
 def test_only_the_parameters_asked_for_move():
     given = case("transformer")
-    pusher, _, push = pushed(given, fi.Perturbation(length=0.01, parameters=["blocks.1.*", "norm.bias"]))
-    assert set(push.sides[0]) == set(pusher.parameters)
+    pushing, _, push = pushed(given, fi.Perturbation(length=0.01, parameters=["blocks.1.*", "norm.bias"]))
+    assert set(push.sides[0]) == set(pushing.parameters)
     assert all(name.startswith("blocks.1.") or name == "norm.bias" for name in push.sides[0])
 
 
