@@ -175,7 +175,9 @@ class CausalLM(Task):
 
     def _token_losses(self, batch: Batch, logits: Tensor) -> Tensor:
         following = nn.functional.pad(self._labels(batch)[:, 1:], (0, 1), value=NOT_COUNTED)
-        return losses.token_losses(logits, following)[:, :-1]  # (B, T-1); cutting the logits instead would copy them all
+        return losses.token_losses(logits, following)[
+            :, :-1
+        ]  # (B, T-1); cutting the logits instead would copy them all
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
         labels, inputs = self._labels(batch), _inputs(model, batch)

@@ -63,7 +63,9 @@ def sign(gradient: Tensors) -> Tensors:
 
 def norm(tensors: Tensors) -> float:
     """Return the Euclidean norm over all tensors, summed in float64."""
-    return math.sqrt(sum(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for tensor in tensors.values()))
+    return math.sqrt(
+        sum(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for tensor in tensors.values())
+    )
 
 
 def dot(one: Tensors, other: Tensors) -> float:

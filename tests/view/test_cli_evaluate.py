@@ -90,7 +90,20 @@ def test_people_get_a_table_on_stderr(run):
 
 def test_a_training_function_makes_a_bank_that_stays(run):
     words = ["scores", "--train", "cli_fit:fit", "--queries", "digits.npz", "--data-option", "split=test"]
-    words += ["--where", "0:4", "--subsets", 6, "--seeds", 2, "--leave-out", 5, "--remove", "3,6", "--remove-queries", 2]
+    words += [
+        "--where",
+        "0:4",
+        "--subsets",
+        6,
+        "--seeds",
+        2,
+        "--leave-out",
+        5,
+        "--remove",
+        "3,6",
+        "--remove-queries",
+        2,
+    ]
     words += ["--out", "found", "--json"]
     code, out, _ = run(*words)
     assert code == 0
