@@ -142,8 +142,11 @@ class Probes:
             return self._summed(met, d, row)
         factors = _factors(use)
         if factors is not None and factors[0].shape[1] <= out:
-            back = lambda d: hadamard(fold(d * out_signs, self.width), self.width)[..., order]  # noqa: E731
-            return self._summed(lambda a, d: into(a) * back(d), *factors)
+
+            def both(a: Tensor, d: Tensor) -> Tensor:
+                return into(a) * hadamard(fold(d * out_signs, self.width), self.width)[..., order]
+
+            return self._summed(both, *factors)
         left = columns(torch.arange(out, device=at) % self.width, self.width)[:, order] * out_signs[:, None]
         return self._summed(lambda g: into(g) * left, use.gradient().reshape(-1, out, inside))
 

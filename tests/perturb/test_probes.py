@@ -2,27 +2,18 @@
 
 import pytest
 import torch
-from cases import NAMES, case, feed
+from cases import NAMES, case
 from close import assert_close
+from given import Strange, dense, feed
 from torch import nn
 
-import forwardinf as fi
 from forwardinf.core.errors import SettingError
-from forwardinf.core.per_example import factored, per_example_gradients
+from forwardinf.core.per_example import factored
 from forwardinf.perturb import probes as module
 from forwardinf.perturb.probes import Probes, hadamard, matrix, probe_responses, tables_of
 from forwardinf.perturb.select import select
 
 SAME = "float64, the same sum in another order"
-
-
-def dense(given, rows, names=None):
-    """Return (N, P) gradients by autograd, one at a time."""
-    chosen = select(given.model, None)
-    found = []
-    for gradient, _ in per_example_gradients(feed(given), rows, chosen):
-        found.append(torch.cat([gradient.get(n, torch.zeros_like(p)).flatten() for n, p in chosen.items()]))
-    return torch.stack(found).double()
 
 
 def directions(probes):
@@ -51,35 +42,11 @@ def test_both_views_agree(name, kind, monkeypatch):
     assert_close(torch.cat(got), dense(given, range(5)) @ directions(probes).T, rtol=1e-12, why=SAME)
 
 
-class Embedded(nn.Module):
-    def __init__(self, tied):
-        super().__init__()
-        self.table = nn.Embedding(30, 8, padding_idx=0)
-        self.out = nn.Linear(8, 30, bias=False)
-        self.mix = nn.Parameter(torch.randn(8, 20))
-        self.back = nn.Parameter(torch.randn(20, 8))
-        self.rnn = nn.GRU(8, 8, batch_first=True)  # a use that is not known
-        self.conv = nn.Conv1d(8, 8, 3, padding=1, groups=2)
-        if tied:
-            self.out.weight = self.table.weight
-
-    def forward(self, ids):
-        x = self.rnn(self.table(ids) @ self.mix @ self.back)[0]
-        return self.out(self.conv(x.mT).mean(2))
-
-
-class Given:
-    def __init__(self, tied):
-        torch.manual_seed(0)
-        self.model, self.task = Embedded(tied).double().eval(), fi.Classification()
-        self.train = torch.randint(0, 30, (9, 6)), torch.randint(0, 30, (9,))
-
-
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", ["structured", "gaussian"])
 def test_tables_tied_weights_groups_and_unknown_uses(kind, tied, monkeypatch):
     small(monkeypatch)
-    given = Given(tied)
+    given = Strange(tied)
     chosen = select(given.model, None)
     tables = tables_of(given.model, chosen)
     assert tables == (set() if tied else {"table.weight"})
