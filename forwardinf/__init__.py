@@ -19,6 +19,9 @@ _HOMES = {
     "Error": "forwardinf.core.errors",
     "FileError": "forwardinf.core.errors",
     "CausalLM": "forwardinf.core.task_text",
+    "Leaks": "forwardinf.use.leakage",
+    "Memorized": "forwardinf.use.memorize",
+    "Mislabeled": "forwardinf.use.mislabel",
     "MissingExtra": "forwardinf.core.errors",
     "ModelError": "forwardinf.core.errors",
     "MultiLabel": "forwardinf.core.task",
@@ -36,9 +39,12 @@ _HOMES = {
     "TaskError": "forwardinf.core.errors",
     "attribute": "forwardinf.method",
     "from_trainer": "forwardinf.core.trainer",
+    "leaks": "forwardinf.use.leakage",
     "load_data": "forwardinf.core.load_data",
     "load_model": "forwardinf.core.load_model",
     "load_scores": "forwardinf.score.scores",
+    "memorized": "forwardinf.use.memorize",
+    "mislabeled": "forwardinf.use.mislabel",
     "self_influence": "forwardinf.method",
 }
 

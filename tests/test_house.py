@@ -108,6 +108,9 @@ def test_the_front_door():
         "Diffusion",
         "Error",
         "FileError",
+        "Leaks",
+        "Memorized",
+        "Mislabeled",
         "MissingExtra",
         "ModelError",
         "MultiLabel",
@@ -126,9 +129,12 @@ def test_the_front_door():
         "__version__",
         "attribute",
         "from_trainer",
+        "leaks",
         "load_data",
         "load_model",
         "load_scores",
+        "memorized",
+        "mislabeled",
         "self_influence",
     ]
     assert dir(fi) == fi.__all__

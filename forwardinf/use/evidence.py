@@ -56,7 +56,8 @@ def whitening(train: Tensor, ridge: float = RIDGE) -> Tensor:
     inner.diagonal().add_(ridge)
     root = torch.linalg.cholesky(inner)
     eye = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
-    return torch.linalg.solve_triangular(root, eye, upper=False).T.float()
+    inverse: Tensor = torch.linalg.solve_triangular(root, eye, upper=False)
+    return inverse.T.float()
 
 
 def as_views(features: Mapping[str, Tensor], responses: Tensor, whiten: Tensor) -> Views:
@@ -115,7 +116,7 @@ def matches(
     """
     names = [name for name in queries if name in train]
     size = len(train[names[0]])
-    parts = [part for part in _blocks(queries, train, names, size, k, also, only)]
+    parts = list(_blocks(queries, train, names, size, k, also, only))
     return Matches(
         torch.cat([part.rows for part in parts]), torch.cat([part.score for part in parts]),
         {name: torch.cat([part.z[name] for part in parts]) for name in names},
@@ -142,7 +143,11 @@ def _blocks(
                 mark = torch.zeros_like(score, dtype=torch.bool)
                 for place, listed in enumerate(extra[rows]):
                     mark[place, torch.tensor(listed, dtype=torch.int64)] = True
-                score = score.masked_fill(~mark, -math.inf) if wanted else torch.where(mark, score.clamp_min(0) + 1e6, score)
+                score = (
+                    score.masked_fill(~mark, -math.inf)
+                    if wanted
+                    else torch.where(mark, score.clamp_min(0) + 1e6, score)
+                )
         best = score.topk(min(k, size), 1)
         own = combined({name: values.gather(1, best.indices) for name, values in z.items()})
         own = own.masked_fill(best.values == -math.inf, -math.inf)

@@ -142,7 +142,8 @@ def leaks(
         read, only = _rows(named, sides)
         views, raw = _views(given, sides, read)
     place = {row: at for at, row in enumerate(read)}
-    found, notes = {}, [*sides["train"].feed.examples.notes, *sides["queries"].feed.examples.notes]
+    found: dict[str, Matches] = {}
+    notes = [*sides["train"].feed.examples.notes, *sides["queries"].feed.examples.notes]
     for name in ("queries", "clean"):
         if name in sides:
             also = _same(sides[name], sides["train"], place)
@@ -210,7 +211,9 @@ def _candidates(candidates: Any, sides: Mapping[str, _Side]) -> list[list[int]] 
             return "all" if len(rows) * len(asked) <= ALL_PAIRS_UP_TO else "neighbours"
         if candidates in ("all", "neighbours"):
             return candidates
-        raise SettingError("candidates", expected="'auto', 'all', 'neighbours' or a list for each query", got=repr(candidates))
+        raise SettingError(
+            "candidates", expected="'auto', 'all', 'neighbours' or a list for each query", got=repr(candidates)
+        )
     place = {value: position for position, value in enumerate(rows.ids)}
     if isinstance(candidates, Mapping):
         missing = [name for name in asked.ids if name not in candidates]
@@ -257,9 +260,7 @@ def _nearest_rows(asked: _Side, train: _Side) -> set[int]:
     return found
 
 
-def _views(
-    given: Opened, sides: Mapping[str, _Side], read: list[int]
-) -> tuple[dict[str, Views], dict[str, Tensor]]:
+def _views(given: Opened, sides: Mapping[str, _Side], read: list[int]) -> tuple[dict[str, Views], dict[str, Tensor]]:
     """Return the views and the plain responses of every side; of the training set, those that are read."""
     probes = Probes(given.parameters, probe_count(len(read), BUDGET, most=2048), given.options.seed)
     raw: dict[str, Tensor] = {}
@@ -292,7 +293,9 @@ def _null(found: Mapping[str, Matches], notes: list[str]) -> Null | None:
         return from_clean(found["clean"].score[:, 0].numpy())
     best = found["queries"].score[:, 0].numpy()
     if len(best) >= LEAST_QUERIES:
-        notes.append("no clean examples: the middle of the queries is the null, which holds while fewer than 15 % leaked")
+        notes.append(
+            "no clean examples: the middle of the queries is the null, which holds while fewer than 15 % leaked"
+        )
         return from_test_set(best)
     notes.append(f"uncalibrated: pass clean= examples, or at least {LEAST_QUERIES} queries, for a false-positive rate")
     return None
@@ -316,7 +319,8 @@ def _table(
     else:
         p = null.p_value(best)
         rejected = benjamini_hochberg(p, q)
-        threshold = float(best[rejected].min()) if rejected.any() else null.value_at(q / len(p))
+        cut = q * max(1, int(rejected.sum())) / len(p)  # where Benjamini–Hochberg stopped
+        threshold = null.value_at(cut) if cut < null.share else float(best[rejected].min())
     kept: list[dict[str, Any]] = []
     feature = next((name for name in ("early", "last") if name in found.cosine), None)
     for query, name in enumerate(asked.feed.examples.ids):
@@ -346,7 +350,13 @@ def _at(found: Matches, view: str | None, query: int, rank: int) -> float:
 
 def _evidence(found: Matches, query: int, rank: int, same: bool, null: Null | None) -> str:
     """Say which views the pair stands out in."""
-    names = {"response": "responses", "whitened": "whitened responses", "input": "input", "early": "early layer", "last": "last layer"}
+    names = {
+        "response": "responses",
+        "whitened": "whitened responses",
+        "input": "input",
+        "early": "early layer",
+        "last": "last layer",
+    }
     told = ["same content"] if same else []
     told += [names[view] for view, z in found.z.items() if float(z[query, rank]) >= STANDS_OUT]
     return ", ".join(told) + (" (uncalibrated)" if told and null is None else "")

@@ -82,7 +82,7 @@ def predictions(feed: Feed, batch_size: int) -> tuple[Tensor, Tensor]:
         raise TaskError(f"task {type(task).__name__}", expected=f"a classification: {missing}", got="a task without it",
                         do="Use fi.Classification(), or define it: logits(model, batch) -> (B, C) and split(batch) -> "
                         "(inputs, label).")  # fmt: skip
-    found, labels = [], []
+    found, labels = list[Tensor](), list[Tensor]()
 
     def ask(model: nn.Module, batch: Any) -> Tensor:
         label = task.split(batch)[1]
@@ -94,12 +94,18 @@ def predictions(feed: Feed, batch_size: int) -> tuple[Tensor, Tensor]:
         labels.append(label.flatten().cpu())
         return logits
 
-    for logits in feed.each(ask, range(len(feed.examples)), batch_size):
-        found.append(logits.double().softmax(1).cpu())
+    rows = range(len(feed.examples))
+    found.extend(logits.double().softmax(1).cpu() for logits in feed.each(ask, rows, batch_size))
     probabilities, given = torch.cat(found), torch.cat(labels)
     classes = given.long()
-    if not torch.equal(classes.to(given.dtype), given) or int(classes.min()) < 0 or int(classes.max()) >= probabilities.shape[1]:
-        bad = int(((classes < 0) | (classes >= probabilities.shape[1]) | (classes.to(given.dtype) != given)).nonzero()[0])
+    if (
+        not torch.equal(classes.to(given.dtype), given)
+        or int(classes.min()) < 0
+        or int(classes.max()) >= probabilities.shape[1]
+    ):
+        bad = int(
+            ((classes < 0) | (classes >= probabilities.shape[1]) | (classes.to(given.dtype) != given)).nonzero()[0]
+        )
         raise TaskError(f"label of {name}, row {bad}", expected=f"a class from 0 to {probabilities.shape[1] - 1}",
                         got=str(given[bad].item()), do="Leave out rows that are not counted.")  # fmt: skip
     return probabilities, classes

@@ -149,7 +149,8 @@ def _one_by_one(
 
 def unit(values: Tensor) -> Tensor:
     """Return rows of length one; a row of zeros stays."""
-    return values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    length: Tensor = values.norm(dim=1, keepdim=True)
+    return values / length.clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def probe_count(examples: int, budget: float, most: int = 4096, least: int = 256) -> int:

@@ -108,5 +108,7 @@ def _column(name: str, values: pd.Series[Any]) -> Any:
     if name in IDS or name.endswith("_neighbour"):
         return id_column(plain)
     if values.dtype == object:
-        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in plain], pa.string())
+        return pa.array(
+            [value if value is None or isinstance(value, str) else json.dumps(value) for value in plain], pa.string()
+        )
     return pa.array(values.to_numpy())
