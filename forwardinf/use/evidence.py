@@ -12,7 +12,7 @@ cropped, recoloured or relabelled is lost to one view, not to all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,23 +47,31 @@ class Matches:
     cosine: Views
 
 
-def whitening(train: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Return W ``(M, M)`` such that rows ``u W`` are whitened by unit responses ``train (N, M)``: W Wᵀ = (UᵀU + ridge I)⁻¹.
+def whitening(train: Tensor, ridge: float = RIDGE) -> Callable[[Tensor], Tensor]:
+    """Return what whitens rows by unit responses U ``(N, M)``: u ↦ u W with W Wᵀ = (UᵀU + ridge I)⁻¹.
 
-    A product of whitened rows is uᵢᵀ(UᵀU + ridge)⁻¹u_q, which the pair (UUᵀ + ridge)⁻¹U u_q equals.
+    A product of whitened rows is uᵢᵀ(UᵀU + ridge)⁻¹u_q, which row i of (UUᵀ + ridge)⁻¹U u_q equals.
+    Cost: a factor of the smaller of N×N and M×M, float64.
     """
-    inner = train.double().T @ train.double()
-    inner.diagonal().add_(ridge)
-    root = torch.linalg.cholesky(inner)
-    eye = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
-    inverse: Tensor = torch.linalg.solve_triangular(root, eye, upper=False)
-    return inverse.T.float()
+    rows = train.double()
+    if len(rows) >= rows.shape[1]:
+        inner = rows.T @ rows
+        inner.diagonal().add_(ridge)
+        root = torch.linalg.cholesky(inner)
+        inverse: Tensor = torch.linalg.solve_triangular(root, torch.eye(len(inner), dtype=inner.dtype), upper=False)
+        whole = inverse.T.float()
+        return lambda u: u @ whole
+    values, left = torch.linalg.eigh(rows @ rows.T)
+    kept = values > 1e-10 * values[-1].clamp_min(1e-300)
+    right = (rows.T @ left[:, kept] / values[kept].sqrt()).float()
+    gain = ((values[kept] + ridge).rsqrt() - ridge**-0.5).float()
+    return lambda u: u * ridge**-0.5 + ((u @ right) * gain) @ right.T
 
 
-def as_views(features: Mapping[str, Tensor], responses: Tensor, whiten: Tensor) -> Views:
+def as_views(features: Mapping[str, Tensor], responses: Tensor, whiten: Callable[[Tensor], Tensor]) -> Views:
     """Return the views of some examples as unit rows."""
     own = unit(responses)
-    found = {"response": own, "whitened": unit(own @ whiten)}
+    found = {"response": own, "whitened": unit(whiten(own))}
     return {**found, **{name: unit(values) for name, values in features.items()}}
 
 

@@ -26,7 +26,7 @@ from forwardinf.use.fdr import LEAST_CLEAN, LEAST_QUERIES, Null, benjamini_hochb
 from forwardinf.use.features import NAMES, Features, features, find_layers
 from forwardinf.use.opened import Opened, checked_count, checked_share, opened
 from forwardinf.use.responses import Probes, probe_count, responses, unit
-from forwardinf.use.tables import Found
+from forwardinf.use.tables import Found, id_index, id_values
 
 COLUMNS = ("query", "rank", "train", "cosine", "share", "input_similarity", "feature_similarity", "same_content", "score",
            "is_leak", "evidence")  # fmt: skip
@@ -322,6 +322,7 @@ def _table(
         cut = q * max(1, int(rejected.sum())) / len(p)  # where Benjamini–Hochberg stopped
         threshold = null.value_at(cut) if cut < null.share else float(best[rejected].min())
     kept: list[dict[str, Any]] = []
+    names = list[Id](), list[Id]()
     feature = next((name for name in ("early", "last") if name in found.cosine), None)
     for query, name in enumerate(asked.feed.examples.ids):
         own = raw["queries"][query]
@@ -331,8 +332,10 @@ def _table(
             if score == -np.inf:  # fewer candidates than rows
                 continue
             same = rows.content[read[at]] == asked.content[query]
+            names[0].append(name)
+            names[1].append(rows.feed.examples.ids[read[at]])
             kept.append({
-                "query": name, "rank": rank + 1, "train": rows.feed.examples.ids[read[at]],
+                "rank": rank + 1,
                 "cosine": float(found.cosine["response"][query, rank]),
                 "share": float(raw["train"][at] @ own) / power if power > 0 else float("nan"),
                 "input_similarity": _at(found, "input", query, rank),
@@ -340,8 +343,8 @@ def _table(
                 "same_content": same, "score": score, "is_leak": bool(same or score >= threshold),
                 "evidence": _evidence(found, query, rank, same, null),
             })  # fmt: skip
-    table = pd.DataFrame(kept, columns=list(COLUMNS))
-    return table, pd.Series(p, index=pd.Index(asked.feed.examples.ids, name="query"), name="p_value"), threshold
+    table = pd.DataFrame(kept).assign(query=id_values(names[0]), train=id_values(names[1]))[list(COLUMNS)]
+    return table, pd.Series(p, index=id_index(asked.feed.examples.ids, "query"), name="p_value"), threshold
 
 
 def _at(found: Matches, view: str | None, query: int, rank: int) -> float:
@@ -365,14 +368,15 @@ def _evidence(found: Matches, query: int, rank: int, same: bool, null: Null | No
 def _baselines(table: pd.DataFrame, sides: Mapping[str, _Side], count: int) -> pd.DataFrame:
     """Return, for each query and rank, what each free view alone would have named."""
     asked, rows = sides["queries"], sides["train"]
-    frame: dict[str, list[Any]] = {"query": table["query"].tolist(), "rank": table["rank"].tolist()}
+    frame: dict[str, Any] = {"query": table["query"], "rank": table["rank"]}
     place = {value: at for at, value in enumerate(asked.feed.examples.ids)}
     at = [(place[query], rank - 1) for query, rank in zip(frame["query"], frame["rank"], strict=True)]
     for view in NAMES:
         if view in asked.features and view in rows.features:
             size = len(rows.content)
             best = matches({view: unit(asked.features[view])}, {view: unit(rows.features[view])}, min(count, size))
-            frame[f"{view}_neighbour"] = [rows.feed.examples.ids[int(best.rows[query, rank])] for query, rank in at]
+            near = [rows.feed.examples.ids[int(best.rows[query, rank])] for query, rank in at]
+            frame[f"{view}_neighbour"] = id_values(near)
             frame[f"{view}_similarity"] = [float(best.cosine[view][query, rank]) for query, rank in at]
     known = set(rows.content)
     frame["same_content"] = [asked.content[query] in known for query, _ in at]

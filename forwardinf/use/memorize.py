@@ -20,7 +20,7 @@ from forwardinf.job import Options
 from forwardinf.use.leave_one_out import Without, leave_one_out
 from forwardinf.use.opened import checked_count, opened
 from forwardinf.use.readings import Readings, checked_size, readings
-from forwardinf.use.tables import Found
+from forwardinf.use.tables import Found, id_index, id_values
 
 LEAST = 20
 MEMORIZED, INFLUENTIAL = 0.25, 0.15  # Feldman & Zhang 2020: what counts as memorised, and as a pair of high influence
@@ -118,7 +118,7 @@ def memorized(
     table = pd.DataFrame(
         {"memorization": known, "self_influence": own.self_influence.numpy(), "loss": own.loss.numpy(),
          "is_memorized": known >= MEMORIZED},
-        index=pd.Index(feed.examples.ids, name="id"),
+        index=id_index(feed.examples.ids),
     )  # fmt: skip
     baselines = pd.DataFrame({"self_influence": table["self_influence"], "loss": table["loss"],
                               "leverage": others.leverage.numpy()}, index=table.index)  # fmt: skip
@@ -149,4 +149,4 @@ def _pairs(others: Without, test: Readings, feed: Feed, asked: Feed, count: int)
             queries += [asked.examples.ids[start + place]] * size
             trains += [feed.examples.ids[int(row)] for row in best.indices[place]]
             influences += best.values[place].tolist()
-    return pd.DataFrame({"query": queries, "train": trains, "influence": influences})
+    return pd.DataFrame({"query": id_values(queries), "train": id_values(trains), "influence": influences})

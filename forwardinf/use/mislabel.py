@@ -23,7 +23,7 @@ from forwardinf.use.leave_one_out import Without, leave_one_out, margin
 from forwardinf.use.neighbours import neighbours_labels
 from forwardinf.use.opened import opened
 from forwardinf.use.readings import Readings, checked_size, readings
-from forwardinf.use.tables import Found
+from forwardinf.use.tables import Found, id_index
 
 LEAST = 20
 FIT = "fit"
@@ -137,7 +137,7 @@ def mislabeled(
             **{f"{view}_margin": margin(others[view].predicted, own.labels).numpy() for view in own.features},
             **({CLEAN: detectors[CLEAN]} if CLEAN in detectors else {}),
         },
-        index=pd.Index(feed.examples.ids, name="id"),
+        index=id_index(feed.examples.ids),
     )  # fmt: skip
     rate = None if known is None else _false_positives(known, own, others, share, threshold)
     notes = [*feed.examples.notes, *_remarks(own, others)]

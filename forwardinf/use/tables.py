@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from forwardinf.core import machine
+from forwardinf.core.examples import Id
 from forwardinf.core.files import write_json, write_table
 from forwardinf.score.store import id_column
 
@@ -92,6 +93,17 @@ class Found:
         return import_module(DRAWN_BY).report(self, path, show=show)  # type: ignore[no-any-return]
 
 
+def id_values(ids: Sequence[Id]) -> pd.Series[Any]:
+    """Return ids as a column: whole numbers, or objects as they are (broken Unicode fits no string column)."""
+    return pd.Series(list(ids), dtype=None if all(isinstance(value, int) for value in ids) else object)
+
+
+def id_index(ids: Sequence[Id], name: str = "id") -> pd.Index[Any]:
+    """Return ids as an index."""
+    found: pd.Index[Any] = pd.Index(id_values(ids), name=name)
+    return found
+
+
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a frame's rows, its named index included, as plain values."""
     plain = frame.reset_index() if frame.index.name is not None else frame
@@ -107,7 +119,7 @@ def _column(name: str, values: pd.Series[Any]) -> Any:
     plain = values.tolist()
     if name in IDS or name.endswith("_neighbour"):
         return id_column(plain)
-    if values.dtype == object:
+    if not pd.api.types.is_numeric_dtype(values):
         return pa.array(
             [value if value is None or isinstance(value, str) else json.dumps(value) for value in plain], pa.string()
         )
