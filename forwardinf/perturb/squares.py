@@ -88,7 +88,7 @@ def _table_squares(part: Part, tables: Sequence[Use], right: Tensor | None) -> T
     pairs = [_looked_up(use) for use in tables]
     index, d = torch.cat([pair[0] for pair in pairs], 1), torch.cat([pair[1] for pair in pairs], 1)
     flat = (index + torch.arange(len(index), device=index.device)[:, None] * rows).flatten()
-    seen, place = torch.unique(flat, return_inverse=True)  # type: ignore[no-untyped-call]
+    seen, place = torch.unique(flat, return_inverse=True)
     summed = d.new_zeros(len(seen), columns).index_add_(0, place, d.flatten(0, 1))
     if right is not None:
         summed = summed @ right[0]
