@@ -27,8 +27,9 @@ from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.progress import Advance, Setting, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, Task, as_task
-from forwardinf.perturb.direction import Direction, Fitting, make_direction
+from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.gradient import query_gradient
+from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
@@ -133,8 +134,9 @@ class Job:
         """Yield the pieces of work that no earlier run has finished, under a progress bar."""
         started = time.perf_counter()
         todo = [(n, u) for n, u in enumerate(self.units()) if self.folder is None or not self.folder.has(u.name)]
-        readings = {True: lambda unit: 1, False: lambda unit: len(unit.queries) * self.plan.sides}[self.plan.exact]
-        total = sum(len(unit.rows) * readings(unit) for _, unit in todo)
+        total = sum(
+            len(unit.rows) * (1 if self.plan.exact else len(unit.queries) * self.plan.sides) for _, unit in todo
+        )
         with progress("reading", total, self.options.progress) as self._advance:
             for self._unit, unit in todo:
                 began = time.perf_counter()
@@ -308,8 +310,8 @@ def prepare(
         "model": whole, "data": data, "queries": asked_for, "task": code, "ids": digest(rows.ids, names, members),
         "candidates": None if chosen is None else digest([list(map(int, c)) for c in chosen]),
         "perturbation": digest(rule.to_dict()), "seed": options.seed, "keep": options.keep,
-        "engine": options.engine, "batch_size": options.batch_size, "shard_rows": options.shard_rows, "on_bad_query": options.on_bad_query,
-        "device": device.type,
+        "engine": options.engine, "batch_size": options.batch_size, "shard_rows": options.shard_rows,
+        "on_bad_query": options.on_bad_query, "device": device.type,
     }  # fmt: skip
     folder = _folder(options, code)
     kept = folder is not None and not options.overwrite and folder.has("plan.json") and folder.has("queries.parquet")
@@ -322,12 +324,15 @@ def prepare(
         _claim(folder, made_from, about, options)  # refuses another run before anything long starts
 
     read_rows = range(len(rows)) if chosen is None else rows.rows_of(sorted({int(u) for c in chosen for u in c}))
-    sides = 2 if rule.both_sides else 1
+    parameters = select(model, rule.parameters)
+    notes = [*rows.notes, *questions.notes]
     if folder is not None and kept:
         plan = Plan.from_dict(read_json(folder.path / "plan.json", planning.FORMAT, what="a plan"))
-        feed = replace(feed, channels_last=plan.channels_last)
     else:
-        plan, feed = _plan(feed, read_rows, chosen, len(names), sides, whole, cache, options)
+        first = Feed(model, spoken.whole(), questions, device, seed=options.seed, asked={}), members[0]
+        plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, first, whole, options)
+        notes += [note] if note else []
+    feed = replace(feed, channels_last=plan.channels_last)
     key = baseline_key(feed, whole, data, code, plan.batch_size)
     name = digest(key, None if chosen is None else list(read_rows)) if key is not None and cache is not None else None
     path = cache / "baselines" / f"{name}.safetensors" if name is not None and cache is not None else None
@@ -337,13 +342,10 @@ def prepare(
 
     floor = known.noise_floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
     asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
-    notes = [*rows.notes, *questions.notes]
     known_fit = None if code is None else digest(whole, data, code)
-    fitting = Fitting(
-        rule, feed, select(model, rule.parameters), plan.batch_size, known_fit, cache, options.progress, notes
-    )
+    fitting = Fitting(rule, feed, parameters, plan.batch_size, known_fit, cache, options.progress, notes)
     began = time.perf_counter()
-    pusher = Pusher(asking, fitting)
+    pusher = Pusher(asking, fitting, exact=plan.exact)
     clock["fit_s"] = time.perf_counter() - began
     if folder is not None and kept:
         asked = _load_queries(folder)
@@ -357,7 +359,9 @@ def prepare(
 
     clock["setup_s"] = time.perf_counter() - clock["started"] - clock["fit_s"]
     unread = Baseline(torch.empty(0), floor)
-    job = Job(feed, replace(asking, asked=None), pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
+    aside = frozenset(row for query in asked if not query.usable for row in query.rows)
+    read_as_rows = replace(asking, asked=None, skipped=aside)
+    job = Job(feed, read_as_rows, pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
               asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
     if not dry:
         if folder is not None and not kept:
@@ -391,22 +395,36 @@ def prepare_self(
 
 
 def _plan(
-    feed: Feed, rows: Sequence[int], chosen: list[Ints] | None, queries: int, sides: int, model: str, cache: Path | None,
-    options: Options,
-) -> tuple[Plan, Feed]:  # fmt: skip
-    """Find batch size and layout (or recall them), and settle the pieces."""
+    feed: Feed, rows: Sequence[int], chosen: list[Ints] | None, queries: int, rule: Perturbation, parameters: Parameters,
+    first: tuple[Feed, list[int]], model: str, options: Options,
+) -> tuple[Plan, str]:  # fmt: skip
+    """Return (engine, batch size, layout and pieces: found on a few batches, or recalled; a note, or nothing)."""
     reading = len(rows) if chosen is None else round(sum(map(len, chosen)) / max(len(chosen), 1))
+    sides, cache = 2 if rule.both_sides else 1, options.cache
+    batch_size = None if options.batch_size == "auto" else options.batch_size
+    shard_rows = None if options.shard_rows == "auto" else options.shard_rows
     sample = feed.examples[rows[0]] if len(rows) else None
     known = digest(model, code_digest(feed.task), _shape(sample), len(rows) if len(rows) < 1024 else "many", options.batch_size,
                    str(feed.device), torch.get_num_threads(), torch.__version__, machine.describe()["processor"])  # fmt: skip
     budget = min(20.0, max(0.5, 0.02 * len(rows) * sides * queries / 100))
-    tuning = tune(feed, rows, None if options.batch_size == "auto" else options.batch_size, budget,
-                  cache / "tuning" / f"{known}.json" if cache is not None else None)  # fmt: skip
-    shard_rows = None if options.shard_rows == "auto" else options.shard_rows
-    plan = make_plan(
-        options.engine, tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, baseline="read"
-    )
-    return plan, replace(feed, channels_last=plan.channels_last)
+    kept = None if cache is None else cache / "tuning" / f"{known}.json"
+    tuning = tune(feed, rows, batch_size, budget, kept)
+    plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows)
+    moved = digest(known, sorted(parameters), rule.direction)
+    asked = Asked(
+        engine=options.engine, linear=rule.kind == "linear", signed=rule.signed, batch_size=batch_size, shard_rows=shard_rows,
+        kept=None if cache is None else cache / "tuning" / moved,
+    )  # fmt: skip
+
+    def fill(directions: Directions) -> None:
+        """Put in what the queries' directions will be like: of few ranks, or of many."""
+        gradient = query_gradient(*first, parameters, plan.batch_size)
+        if rule.direction not in LOW_RANK:
+            gradient = {name: torch.randn_like(tensor) for name, tensor in gradient.items()}
+        for place in range(len(directions)):
+            directions.put(place, gradient)
+
+    return choose_engine(asked, plan, feed, parameters, rows, fill)
 
 
 def _start(job: Job, rows: Sequence[int], known: Baseline | None, unread: Baseline) -> None:

@@ -43,7 +43,7 @@ def differences(job: Job, unit: Unit) -> dict[int, Tensor]:
     for query in unit.queries:
         push = job.pusher.push(job.asked[query])
         after = job.read(unit, [partial(lend, job.pusher.live, moved) for moved in push.sides])
-        scores[query] = influence(job.before(unit), after, job.perturbation, push.step)
+        scores[query] = influence(job.before(unit), list(after), job.perturbation, push.step)
     return scores
 
 

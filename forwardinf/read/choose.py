@@ -53,7 +53,12 @@ class Asked:
 
 
 def choose_engine(
-    asked: Asked, plan: Plan, feed: Feed, parameters: Parameters, rows: Sequence[int], fill: Callable[[Directions], None]
+    asked: Asked,
+    plan: Plan,
+    feed: Feed,
+    parameters: Parameters,
+    rows: Sequence[int],
+    fill: Callable[[Directions], None],
 ) -> tuple[Plan, str]:
     """Return (the plan with its engine settled, a note for people or nothing).
 

@@ -107,7 +107,12 @@ class Plan:
 
     def batch_size_at(self, unit: int) -> int:
         """Return how many examples at a time this unit reads."""
-        return min([self.pass_batch_size if self.exact else self.batch_size, *(size for start, size in self.revisions if start <= unit)])
+        return min(
+            [
+                self.pass_batch_size if self.exact else self.batch_size,
+                *(size for start, size in self.revisions if start <= unit),
+            ]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, ready for JSON."""

@@ -73,7 +73,9 @@ class Products:
         if use.rows is not None:
             table = table[:, use.rows]
         factors = None if use.rows is not None else directions.factors(use.name)
-        way = outer_way(a.shape[1], a.shape[2], d.shape[2], directions.count, 0 if factors is None else factors[0].shape[1])
+        way = outer_way(
+            a.shape[1], a.shape[2], d.shape[2], directions.count, 0 if factors is None else factors[0].shape[1]
+        )
         if way == "low" and factors is not None:
             return self._low(a, d, *factors)
         if way == "direct":
