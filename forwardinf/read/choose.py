@@ -83,7 +83,7 @@ def choose_engine(
         return replace(plan, why="a finite length is read by forward passes only"), ""
     if asked.engine == "auto" and plan.passes <= FEW:
         return replace(plan, why=f"{plan.passes} readings: a pass with gradients costs more"), ""
-    support = _support(asked, feed, parameters, rows)
+    support = _support(asked, plan, feed, parameters, rows)
     if support.reason:
         if asked.engine == "factored":
             raise ModelError("engine='factored'", expected="a model whose per-example gradients are known",
@@ -113,14 +113,14 @@ def query_block(parameters: Parameters, queries: int, device: torch.device) -> i
     return math.ceil(queries / math.ceil(queries / most))  # blocks of equal size
 
 
-def _support(asked: Asked, feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Support:
+def _support(asked: Asked, plan: Plan, feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Support:
     path = None if asked.kept is None else asked.kept.with_suffix(".support.json")
     if path is not None and path.is_file():
         try:
             return Support(**read_json(path, FORMAT, what="a check of a model")["support"])
         except (FileError, KeyError, TypeError):
             path.unlink(missing_ok=True)
-    found = unsupported(feed, parameters, rows)
+    found = unsupported(feed, parameters, rows, min(plan.batch_size, 16))
     if path is not None:
         write_json(path, {"format": FORMAT, "support": asdict(found)})
     return found

@@ -41,8 +41,10 @@ class Support:
     error: float = 0.0
 
 
-def unsupported(feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Support:
+def unsupported(feed: Feed, parameters: Parameters, rows: Sequence[int], batch_size: int = 16) -> Support:
     """Compare the factors' gradients with autograd's on a few rows: some spread evenly, some with the largest losses.
+
+    ``batch_size`` rows at a time fit into memory.
 
     Cost: a forward of a few hundred rows, a backward of a few, one at a time. Memory: as many gradients as were compared.
     """
@@ -50,9 +52,9 @@ def unsupported(feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Supp
         return Support("several documents in a row: their gradients cannot be told apart by rows")
     if len(rows) == 0:
         return Support("no rows to compare on")
-    sample = _sample(feed, parameters, rows)
+    sample = _sample(feed, parameters, rows, batch_size)
     try:
-        found = _watched(feed, parameters, sample)
+        found = _watched(feed, parameters, sample, batch_size)
     except Error as error:
         return Support(str(error))
     except Exception as error:  # whatever a user's model does when it is watched
@@ -63,12 +65,12 @@ def unsupported(feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Supp
     if strange:
         name, function = next(iter(strange.items()))
         return Support(f"parameter {name} is used by {function}(), whose per-example gradient is not known")
-    return _compared(feed, parameters, sample, gradients)
+    return _compared(feed, parameters, sample, gradients, batch_size)
 
 
-def _sample(feed: Feed, parameters: Parameters, rows: Sequence[int]) -> list[int]:
+def _sample(feed: Feed, parameters: Parameters, rows: Sequence[int], batch_size: int) -> list[int]:
     looked = [rows[place] for place in _spread(len(rows), min(LOOKED_AT, 8 + len(rows) // 50))]
-    losses = feed.losses(looked, min(16, len(looked)))
+    losses = feed.losses(looked, batch_size)
     elements = sum(parameter.numel() for parameter in parameters.values())
     count = max(2, min(COMPARED, ELEMENTS // max(elements, 1)))
     large = losses.argsort(descending=True)[: count // 2].tolist()
@@ -80,11 +82,13 @@ def _spread(size: int, count: int) -> list[int]:
     return [place * size // count for place in range(count)]
 
 
-def _watched(feed: Feed, parameters: Parameters, sample: list[int]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _watched(
+    feed: Feed, parameters: Parameters, sample: list[int], batch_size: int
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     place = {row: at for at, row in enumerate(sample)}
     total: dict[str, Tensor] = {}
     unknown: dict[str, str] = {}
-    for piece, _, uses, strange in watched(feed, sample, parameters, len(sample)):
+    for piece, _, uses, strange in watched(feed, sample, parameters, batch_size):
         unknown |= strange
         at = [place[row] for row in piece]
         while uses and not unknown:
@@ -97,8 +101,10 @@ def _watched(feed: Feed, parameters: Parameters, sample: list[int]) -> tuple[dic
     return total, unknown
 
 
-def _compared(feed: Feed, parameters: Parameters, sample: list[int], found: dict[str, Tensor]) -> Support:
-    engine = FactoredEngine(feed, parameters, len(sample))
+def _compared(
+    feed: Feed, parameters: Parameters, sample: list[int], found: dict[str, Tensor], batch_size: int
+) -> Support:
+    engine = FactoredEngine(feed, parameters, batch_size)
     own, worst, largest = engine.directions(len(sample)), 0.0, 0.0
     gram = torch.zeros(len(sample), dtype=torch.float64)
     try:

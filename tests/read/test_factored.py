@@ -44,7 +44,7 @@ def test_scores_are_gradient_products(name):
     assert scores.plan["engine"] == "factored"
     assert_close(scores.values, (queries @ train.T).numpy(), rtol=1e-6, why="float32 values")
     assert_close(scores.rise, queries.square().sum(1), rtol=1e-9, why=EXACT)
-    assert_close(scores.cross, (queries @ queries.T).numpy(), rtol=1e-9, why=EXACT)
+    assert_close(scores.cross, (queries @ queries.T).numpy(), rtol=1e-6, why="kept in float32 as scores are")
 
 
 @pytest.mark.parametrize("name", NAMES)
