@@ -29,6 +29,7 @@ from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, Task, as_task
 from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.gradient import query_gradient
+from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
@@ -43,6 +44,7 @@ from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.plan import Plan, Unit, make_plan, shards, units
 from forwardinf.read.predict import misclassified
 from forwardinf.read.tune import tune
+from forwardinf.read.whitened import Whitened, read_whitened
 from forwardinf.score.scores import Scores, gather, write_facts
 from forwardinf.score.store import QUERIES, Entry, Folder, id_column, plain_ids
 from forwardinf.score.top import Floats, Ints, extremes
@@ -117,13 +119,14 @@ class Job:
     forwards: int = 0
     _unit: int = 0
     _advance: Advance = lambda done: None
+    tables: Whitened | None = None
     _block: tuple[tuple[int, ...], Directions] | None = None
 
     # -- work --------------------------------------------------------------------------------------------------------
 
     def units(self) -> list[Unit]:
         """Return all pieces of work, done or not."""
-        usable = [q for q, query in enumerate(self.asked) if query.usable]
+        usable = self._usable()
         rows_of = None
         if self.candidates is not None:
             rows_of = {q: self.train.examples.rows_of(list(self.candidates[q])) for q in usable}
@@ -163,6 +166,40 @@ class Job:
             self._block = queries, found
         return self._block[1]
 
+    def whitened(self, unit: Unit) -> dict[int, Tensor]:
+        """Return a unit's scores from those of all queries, which one plain reading has given."""
+        if self.tables is None:
+            self.tables = self._read_whitened()
+        usable = {query: place for place, query in enumerate(self._usable())}
+        if unit.of == "queries":
+            return {query: self.tables.cross[usable[query]] for query in unit.queries}
+        at = torch.from_numpy(self.train.examples.units_of(unit.rows))
+        return {query: self.tables.values[usable[query], at] for query in unit.queries}
+
+    def settle_rises(self) -> None:
+        """Fill in the rises that come with the scores, and divide them as scores are divided."""
+        if self.pusher.whitened:
+            self.tables = self._read_whitened()
+        for place, query in enumerate(self._usable()):
+            known = self.asked[query]
+            rise = known.rise if self.tables is None else float(self.tables.rise[place])
+            self.asked[query] = replace(known, rise=rise * self._temper_of(query) ** 2)
+
+    def _usable(self) -> list[int]:
+        return [q for q, query in enumerate(self.asked) if query.usable]
+
+    def _read_whitened(self) -> Whitened:
+        began, usable, held = time.perf_counter(), self._usable(), self.pusher.whitened
+        assert held is not None
+        engines = [self._engine(feed) for feed in (self.train, self.queries)]
+        train, queries = [engine for engine in engines if isinstance(engine, FactoredEngine)]
+        with progress("reading", len(self.train.examples) * self.plan.passes, self.options.progress) as advance:
+            found = read_whitened(train, queries, held.ridge, lambda place: self.pusher.gradient(self.asked[usable[place]]),
+                                  len(usable), self.plan.query_block, advance)  # fmt: skip
+        self.forwards += train.forwards
+        self.clock["whitened_s"] = time.perf_counter() - began
+        return found
+
     def before(self, unit: Unit) -> Tensor:
         """Return the same losses under the model as it was."""
         if unit.of == "queries":
@@ -177,7 +214,31 @@ class Job:
         else:
             self.memory[unit.of, unit.block, unit.shard] = entries
 
+    def _tempered(self, unit: Unit, query: int, scores: Tensor) -> Tensor:
+        """Divide linear scores by (‖gᵢ‖‖g_q‖)^β where gradients are tempered, whichever engine read them."""
+        own = self._temper_of(query)
+        if own == 1.0:
+            return scores
+        if unit.of == "train":
+            scale = self._row_tempers()[torch.from_numpy(self.train.examples.units_of(unit.rows))]
+        else:
+            scale = torch.ones(len(scores), dtype=torch.float64)
+            for place, rows in enumerate(self.members):
+                scale[torch.tensor(rows)] = self._temper_of(place)
+        return scores * scale * own
+
+    def _row_tempers(self) -> Tensor:
+        direction = self.pusher.direction
+        assert isinstance(direction, Holding)
+        return direction.ridge.inverse
+
+    def _temper_of(self, query: int) -> float:
+        beta = self.perturbation.tempering if self.perturbation.kind == "linear" else 0.0
+        norm = self.asked[query].grad_norm
+        return float(norm**-beta) if beta and norm > 0 else 1.0
+
     def _kept(self, unit: Unit, query: int, scores: Tensor) -> tuple[Ints, Floats]:
+        scores = self._tempered(unit, query, scores)
         if unit.of == "queries":
             means = [float(scores[torch.tensor(rows)].mean()) for rows in self.members]
             return np.arange(len(means)), np.asarray(means, dtype=np.float32)
@@ -221,9 +282,10 @@ class Job:
 
         scores = Scores(
             ids=self.train.examples.ids, query_ids=self.query_ids, baseline=self.baseline.losses.numpy(), dense=dense,
-            best=best, cross=cross.astype(np.float64), query_baseline=column("baseline"), rise=column("rise"),
+            best=best, cross=cross.astype(np.float64), query_baseline=column("baseline"),
+            rise=column("rise"),
             length=column("length"), step=column("step"), status=[query.status for query in self.asked],
-            noise_floor=self.floor(), kind=self.perturbation.kind, unit=self.train.task.unit,
+            noise_floor=self.floor(), kind=self.perturbation.kind, unit=self._unit_of_scores(),
             signed=self.perturbation.signed, kept=self.keep_rule, perturbation=self.perturbation.to_dict(),
             plan=self.plan.to_dict(), cost=self._cost(), notes=[*self.notes, *self._remarks()], made_from=self.made_from,
             pictured=(self.train.examples, self.queries.examples),
@@ -233,12 +295,21 @@ class Job:
             self.folder.finish({"cost": dict(scores.cost), "notes": self._remarks()})
         return scores
 
+    def _unit_of_scores(self) -> str | None:
+        """Return the task's unit, or None where gradients are tempered: then scores are ratios."""
+        tempered = self.perturbation.kind == "linear" and self.perturbation.tempering
+        return None if tempered else self.train.task.unit
+
     def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return each query's noise floor in the unit of its scores."""
-        if self.plan.exact:
-            return self.plan.gradient_error * np.asarray([query.direction_norm for query in self.asked])
-        steps = np.asarray([query.step if self.perturbation.kind == "linear" else 1.0 for query in self.asked])
-        return self.baseline.noise_floor / steps
+        floors = []
+        for place, query in enumerate(self.asked):
+            if self.plan.exact:
+                floor = self.plan.gradient_error * query.direction_norm
+            else:
+                floor = self.baseline.noise_floor / (query.step if self.perturbation.kind == "linear" else 1.0)
+            floors.append(floor * self._temper_of(place) ** 2)
+        return np.asarray(floors, dtype=np.float64)
 
     def _cost(self) -> dict[str, Any]:
         peak = machine.peak_bytes() - int(self.clock.get("resident_bytes", 0))
@@ -247,7 +318,8 @@ class Job:
         expected = self.plan.seconds["reading"]
         return {"fit_s": round(self.clock["fit_s"], 4), "setup_s": round(self.clock["setup_s"], 4),
                 "queries_s": round(self.clock["queries_s"], 4), "baseline_s": round(self.clock["baseline_s"], 4),
-                "read_s": round(self.clock["read_s"], 4), "expected_read_s": round(expected, 4),
+                "read_s": round(self.clock["read_s"] + self.clock.get("whitened_s", 0.0), 4),
+                "expected_read_s": round(expected, 4),
                 "forwards": self.forwards, "peak_bytes": max(peak, 0)}  # fmt: skip
 
     def _remarks(self) -> list[str]:
@@ -364,6 +436,8 @@ def prepare(
     job = Job(feed, read_as_rows, pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
               asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
     if not dry:
+        if not kept:
+            job.settle_rises()
         if folder is not None and not kept:
             _claim(folder, made_from, about, options)
             _save_queries(folder, job)

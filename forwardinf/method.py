@@ -49,6 +49,8 @@ def differences(job: Job, unit: Unit) -> dict[int, Tensor]:
 
 def rates(job: Job, unit: Unit) -> dict[int, Tensor]:
     """Take every example's gradient along the queries' directions: the limit of the same, exact, for all queries at once."""
+    if job.pusher.whitened:
+        return job.whitened(unit)
     return dict(zip(unit.queries, job.read(unit, job.directions(unit.queries)), strict=True))
 
 

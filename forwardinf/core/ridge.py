@@ -24,13 +24,14 @@ class Ridge:
         gram: K, ``(N, N)``.
         responses: Instead of K: R, ``(N, M)``, with K ≈ RRᵀ.
         damping: The multiple, or ``"auto"``.
-        unit: Every training gradient at length 1 (one that is zero stays zero): K and s are those of uᵢ = gᵢ/‖gᵢ‖.
+        temper: β: every training gradient at length ‖gᵢ‖^(1−β) (one that is zero stays zero): K and s are those of
+            gᵢ/‖gᵢ‖^β. 0: as they are. 1: unit gradients.
 
     Attributes:
         size: N.
         weight: λN.
         lengths: ``(N,)``: ‖gᵢ‖ (of a sketch: as the sketch sees it).
-        inverse: ``(N,)``: the factor that makes uᵢ of gᵢ; ones without ``unit``.
+        inverse: ``(N,)``: ‖gᵢ‖^−β, the factor that tempers gᵢ.
 
     Cost: N³/3 multiplications once (sketch: NM² + M³/3), then N² (NM) for each solution; float64.
 
@@ -49,7 +50,7 @@ class Ridge:
         *,
         responses: Tensor | None = None,
         damping: float | str = "auto",
-        unit: bool = False,
+        temper: float = 0.0,
     ) -> None:
         """Factor."""
         given = gram if gram is not None else responses
@@ -57,14 +58,16 @@ class Ridge:
             got = "none" if given is None else "both"
             raise SettingError("Ridge()", expected="one of gram and responses", got=got)
         squares = gram.diagonal() if gram is not None else given.square().sum(1)
-        self.size, self.unit = len(given), unit
+        self.size, self.temper = len(given), temper
         self.lengths = squares.double().clamp_min(0).sqrt()
         if not bool(torch.isfinite(self.lengths).all()) or not bool((self.lengths > 0).any()):
             raise ModelError(
                 "training gradients", expected="finite, and not all zero", got="none that could be held on to",
                 do="A model that fits every example exactly has no gradients: use an earlier checkpoint.",
             )  # fmt: skip
-        self.inverse = torch.where(self.lengths > 0, 1 / self.lengths, 0) if unit else torch.ones_like(self.lengths)
+        self.inverse = (
+            torch.where(self.lengths > 0, self.lengths**-temper, 0.0) if temper else torch.ones_like(self.lengths)
+        )
         self.weight = (DAMPING if isinstance(damping, str) else damping) * self._scale()
         self.gram, self.root = gram, None
         if responses is not None and responses.shape[0] <= responses.shape[1]:

@@ -48,7 +48,10 @@ class Perturbation:
         fisher: ``"true"``: labels sampled from the model's own prediction; ``"empirical"``: the training labels.
         fit_examples: How many training examples the curvature is fitted on; ``"auto"``: all, up to what its memory and
             time allow.
-        unit: For ``hold``: every training gradient counts at length 1, so that a few with large losses do not rule.
+        temper: For ``hold``: β, every gradient counts at length ‖g‖^(1−β), in the curvature and (linear scores) in what
+            is read: gᵢᵀP g_q / (‖gᵢ‖‖g_q‖)^β. 0: the plain empirical Fisher, in which the few examples with large losses
+            rule. ``"auto"``: ½, which weights a well-fitted example as the Gauss–Newton matrix does
+            (docs/faithfulness.md). Finite scores are never divided.
         replay: None, or for how many optimiser steps training is continued on training data with the query added.
         behaviour: ``"as_published"`` reproduces the authors' released notebook (one Adam step in training mode on a
             doubled example, absolute difference); exists for comparison only. See :meth:`preset`.
@@ -75,7 +78,7 @@ class Perturbation:
     damping: float | Literal["auto"] = "auto"
     fisher: str = "true"
     fit_examples: int | Literal["auto"] = "auto"
-    unit: bool = False
+    temper: float | Literal["auto"] = "auto"
     replay: int | None = None
     behaviour: str = "clean"
     seed: int = 0
@@ -94,7 +97,7 @@ class Perturbation:
         damping: float | Literal["auto"] = "auto",
         fisher: Fisher | str = "true",
         fit_examples: int | Literal["auto"] = "auto",
-        unit: bool = False,
+        temper: float | Literal["auto"] = "auto",
         replay: int | None = None,
         behaviour: Behaviour | str = "clean",
         seed: int = 0,
@@ -109,6 +112,7 @@ class Perturbation:
             raise SettingError("Perturbation(parameters=)", expected="a glob over parameter names, or a list of them",
                                got=repr(parameters))  # fmt: skip
         length, rise, lr, damping = _number(length), _number(rise), _number(lr), _number(damping)
+        temper = _number(temper)
         values = locals() | {"parameters": patterns}
         for field in fields(self):
             object.__setattr__(self, field.name, values[field.name])
@@ -144,10 +148,11 @@ class Perturbation:
             value = getattr(self, name)
             if value not in ("auto", None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise SettingError(f"Perturbation({name}=)", expected="a whole number ≥ 1", got=repr(value))
-        if not isinstance(self.unit, bool) or (self.unit and self.direction != "hold"):
-            raise SettingError(
-                "Perturbation(unit=)", expected="True or False, beside direction='hold'", got=repr(self.unit)
-            )
+        if self.temper != "auto":
+            beta = self.temper
+            if isinstance(beta, bool | str) or not 0 <= beta <= 1 or self.direction != "hold":
+                raise SettingError("Perturbation(temper=)", expected="a number from 0 to 1, beside direction='hold'",
+                                   got=repr(beta))  # fmt: skip
         if self.steps > 1 and self.length == "linear":
             raise SettingError(
                 "Perturbation(steps=)", expected="1 with length='linear' (a rate has no steps)", got=str(self.steps),
@@ -182,6 +187,13 @@ class Perturbation:
     def kind(self) -> Literal["linear", "finite"]:
         """``"linear"`` (a rate) or ``"finite"`` (what happens at a stated length). The two are never mixed."""
         return "linear" if self.length == "linear" else "finite"
+
+    @property
+    def tempering(self) -> float:
+        """β of ``temper``: 0 for every direction but ``hold``."""
+        if self.direction != "hold":
+            return 0.0
+        return 0.5 if self.temper == "auto" else float(self.temper)
 
     @property
     def both_sides(self) -> bool:

@@ -10,7 +10,7 @@ whitening plain ones (``score/whiten.py``): N(K + λN)⁻¹ s, equal to reading 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,9 +55,9 @@ class Held:
     gram: Tensor | None = None
     responses: Tensor | None = None
 
-    def ridge(self, damping: float | str = "auto", unit: bool = False) -> Ridge:
+    def ridge(self, damping: float | str = "auto", temper: float = 0.0) -> Ridge:
         """Return (K + λN)⁻¹, factored."""
-        return Ridge(self.gram, responses=self.responses, damping=damping, unit=unit)
+        return Ridge(self.gram, responses=self.responses, damping=damping, temper=temper)
 
 
 def fit_held(fitting: Fitting, *, probes: int | None = None) -> Held:
@@ -87,24 +87,34 @@ def fit_held(fitting: Fitting, *, probes: int | None = None) -> Held:
     return held
 
 
-def hold(fitting: Fitting) -> Callable[[Tensors], Tensors]:
-    """Return the direction P g_q. Fits first; then about 5 F for each new gradient, 3 F for one seen before."""
-    rule = fitting.perturbation
-    held = fit_held(fitting)
-    ridge = held.ridge(rule.damping, rule.unit)
-    seen: dict[str, Tensor] = {}
+class Holding:
+    """The direction P g_q. Fits first; then about 5 F for each new gradient, 3 F for one seen before.
 
-    def direction(gradient: Tensors) -> Tensors:
+    Attributes:
+        held: What was fitted.
+        ridge: (K + λN)⁻¹.
+    """
+
+    def __init__(self, fitting: Fitting) -> None:
+        """Fit, or recall the fit."""
+        self.fitting, rule = fitting, fitting.perturbation
+        self.held = fit_held(fitting)
+        self.ridge = self.held.ridge(rule.damping, rule.tempering)
+        self._seen: dict[str, Tensor] = {}
+
+    def __call__(self, gradient: Tensors) -> Tensors:
+        """Return (g_q − Σ aᵢgᵢ)/λ, made in place."""
+        fitting, ridge = self.fitting, self.ridge
         key = digest({name: tensor.cpu() for name, tensor in gradient.items()})
-        if key not in seen:  # the weights are N numbers, worth keeping: a query is pushed when checked and when read
-            plain = linear_scores(fitting.train, held.rows, fitting.parameters, fitting.batch_size, gradient)
-            seen[key] = ridge.solve(plain * ridge.inverse) * ridge.inverse
-        rest = weighted_gradient(fitting.train, held.rows, seen[key], fitting.parameters, fitting.batch_size)
+        if (
+            key not in self._seen
+        ):  # the weights are N numbers, worth keeping: a query is pushed when checked and when read
+            plain = linear_scores(fitting.train, self.held.rows, fitting.parameters, fitting.batch_size, gradient)
+            self._seen[key] = ridge.solve(plain * ridge.inverse) * ridge.inverse
+        rest = weighted_gradient(fitting.train, self.held.rows, self._seen[key], fitting.parameters, fitting.batch_size)
         for name, tensor in rest.items():
             gradient[name] = gradient[name].sub_(tensor) if name in gradient else tensor.neg_()
         return {name: tensor.div_(ridge.damping) for name, tensor in gradient.items()}
-
-    return direction
 
 
 def linear_scores(train: Feed, rows: Sequence[int], parameters: Parameters, batch_size: int, vector: Tensors) -> Tensor:

@@ -14,6 +14,7 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.settings import rise_target
 from forwardinf.perturb.direction import Fitting, Tensors, dot, norm
 from forwardinf.perturb.gradient import query_gradient
+from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.lend import Push, lend, tensors_of
 from forwardinf.perturb.length import CAP, find_rise
 from forwardinf.perturb.makers import make_direction
@@ -75,6 +76,20 @@ class Pusher:
         self.ruler = Ruler(queries.model, self.parameters)
         self.direction = make_direction(fitting)
         self._last: tuple[tuple[int, ...], Push] | None = None
+
+    @property
+    def whitened(self) -> Holding | None:
+        """What linear scores are whitened with, where that stands for reading along each query's direction."""
+        held = self.direction
+        return (
+            held
+            if self.exact and isinstance(held, Holding) and held.held.whole and held.held.gram is not None
+            else None
+        )
+
+    def gradient(self, query: Query) -> Tensors:
+        """Return the gradient of what a query is asked."""
+        return self._gradient(query.rows)
 
     def check(self, rows: Sequence[int], name: object, *, skip: bool) -> Query:
         """Return what has to be known of a query: gradient usable, length found, own rise measured.
@@ -156,6 +171,8 @@ class Pusher:
 
     def _rate(self, query: Query, gradient: Tensors) -> Query:
         """Return what an exact score needs: the query's own rate g_qᵀP g_q, and how long its direction is."""
+        if self.whitened is not None:  # its rise comes with its scores; ‖P g_q‖ ≤ ‖g_q‖/λ
+            return replace(query, length=0.0, direction_norm=query.grad_norm / self.whitened.ridge.damping)
         first = self.direction({name: tensor.clone() for name, tensor in gradient.items()})  # it may work in place
         rise = sum(float((tensor.double() * first[name].double()).sum())
                    for name, tensor in gradient.items() if name in first)  # fmt: skip

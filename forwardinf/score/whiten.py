@@ -21,7 +21,7 @@ def whitened(
     gram: Tensor | None = None,
     responses: Tensor | None = None,
     damping: float | str = "auto",
-    unit: bool = False,
+    temper: float = 0.0,
 ) -> Tensor:
     """Return N(K + λN)⁻¹ s of each query's plain linear scores.
 
@@ -30,7 +30,7 @@ def whitened(
         gram: K, ``(N, N)``.
         responses: Instead: R ``(N, M)`` with K ≈ RRᵀ, such as responses to M probes over √M.
         damping: λN as a multiple of mean ‖gᵢ‖²; ``"auto"``: :data:`forwardinf.core.ridge.DAMPING`.
-        unit: With uᵢ = gᵢ/‖gᵢ‖ in place of gᵢ, in K and in the scores.
+        temper: β: with gᵢ/‖gᵢ‖^β in place of gᵢ, in K and in the scores.
 
     Returns:
         ``(Q, N)`` float64.
@@ -42,7 +42,7 @@ def whitened(
         >>> whitened(torch.tensor([[2.0, 4.0]]), gram=torch.eye(2), damping=1.0).tolist()
         [[2.0, 4.0]]
     """
-    ridge = Ridge(gram, responses=responses, damping=damping, unit=unit)
+    ridge = Ridge(gram, responses=responses, damping=damping, temper=temper)
     return ridge.size * ridge.solve(_fits(scores, ridge) * ridge.inverse)
 
 
@@ -59,16 +59,16 @@ def hold_linear(ridge: Ridge, scores: Tensor, rise: Tensor, cross: Tensor, losse
     """Return what ``Perturbation("hold", length="linear")`` scores, from the plain linear reading of all queries.
 
     Args:
-        ridge: (K + λN)⁻¹, of all training examples: ``fit_held(fitting).ridge(damping, unit)``.
+        ridge: (K + λN)⁻¹, of all training examples: ``fit_held(fitting).ridge(damping, temper)``.
         scores: ``(Q, N)``: gᵢᵀg_q, g_q the gradient of what the query is asked.
         rise: ``(Q,)``: ‖g_q‖².
         cross: ``(Q, Q)``: row q holds ℓ′ᵀg_q of every query's own loss gradient ℓ′.
         losses: ``(Q, N)``: gᵢᵀℓ′, where a query is asked something other than its training loss; default ``scores``.
 
     Returns:
-        values = G P g_q, rise = g_qᵀP g_q, cross = ℓ′ᵀP g_q, with P⁻¹ = GᵀG/N + λI. With ``unit``, G is of unit gradients
-        and every score is divided by ‖g_q‖ (‖ℓ′‖ too where losses and measurements are the same): like a cosine, it has
-        no unit. A copy of the query has share 1 either way.
+        values = G P g_q, rise = g_qᵀP g_q, cross = ℓ′ᵀP g_q, with P⁻¹ = GᵀG/N + λI. With ``temper`` β, G is of
+        tempered gradients and every score is divided by ‖g_q‖^β (cross also by ‖ℓ′‖^β where losses and measurements are
+        the same): with β = 1 like a cosine. A copy of the query has share 1 either way.
     """
     plain = _fits(scores, ridge) * ridge.inverse
     solved = ridge.solve(plain)
@@ -76,8 +76,8 @@ def hold_linear(ridge: Ridge, scores: Tensor, rise: Tensor, cross: Tensor, losse
     values, down = ridge.size * solved, ridge.damping
     own = (rise.double() - (plain * solved).sum(1)) / down
     between = (cross.double() - solved @ asked.T) / down
-    if ridge.unit:
-        length = rise.double().sqrt()
+    if ridge.temper:
+        length = rise.double().sqrt() ** ridge.temper
         values, own = values / length[:, None], own / length.square()
         between = between / length[:, None] / (length if losses is None else 1.0)
     return Linear(values, own, between)

@@ -91,9 +91,9 @@ S = torch.randn(4, 30, dtype=torch.float64, generator=DRAW)
 def test_the_solution_is_the_dense_one(form, unit, monkeypatch):
     monkeypatch.setattr("forwardinf.core.ridge.PIECE", 7)
     wide = torch.cat([G, torch.zeros(30, 40, dtype=torch.float64)], 1)
-    ridge = {"gram": lambda: Ridge(G @ G.T, damping=0.7, unit=unit),
-             "sketch": lambda: Ridge(responses=G, damping=0.7, unit=unit),
-             "wide sketch": lambda: Ridge(responses=wide, damping=0.7, unit=unit)}[form]()  # fmt: skip
+    ridge = {"gram": lambda: Ridge(G @ G.T, damping=0.7, temper=float(unit)),
+             "sketch": lambda: Ridge(responses=G, damping=0.7, temper=float(unit)),
+             "wide sketch": lambda: Ridge(responses=wide, damping=0.7, temper=float(unit))}[form]()  # fmt: skip
     u = G / G.norm(dim=1, keepdim=True) if unit else G
     weight = 0.7 * u.square().sum(1).mean()
     want = torch.linalg.solve(u @ u.T + weight * torch.eye(30, dtype=torch.float64), S.T).T
@@ -110,5 +110,5 @@ def test_gradients_that_hold_nothing_are_refused():
         Ridge(torch.eye(3) * float("nan"))
     with pytest.raises(SettingError, match="one of gram and responses"):
         Ridge(torch.eye(3), responses=torch.eye(3))
-    ridge = Ridge(torch.diag(torch.tensor([1.0, 0.0])), damping=1.0, unit=True)
+    ridge = Ridge(torch.diag(torch.tensor([1.0, 0.0])), damping=1.0, temper=1.0)
     assert ridge.inverse.tolist() == [1, 0]

@@ -28,7 +28,7 @@ def test_whitened_scores_are_those_of_the_preconditioned_gradient(form, damping)
     assert_close(whitened(ASKED @ G.T, damping=damping, **given), want, rtol=1e-9, why=WHY)
     units = G / G.norm(dim=1, keepdim=True)
     want = ASKED @ inverse(units, DAMPING if damping == "auto" else damping) @ units.T
-    assert_close(whitened(ASKED @ G.T, damping=damping, unit=True, **given), want, rtol=1e-9, why=WHY)
+    assert_close(whitened(ASKED @ G.T, damping=damping, temper=1.0, **given), want, rtol=1e-9, why=WHY)
 
 
 def test_a_query_asked_something_else_than_its_loss():
@@ -36,7 +36,7 @@ def test_a_query_asked_something_else_than_its_loss():
     for unit in (False, True):
         held = G / G.norm(dim=1, keepdim=True) if unit else G
         scale = ASKED.norm(dim=1) if unit else torch.ones(3, dtype=torch.float64)
-        p, ridge = inverse(held, 0.5), Ridge(G @ G.T, damping=0.5, unit=unit)
+        p, ridge = inverse(held, 0.5), Ridge(G @ G.T, damping=0.5, temper=float(unit))
         got = hold_linear(ridge, ASKED @ G.T, ASKED.square().sum(1), ASKED @ LOSSES.T, LOSSES @ G.T)
         assert_close(got.values, (ASKED @ p @ held.T) / scale[:, None], rtol=1e-9, why=WHY)
         assert_close(got.cross, (ASKED @ p @ LOSSES.T) / scale[:, None], rtol=1e-9, why=WHY)
@@ -45,7 +45,7 @@ def test_a_query_asked_something_else_than_its_loss():
 
 @pytest.mark.parametrize("unit", [False, True])
 def test_a_copy_of_the_query_has_share_one(unit):
-    found = hold_linear(Ridge(G @ G.T, unit=unit), G[:3] @ G.T, G[:3].square().sum(1), G[:3] @ G[:3].T)
+    found = hold_linear(Ridge(G @ G.T, temper=float(unit)), G[:3] @ G.T, G[:3].square().sum(1), G[:3] @ G[:3].T)
     assert_close(found.values[:, :3].diagonal(), found.rise, rtol=1e-9, why=WHY)
     assert_close(found.cross.diagonal(), found.rise, rtol=1e-9, why=WHY)
 

@@ -1,0 +1,98 @@
+"""Linear scores under ``hold`` of all queries, from one plain reading: whitened by how the training examples respond.
+
+With S = G g_q the plain scores and K = GGᵀ, G P g_q = N (K + λN)⁻¹ S (``core/ridge.py``): what reading along the direction
+would give, without a backward pass over the training set for each query. Tempered gradients g̃ᵢ = gᵢ/‖gᵢ‖^β stand in K
+and S for the plain ones; what comes out here is gᵢᵀP g_q, not divided yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forwardinf.core.per_example import Tensors, per_example_gradients
+from forwardinf.core.progress import Advance
+from forwardinf.core.ridge import Ridge
+from forwardinf.read.factored import FactoredEngine
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """Linear scores and what belongs to them, float64.
+
+    Attributes:
+        values: ``(Q, N)``: gᵢᵀP g_q.
+        rise: ``(Q,)``: g_qᵀP g_q.
+        cross: ``(Q, rows)``: ℓ′ᵀP g_q of each query row's own loss gradient ℓ′.
+    """
+
+    values: Tensor
+    rise: Tensor
+    cross: Tensor
+
+
+def read_whitened(
+    train: FactoredEngine,
+    queries: FactoredEngine,
+    ridge: Ridge,
+    gradient: Callable[[int], Tensors],
+    count: int,
+    block: int,
+    advance: Advance,
+) -> Whitened:
+    """Return the scores of ``count`` queries.
+
+    Args:
+        train: Reads the training examples.
+        queries: Reads the queries' own rows.
+        ridge: (K + λN)⁻¹ of all training examples.
+        gradient: The gradient of what query q is asked.
+        count: Q.
+        block: How many queries' gradients are held at once.
+        advance: Told of training rows read.
+
+    Cost: a forward and an activation-only backward over the training set for each block of queries (twice where queries are
+    asked something other than their loss), and N² multiplications a query. Memory: three ``(Q, N)`` float64 tables.
+    """
+    rows, asked_rows = range(len(train.feed.examples)), range(len(queries.feed.examples))
+    plain, between, squares = [], [], []
+    same = count == len(asked_rows)
+    for start in range(0, count, block):
+        places = range(start, min(start + block, count))
+        directions = train.directions(len(places))
+        for at, query in enumerate(places):
+            own = gradient(query)
+            squares.append(sum(float(tensor.double().square().sum()) for tensor in own.values()))
+            directions.put(at, own)
+            same = same and _equal(own, _loss_gradient(queries, query))
+        plain.append(train.read(directions, rows, advance))
+        between.append(queries.read(directions, asked_rows))
+    scores, crossed = torch.cat(plain) * ridge.inverse, torch.cat(between)
+    losses = scores if same else _losses(train, queries, block, advance) * ridge.inverse
+    solved = ridge.solve(scores)
+    rise = (torch.tensor(squares, dtype=torch.float64) - (scores * solved).sum(1)) / ridge.damping
+    values = torch.where(ridge.inverse > 0, ridge.size * solved / ridge.inverse, 0.0)
+    return Whitened(values, rise, (crossed - solved @ losses.T) / ridge.damping)
+
+
+def _losses(train: FactoredEngine, queries: FactoredEngine, block: int, advance: Advance) -> Tensor:
+    """Return gᵢᵀℓ′ of every query row's own loss gradient, ``(rows, N)``."""
+    found, asked_rows = [], range(len(queries.feed.examples))
+    for start in range(0, len(asked_rows), block):
+        places = asked_rows[start : start + block]
+        directions = train.directions(len(places))
+        for at, row in enumerate(places):
+            directions.put(at, _loss_gradient(queries, row))
+        found.append(train.read(directions, range(len(train.feed.examples)), advance))
+    return torch.cat(found)
+
+
+def _loss_gradient(queries: FactoredEngine, row: int) -> Tensors:
+    return next(per_example_gradients(queries.feed, [row], queries.parameters))[0]
+
+
+def _equal(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(torch.allclose(one[name], other[name].to(one[name])) for name in one)
