@@ -72,10 +72,10 @@ class NewlyOdd(Exception):
     """A parameter turned out to need reading one example at a time: what was summed so far lacks it."""
 
 
-def sampled_rows(fitting: Fitting) -> Sequence[int]:
-    """Return the training rows that are fitted on: all, or a sample drawn by the perturbation's seed, in order."""
+def sampled_rows(fitting: Fitting, most: int = ALL_UP_TO) -> Sequence[int]:
+    """Return the training rows that are fitted on: all (up to ``most``), or a sample drawn by the seed, in order."""
     size, asked = len(fitting.train.examples), fitting.perturbation.fit_examples
-    wanted = ALL_UP_TO if asked == "auto" else int(asked)
+    wanted = most if asked == "auto" else int(asked)
     if wanted >= size:
         return range(size)
     return sorted(np.random.default_rng(fitting.perturbation.seed).choice(size, wanted, replace=False).tolist())
