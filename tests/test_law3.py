@@ -118,11 +118,20 @@ def test_conjugate_gradients_rank_as_leaving_one_out_does(trained):
     assert agreement(got, dense) > 0.9999, "H⁻¹g by conjugate gradients, read by a difference"
 
 
-@pytest.mark.parametrize(
-    ("direction", "least"), [("kfac", 0), ("ekfac", 0), ("gfim", 0), ("hold", 0), ("diagonal", 0), ("plain", 0)]
-)
-def test_the_others_rank_less_well(trained, direction, least):
+# Measured at L2's λ: plain .197, diagonal .207, kfac .397, ekfac .409, gfim .498, hold .412 (.814 at a damping of .1).
+# Labels are drawn once for 150 examples and 650 numbers, so that even exact blocks would be noisy.
+FLOORS = {"kfac": 0.35, "ekfac": 0.35, "gfim": 0.45, "hold": 0.75}
+
+
+@pytest.mark.parametrize("direction", FLOORS)
+def test_approximate_curvature_lies_between_the_plain_gradient_and_the_hessian(trained, direction):
+    given, change, dense = trained
+    damping = 0.1 if direction == "hold" else strength(given)
+    found = agreement(scores(given, direction, damping=damping), change)
+    assert agreement(scores(given, "plain"), change) < FLOORS[direction] < found < agreement(dense, change)
+
+
+def test_the_wrong_damping_is_noticed(trained):
+    """The test can fail: with another λ the ranking is another one."""
     given, change, _ = trained
-    settings = {"damping": strength(given)} if direction not in ("plain", "hold") else {}
-    found = agreement(scores(given, direction, **settings), change)
-    assert found > least
+    assert agreement(scores(given, "cg"), change) < 0.5  # 30 times the mean diagonal: .26
