@@ -25,7 +25,7 @@ from forwardinf.perturb.select import Parameters
 def gauss_newton_product(
     train: Feed, rows: Sequence[int], parameters: Parameters, batch_size: int, vector: Tensors
 ) -> Tensors:
-    """Return (1/N) Σᵢ Jᵢᵀ Hᵢ Jᵢ v over these rows, float32 or wider, by parameter name.
+    """Return (1/N) Σᵢ Jᵢᵀ Hᵢ Jᵢ v over these rows, float32 or wider, by parameter name. N counts documents where rows pack some.
 
     Args:
         train: Model, task and data; the task must know its loss in two halves.
@@ -53,7 +53,8 @@ def gauss_newton_product(
     with only_these(train.model, parameters), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for _ in train.each(ask, rows, batch_size):
             pass
-    return {name: tensor.div_(len(rows)) for name, tensor in total.items()}
+    units = len(train.examples.units_of(rows))
+    return {name: tensor.div_(units) for name, tensor in total.items()}
 
 
 def _product(found: Prediction, parameters: Parameters, vector: Tensors) -> Tensors:

@@ -1,10 +1,13 @@
 """Gauss–Newton products and conjugate gradients against the dense matrix, by autograd one example at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import ROWS, attribute, case
 from close import assert_close
 from curvature import OWN, Given, fitting, flat, one_by_one, scores_by_hand, values
+from given import Packed
 from torch import nn
 from torch.autograd.functional import hessian
 
@@ -59,7 +62,7 @@ def smoothed():
 
 def sentences():
     given = case("transformer", torch.float64)
-    given.train = given.train[:3]
+    given.train = given.train[:2]
     return given
 
 
@@ -160,6 +163,28 @@ def test_a_sample_of_the_training_set_is_named(monkeypatch):
     cg(fit)
     assert "30 of 40" in fit.notes[0]
     assert ROWS == 40
+
+
+def test_documents_packed_into_a_row_count_each():
+    fit = fitting(Packed(), "cg", parameters="norm.*", damping=1, batch_size=4)
+    fit.train.examples.seal(range(9), lambda done: None, fit.train.task.parts)
+    units = fit.train.examples.units
+    assert units > len(fit.train.examples)
+    direction, v = cg(fit), vector(fit)
+    weight = mean_diagonal(diagonal_blocks(fit), fit.parameters)
+    fit.train = replace(fit.train, task=fit.train.task.whole())
+    full = dense(fit) * len(fit.train.examples) / units
+    want = torch.linalg.solve(full + weight * torch.eye(len(full)).double(), flat(v, fit.parameters))
+    assert_close(flat(direction(v), fit.parameters), want, rtol=1e-5, why="conjugate gradients end at 1e-9")
+
+
+@pytest.mark.parametrize("direction", ["gfim", "cg"])
+def test_float32_gives_what_float64_gives(direction):
+    rule = fi.Perturbation(direction)  # texts are the same bits in both, and so are the labels drawn for them
+    narrow, exact = (
+        values(attribute(case("transformer", dtype), perturbation=rule)) for dtype in (torch.float32, torch.float64)
+    )
+    assert_close(narrow, exact, rtol=0.02, why="a difference in float32")
 
 
 def test_what_cannot_be_answered_is_refused():
