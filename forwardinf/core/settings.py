@@ -28,8 +28,10 @@ class Perturbation:
         direction: ``"plain"`` is the gradient of the query's measurement; ``"sign"`` its sign, element by element. The
             others precondition it by curvature fitted on the training data once (kept in ``cache_dir``):
             ``"diagonal"`` (Fisher), ``"kfac"``, ``"ekfac"`` (Kronecker-factored Fisher, with corrected eigenvalues),
-            ``"gfim"`` (HyperINF's d×d Fisher), ``"cg"`` (Gauss–Newton products, conjugate gradients), ``"hold"`` (push
-            on the query, hold the rest: the empirical Fisher in example space, for any architecture).
+            ``"gfim"`` (HyperINF's d×d Fisher of each weight; vectors by the diagonal), ``"cg"`` (the whole Gauss–Newton
+            matrix by conjugate gradients: iterations over the training data for each query, for tasks that say what the
+            model predicts; the Hessian itself where the model is linear in what moves), ``"hold"`` (push on the query,
+            hold the rest: the empirical Fisher in example space, for any architecture).
         length: ``"linear"``: the rate ``gᵢᵀ P g_q``, exactly what a gradient library computes (unit: task unit per unit
             step). A number: finite, ‖Δθ‖/‖θ‖ over the parameters that move (for LoRA adapters: of the change in the
             effective weights over the weights they adapt). Finite scores are in the task's unit.
@@ -45,9 +47,10 @@ class Perturbation:
             none: the active adapter).
         damping: λ added to the curvature: a number, a multiple of its own scale (for ``hold`` of mean ‖gᵢ‖², for the others of
             the mean diagonal); ``"auto"``: the rule chosen by measurement (docs/faithfulness.md).
-        fisher: ``"true"``: labels sampled from the model's own prediction; ``"empirical"``: the training labels.
+        fisher: ``"true"``: labels sampled from the model's own prediction; ``"empirical"``: the training labels (not for
+            ``cg``, which has no labels in it).
         fit_examples: How many training examples the curvature is fitted on; ``"auto"``: all, up to what its memory and
-            time allow.
+            time allow (``cg``: 4,096).
         temper: For ``hold``: β, every gradient counts at length ‖g‖^(1−β), in the curvature and (linear scores) in what
             is read: gᵢᵀP g_q / (‖gᵢ‖‖g_q‖)^β. 0: the plain empirical Fisher, in which the few examples with large losses
             rule. ``"auto"``: ½, which weights a well-fitted example as the Gauss–Newton matrix does

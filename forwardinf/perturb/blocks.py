@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +12,24 @@ from torch import Tensor
 from forwardinf.perturb.direction import Tensors
 from forwardinf.perturb.parts import Part, wide
 from forwardinf.perturb.select import Parameters
+
+
+class Solvable(Protocol):
+    """Curvature of one part of a parameter."""
+
+    @property
+    def part(self) -> Part:
+        """Which numbers."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+    def trace(self) -> float:
+        """Return the sum of its diagonal."""
+
+    def solve(self, gradient: Tensor, damping: float) -> Tensor:
+        """Return (F + λI)⁻¹ g, ``(groups, rows, columns)`` in and out."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +48,15 @@ class Block:
     left: Tensor | None = None
     right: Tensor | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.values.device
+
+    def trace(self) -> float:
+        """Return the sum of its diagonal."""
+        return float(self.values.double().sum())
+
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
         """Return (F + λI)⁻¹ g, ``(groups, rows, columns)`` in and out."""
         found = gradient
@@ -42,23 +71,22 @@ class Block:
         return found if right is None else found @ right.mT
 
 
-def mean_diagonal(blocks: list[Block], parameters: Parameters) -> float:
+def mean_diagonal(blocks: Sequence[Solvable], parameters: Parameters) -> float:
     """Return the mean of the curvature's diagonal over all numbers that move, those without curvature included."""
-    trace = sum(float(block.values.double().sum()) for block in blocks)
-    return trace / sum(parameter.numel() for parameter in parameters.values())
+    return sum(block.trace() for block in blocks) / sum(parameter.numel() for parameter in parameters.values())
 
 
 @dataclass(frozen=True)
 class Solved:
     """The direction (F + λI)⁻¹ g. Where a parameter has no curvature at all it is g / λ."""
 
-    blocks: list[Block]
+    blocks: Sequence[Solvable]
     damping: float
 
     @torch.no_grad()
     def __call__(self, gradient: Tensors) -> Tensors:
         """Return the direction, by name."""
-        parts: dict[str, list[Block]] = {}
+        parts: dict[str, list[Solvable]] = {}
         for block in self.blocks:
             parts.setdefault(block.part.name, []).append(block)
         found = {}
@@ -66,7 +94,7 @@ class Solved:
             tensor = wide(tensor)
             whole = tensor / self.damping
             for block in parts.get(name, []):
-                solved = block.solve(block.part.of(tensor).to(block.values.device), self.damping)
+                solved = block.solve(block.part.of(tensor).to(block.device), self.damping)
                 if block.part.span is None:
                     whole = solved.reshape(tensor.shape)
                 else:

@@ -6,7 +6,6 @@ it depends on: model, data, task, which examples, how labels are drawn, which pa
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from forwardinf.core.feed import Feed
-from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
 from forwardinf.core.per_example import per_example_gradients
 from forwardinf.core.progress import progress
@@ -28,9 +24,9 @@ from forwardinf.core.uses import Direct, Use
 from forwardinf.core.watch import watched
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fisher import fisher_feed
+from forwardinf.perturb.kept import FORMAT, read_kept, write_kept
 from forwardinf.perturb.parts import Part, sorted_uses
 
-FORMAT = "forwardinf.fit/1"
 ALL_UP_TO = 100_000  # examples that fit_examples="auto" reads: what a fit needs grows with its numbers, not with N
 SECONDS_BETWEEN = 10.0  # what a killed fit loses at most (longer where writing itself takes long)
 NOT_WRITING = 9.0  # seconds of fitting for each second of writing partial sums
@@ -72,10 +68,10 @@ class NewlyOdd(Exception):
     """A parameter turned out to need reading one example at a time: what was summed so far lacks it."""
 
 
-def sampled_rows(fitting: Fitting) -> Sequence[int]:
-    """Return the training rows that are fitted on: all, or a sample drawn by the perturbation's seed, in order."""
+def sampled_rows(fitting: Fitting, most: int = ALL_UP_TO) -> Sequence[int]:
+    """Return the training rows that are fitted on: all (up to ``most``), or a sample drawn by the seed, in order."""
     size, asked = len(fitting.train.examples), fitting.perturbation.fit_examples
-    wanted = ALL_UP_TO if asked == "auto" else int(asked)
+    wanted = most if asked == "auto" else int(asked)
     if wanted >= size:
         return range(size)
     return sorted(np.random.default_rng(fitting.perturbation.seed).choice(size, wanted, replace=False).tolist())
@@ -142,7 +138,7 @@ def sweep(
 def _sweep(
     fitting: Fitting, feed: Feed, rows: Sequence[int], add: Add, title: str, path: Path | None, odd: dict[str, str]
 ) -> Fit:
-    kept = _recall(None if path is None else _partial(path), feed.device)
+    kept = read_kept(None if path is None else _partial(path), feed.device)
     fit, done, size = Fit(odd=dict(odd)), 0, fitting.batch_size
     if kept is not None and set(odd) <= set(kept[1]["odd"]):
         fit, done, size = Fit.from_header(*kept), int(kept[1]["done"]), int(kept[1]["batch_size"])
@@ -167,7 +163,7 @@ def _sweep(
             advance(len(piece))
             if path is not None and time.monotonic() - saved > patience and done < len(rows):
                 began = time.monotonic()
-                _write(_partial(path), fit.tensors, {**fit.to_header(), "done": done, "batch_size": size})
+                write_kept(_partial(path), fit.tensors, {**fit.to_header(), "done": done, "batch_size": size})
                 saved = time.monotonic()
                 patience = max(SECONDS_BETWEEN, NOT_WRITING * (saved - began))
     return fit
@@ -203,36 +199,15 @@ def kept_dtype(fitting: Fitting) -> torch.dtype:
 
 def recall(path: Path | None, device: torch.device) -> Fit | None:
     """Return a kept fit, or None. A damaged one counts as none (and is fitted again)."""
-    kept = _recall(path, device)
+    kept = read_kept(path, device)
     return None if kept is None else Fit.from_header(*kept)
 
 
 def keep(path: Path | None, fit: Fit) -> None:
     """Keep a fit for later calls."""
     if path is not None:
-        _write(path, fit.tensors, fit.to_header())
+        write_kept(path, fit.tensors, fit.to_header())
 
 
 def _partial(path: Path) -> Path:
     return path.with_name(f"{path.stem}.partial.safetensors")
-
-
-def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    with written(path) as part:
-        plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(plain, part, metadata={"about": json.dumps({"format": FORMAT, **header})})
-
-
-def _recall(path: Path | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    if path is None or not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = json.loads((file.metadata() or {})["about"])
-            if header["format"] != FORMAT:
-                return None
-            names = list(file.keys())  # cloned: products round differently where memory is not aligned
-            return {name: file.get_tensor(name).clone() for name in names}, header
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        path.unlink(missing_ok=True)
-        return None

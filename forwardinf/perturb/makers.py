@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from forwardinf.perturb.conjugate import cg
 from forwardinf.perturb.diagonal import diagonal
 from forwardinf.perturb.direction import Direction, Fitting, Maker, plain, sign
+from forwardinf.perturb.gfim import gfim
 from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.kronecker import ekfac, kfac
 
@@ -13,6 +15,8 @@ MAKERS: dict[str, Maker] = {
     "diagonal": diagonal,
     "kfac": kfac,
     "ekfac": ekfac,
+    "gfim": gfim,
+    "cg": cg,
     "hold": Holding,
 }
 

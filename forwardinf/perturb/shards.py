@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
 from forwardinf.perturb.direction import Fitting
-
-FORMAT = "forwardinf.fit/1"
+from forwardinf.perturb.kept import FORMAT, read_kept, write_kept
 
 
 class Shards:
@@ -45,8 +41,7 @@ class Shards:
         """Keep the next rows, float32."""
         plain = part.detach().float().cpu().contiguous()
         if self.folder is not None:
-            with written(self._path(len(self.parts))) as file:
-                save_file({"rows": plain}, file, metadata={"format": FORMAT, "start": str(self.rows)})
+            write_kept(self._path(len(self.parts)), {"rows": plain}, {"start": self.rows})
         self.parts.append(plain)
 
     def _path(self, number: int) -> Path:
@@ -55,16 +50,12 @@ class Shards:
 
     def _load(self, number: int) -> Tensor | None:
         """Return a kept part, or None. A damaged one counts as none, and so does all that follows it."""
-        if self.folder is None or not (path := self._path(number)).is_file():
+        if self.folder is None:
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") == FORMAT and header.get("start") == str(self.rows):
-                    return file.get_tensor("rows")  # type: ignore[no-any-return]
-        except (SafetensorError, OSError, ValueError):
-            pass
-        path.unlink(missing_ok=True)
+        kept = read_kept(self._path(number))
+        if kept is not None and kept[1].get("start") == self.rows:
+            return kept[0]["rows"]
+        self._path(number).unlink(missing_ok=True)
         return None
 
 

@@ -44,7 +44,7 @@ def squares(part: Part, uses: Sequence[Use], left: Tensor | None = None, right: 
     step = max(1, NUMBERS_AT_ONCE // held)
     total = None
     for start in range(0, size, step):
-        found = _gradients(part, [some(u, start, start + step) for u in matrices],
+        found = gradients(part, [some(u, start, start + step) for u in matrices],
                            [some(u, start, start + step) for u in tables], left, right)  # fmt: skip
         got = found.square_().sum(1)
         total = got if total is None else total.add_(got)
@@ -52,10 +52,10 @@ def squares(part: Part, uses: Sequence[Use], left: Tensor | None = None, right: 
     return total
 
 
-def _gradients(
-    part: Part, matrices: Sequence[Use], tables: Sequence[Use], left: Tensor | None, right: Tensor | None
+def gradients(
+    part: Part, matrices: Sequence[Use], tables: Sequence[Use], left: Tensor | None = None, right: Tensor | None = None
 ) -> Tensor:
-    """Return rotated gradients, ``(groups, B, rows, columns)``."""
+    """Return (rotated) gradients of a weight's uses, one at least not a lookup, ``(groups, B, rows, columns)``."""
     groups, rows, columns = part.shape
     pairs = [sides(use) for use in matrices]
     one = pairs[0][0] if len(pairs) == 1 else torch.cat([pair[0] for pair in pairs], 2)
@@ -83,16 +83,24 @@ def _gradients(
 
 
 def _table_squares(part: Part, tables: Sequence[Use], right: Tensor | None) -> Tensor:
-    """Rows looked up several times by one example are summed first; nothing is formed for rows that were not."""
+    _, rows, columns = part.shape
+    row, summed = looked_up(part, tables)
+    if right is not None:
+        summed = summed @ right[0]
+    return summed.new_zeros(rows, columns).index_add_(0, row, summed.square_())[None]
+
+
+def looked_up(part: Part, tables: Sequence[Use]) -> tuple[Tensor, Tensor]:
+    """Return (row of the table, gradient) wherever an example has one, ``(M,)`` and ``(M, columns)``.
+
+    Rows looked up several times by one example are summed first; nothing is formed for rows that were not.
+    """
     _, rows, columns = part.shape
     pairs = [_looked_up(use) for use in tables]
     index, d = torch.cat([pair[0] for pair in pairs], 1), torch.cat([pair[1] for pair in pairs], 1)
     flat = (index + torch.arange(len(index), device=index.device)[:, None] * rows).flatten()
     seen, place = torch.unique(flat, return_inverse=True)
-    summed = d.new_zeros(len(seen), columns).index_add_(0, place, d.flatten(0, 1))
-    if right is not None:
-        summed = summed @ right[0]
-    return summed.new_zeros(rows, columns).index_add_(0, seen % rows, summed.square_())[None]
+    return seen % rows, d.new_zeros(len(seen), columns).index_add_(0, place, d.flatten(0, 1))
 
 
 def _looked_up(use: Use) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ def test_a_killed_fit_goes_on_and_ends_the_same_byte_for_byte(direction, tmp_pat
     blocks = {"diagonal": diagonal_blocks, "ekfac": ekfac_blocks}[direction]
     want = blocks(fitting("cnn", direction, key="a", cache=tmp_path / "whole"))
     read = len(passes)
-    left, whole = [3], fits._write
+    left, whole = [3], fits.write_kept
 
     def write(path, *rest):
         whole(path, *rest)
@@ -62,7 +62,7 @@ def test_a_killed_fit_goes_on_and_ends_the_same_byte_for_byte(direction, tmp_pat
         if left[0] == 0:
             raise Killed
 
-    monkeypatch.setattr(fits, "_write", write)
+    monkeypatch.setattr(fits, "write_kept", write)
     passes.clear()
     with pytest.raises(Killed):
         blocks(fitting("cnn", direction, key="a", cache=tmp_path / "cut"))
