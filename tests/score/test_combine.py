@@ -105,7 +105,7 @@ def test_a_checkpoint_that_scores_all_alike_says_nothing_standardized():
 @pytest.mark.parametrize(
     ("given", "how", "message"),
     [
-        (lambda: [], "mean", "at least one"),
+        (list, "mean", "at least one"),
         (parts, "median", "one of 'mean', 'standardized'"),
         (lambda: [part(0), part(1, unit="squared error")], "mean", "the same unit"),
         (lambda: [part(0), part(1, ids=list(range(1, 8)))], "mean", "the same ids"),
