@@ -169,7 +169,8 @@ class Perturbation:
         if self.replay is not None and (self.lr is None or self.two_sided is False or self.direction != "plain"
                                         or self.toward != "ascent" or self.steps != 1 or not self.signed):  # fmt: skip
             raise SettingError(
-                "Perturbation(replay=)", expected="lr= (the rate of its steps), direction='plain', and both sides", got=repr(self),
+                "Perturbation(replay=)", expected="lr= (the rate of its steps), direction='plain', and both sides",
+                got=repr(self),
                 do="Leave length=, rise=, toward=, steps= and two_sided= out: continued training makes its own way.",
             )  # fmt: skip
         if self.toward == "descent" and self.rise is not None:

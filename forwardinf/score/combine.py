@@ -66,7 +66,8 @@ def combine(parts: Sequence[Scores], how: str = "mean") -> Scores:
     notes.append(_told(how, usable.sum(axis=0), len(parts)))
     return replace(
         first, dense=mean.astype(np.float32), best=[], kept="all", uncertainty=uncertainty.astype(np.float32),
-        rise=_mean(rise), cross=_mean(cross).astype(np.float32).astype(np.float64), noise_floor=noise, baseline=_mean(_stacked(parts, "baseline")),
+        rise=_mean(rise), noise_floor=noise,
+        cross=_mean(cross).astype(np.float32).astype(np.float64), baseline=_mean(_stacked(parts, "baseline")),
         query_baseline=_mean(_stacked(parts, "query_baseline")), length=_mean(_stacked(parts, "length")),
         step=_mean(_stacked(parts, "step")), status=[_status(parts, usable, q) for q in range(len(first.query_ids))],
         unit=None if how == "standardized" else first.unit, cost=_cost(parts), notes=notes,
