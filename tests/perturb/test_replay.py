@@ -47,7 +47,7 @@ def by_hand(given, steps, lr, batch, sign, seed=0, row=0):
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("name", "batch"), [("cnn", 40), ("resnet", 16), ("unet", 16)])
+@pytest.mark.parametrize(("name", "batch"), [("cnn", 40), ("resnet", 16), ("transformer", 16)])
 def test_replay_is_plain_sgd_with_the_query_as_one_more_example_of_every_batch(name, batch, monkeypatch):
     monkeypatch.setattr(replaying, "BATCH", batch)
     given = case(name, torch.float64)
@@ -93,7 +93,7 @@ def test_the_order_follows_the_seed_and_wraps_into_new_epochs(monkeypatch):
     monkeypatch.setattr(replaying, "BATCH", 6)
     seen = list(replaying._batches(20, 7, 0))
     assert all(len(rows) == 6 for rows in seen)
-    assert len(set(sum(seen[:3], []))) == len(set(sum(seen[3:6], []))) == 18
+    assert [len({row for rows in part for row in rows}) for part in (seen[:3], seen[3:6])] == [18, 18]
     assert seen == list(replaying._batches(20, 7, 0))
     assert seen != list(replaying._batches(20, 7, 1))
 
@@ -114,7 +114,7 @@ def test_narrow_weights_train_in_wide_masters_or_are_refused():
     wide = case("cnn")
     _, want = pushed(wide, fi.Perturbation(replay=20, lr=0.05))
     moved = [torch.cat([(p.sides[0][n] - p.sides[1][n]).float().flatten() for n in p.sides[0]]) for p in (push, want)]
-    assert F.cosine_similarity(*moved, dim=0) > 0.8
+    assert F.cosine_similarity(*moved, dim=0) > 0.7, "rounded once, at the end; not at every step"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_rate_has_a_default_and_survives_json():
 
 # -- exact leave-one-out on a convex model -----------------------------------------------------------------------------
 
-N, D, CLASSES, ASKED = 120, 8, 3, 12
+N, D, CLASSES, ASKED = 120, 8, 3, 4
 
 
 class Convex:
@@ -203,23 +203,37 @@ def agreement(values, truth):
     return float(np.mean([spearmanr(*pair)[0] for pair in zip(values, truth, strict=True)]))
 
 
-def test_replay_ranks_as_leave_one_out_does_better_with_every_step(record_property, monkeypatch):
+def replayed(given, steps, lr):
+    """Return what each query's two sides do to the training losses, ``(Q, N)``."""
+    pushing, reader, values = pusher(given, fi.Perturbation(replay=steps, lr=lr), batch_size=N), feed(given), []
+    for place in range(ASKED):
+        push = pushing.push(pushing.check([place], place, skip=False))
+        values.append(difference(given, reader, push))
+    return values
+
+
+def difference(given, reader, push):
+    sides = []
+    for moved in push.sides:
+        with lend(tensors_of(given.model), moved):
+            sides.append(reader.losses(range(N), N))
+    return ((sides[0] - sides[1]) / 2).numpy()
+
+
+def test_replay_ranks_as_leave_one_out_does_better_with_every_step(monkeypatch):
+    given, truth = convex()
     monkeypatch.setattr(replaying, "BATCH", N)
-    given, truth = convex()
-    got = {"plain": agreement(attribute(given).values, truth)}
-    for steps in (5, 20, 100):
-        rule = fi.Perturbation(replay=steps, lr=2.0)
-        got[steps] = agreement(attribute(given, perturbation=rule).values, truth)
-    record_property("spearman", got)
-    assert got["plain"] < got[5] < got[20] < got[100], got
-    assert got[100] > 0.97, got
+    got = [agreement(attribute(given).values, truth)]
+    got += [agreement(replayed(given, steps, 4.0), truth) for steps in (5, 20, 60)]
+    assert got == sorted(got), got
+    assert got[0] < 0.75, "a case where the plain step is not good enough"
+    assert got[-1] > 0.98, got
 
 
-def test_replay_in_batches_is_nearly_as_good(record_property):
+def test_replay_in_batches_is_nearly_as_good():
     given, truth = convex()
-    got = agreement(attribute(given, perturbation=fi.Perturbation(replay=200, lr=2.0)).values, truth)
-    record_property("spearman", got)
-    assert got > 0.93, got
+    got = agreement(replayed(given, 60, 2.0), truth)
+    assert got > 0.95, got
 
 
 def retrain(given, seen=None):
@@ -231,20 +245,15 @@ def retrain(given, seen=None):
     return train_fn
 
 
-def test_mirrored_retraining_ranks_as_leave_one_out_does(record_property):
+def test_mirrored_retraining_ranks_as_leave_one_out_does():
     given, truth = convex()
     ruler, reader, seen = Ruler(given.model, select(given.model, None)), feed(given), []
     values = []
     for place in range(ASKED):
         extra = take(given.queries, [place])
         push = mirrored(retrain(given, seen), given.model, ruler, range(N), extra, weight=0.5, seed=3)
-        sides = []
-        for moved in push.sides:
-            with lend(tensors_of(given.model), moved):
-                sides.append(reader.losses(range(N), N))
-        values.append(((sides[0] - sides[1]) / 2).numpy() / push.step)
+        values.append(difference(given, reader, push) / push.step)
     got = agreement(values, truth)
-    record_property("spearman", got)
     assert got > 0.98, got
     assert seen[:2] == [(3, -0.5), (3, 0.5)]
     assert 0 < push.length < 0.1
