@@ -52,8 +52,8 @@ class Perturbation:
         unit: For ``hold``: every training gradient counts at length 1, so that a few with large losses do not rule.
         replay: None, or for how many steps of SGD training is continued, with the query added to every batch of 64 as one
             more example, once counted negatively and once positively (two-sided, same order, dropout off, BatchNorm as
-            it is). ``lr`` is the rate of those steps, .01 unless given: best that of the last epochs of training. Each
-            query costs twice as many training steps, and finite scores.
+            it is). ``lr`` is the rate of those steps, .01 unless given: best that of the last epochs of training. Scores are
+            finite. Each query costs twice as many training steps, and where there are several, as much again to read it.
         behaviour: ``"as_published"`` reproduces the authors' released notebook (one Adam step in training mode on a
             doubled example, absolute difference); exists for comparison only. See :meth:`preset`.
         seed: Seed of whatever the perturbation draws (``as_published``: the resampled query).

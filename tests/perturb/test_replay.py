@@ -100,7 +100,7 @@ def test_the_order_follows_the_seed_and_wraps_into_new_epochs(monkeypatch):
 
 def test_a_rate_at_which_training_diverges_is_refused():
     with pytest.raises(fi.ModelError, match="smaller lr"):
-        pushed(case("cnn"), fi.Perturbation(replay=60, lr=1e12))
+        pushed(case("cnn"), fi.Perturbation(replay=8, lr=1e30))
 
 
 def test_narrow_weights_train_in_wide_masters_or_are_refused():
@@ -257,7 +257,8 @@ def test_mirrored_retraining_ranks_as_leave_one_out_does():
     assert got > 0.98, got
     assert seen[:2] == [(3, -0.5), (3, 0.5)]
     assert 0 < push.length < 0.1
-    assert_close(np.abs(values).sum(), np.abs(truth).sum(), rtol=0.1, why="the same size too: one example's weight")
+    ratio = np.abs(values).sum() / np.abs(truth).sum()
+    assert 0.75 < ratio < 1, "one example's weight; removing one moves the optimum further, by its leverage"
 
 
 @pytest.mark.parametrize(
