@@ -204,7 +204,7 @@ OURS: dict[str, Callable[[Bench], Found]] = {
     "hold, linear, damping tuned": ours(*({"direction": "hold", "damping": c} for c in (0.3, 1.0, 3.0, 10.0))),
     "hold, two-sided rise .5": ours({"direction": "hold", **FINITE}),
     "whitened, linear": whitened,
-    "replay 20 steps, two-sided": ours({"replay": 20, **FINITE}),
+    "replay 20 steps, two-sided": ours({"replay": 20, "lr": 0.01}),
     "preset linear": preset("linear"),
     "preset finite": preset("finite"),
 }

@@ -10,7 +10,8 @@ exactly: each training example's gradient along all queries' directions, in one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,18 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from forwardinf.core.borrow import borrowed
+from forwardinf.core.checkpoints import Checkpoints
+from forwardinf.core.errors import ModelError, SettingError, choose
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
-from forwardinf.job import Job, Options, prepare, prepare_self
-from forwardinf.perturb.lend import lend
+from forwardinf.core.task import as_task
+from forwardinf.job import Job, Options, as_perturbation, prepare, prepare_self
+from forwardinf.perturb.lend import lend, tensors_of
 from forwardinf.read.per_example import self_products
 from forwardinf.read.plan import Unit
+from forwardinf.score.combine import HOWS, into_folder
+from forwardinf.score.combine import combine as combine_scores
 from forwardinf.score.influence import influence
 from forwardinf.score.scores import Scores
 from forwardinf.score.self_influence import SelfInfluence
@@ -78,6 +84,8 @@ def attribute(
     on_bad_query: str = "raise",
     progress: Setting = "auto",
     seed: int = 0,
+    checkpoints: Sequence[Any] | None = None,
+    combine: str = "mean",
 ) -> Scores:
     """Score how much every training example supports each query: positive = proponent.
 
@@ -116,6 +124,11 @@ def attribute(
         on_bad_query: ``"raise"`` where a query has no gradient, or ``"skip"`` (its row is NaN, its status says why).
         progress: Show progress on stderr.
         seed: Of everything that is drawn: the dataset's transforms, diffusion noise.
+        checkpoints: Other states of the model (training checkpoints, other seeds) to score under and combine: paths (weights
+            in safetensors or tensors only, folders of transformers or diffusers, ``checkpoint-500`` of a Trainer,
+            adapters), state dicts, modules; the model itself stands for its own weights. Each costs a whole call;
+            scores gain an ``uncertainty``, all scores are kept, and an ``output_dir`` holds each one's run.
+        combine: ``"mean"`` of the scores (task units) or ``"standardized"``: mean of z-scores per query (no unit).
 
     Returns:
         :class:`Scores`: ``values (Q, N)``, ``share``, ``top(k)``, ``report(path)`` and more.
@@ -138,12 +151,46 @@ def attribute(
         output_dir=output_dir, overwrite=overwrite, cache_dir=cache_dir, on_bad_query=on_bad_query, progress=progress,
         seed=seed,
     )  # fmt: skip
-    with borrowed(model):
-        job = prepare(
-            model, train, queries, task=task, perturbation=perturbation, ids=ids, query_ids=query_ids, groups=groups,
-            candidates=candidates, collate_fn=collate_fn, options=options,
-        )  # fmt: skip
-        return run(job)
+
+    def once(options: Options) -> Scores:
+        with borrowed(model):
+            job = prepare(
+                model, train, queries, task=task, perturbation=perturbation, ids=ids, query_ids=query_ids, groups=groups,
+                candidates=candidates, collate_fn=collate_fn, options=options,
+            )  # fmt: skip
+            return run(job)
+
+    if checkpoints is None:
+        return once(options)
+    rule = as_perturbation(perturbation)
+    about = {"kind": rule.kind, "unit": as_task(task).unit, "signed": rule.signed, "perturbation": rule.to_dict()}
+    return over_checkpoints(model, checkpoints, combine, about, options, once)
+
+
+def over_checkpoints(
+    model: nn.Module, given: Sequence[Any], how: str, about: Mapping[str, Any], options: Options,
+    once: Callable[[Options], Scores],
+) -> Scores:  # fmt: skip
+    """Score under each checkpoint, as its own resumable run, and combine; see :func:`attribute`."""
+    if isinstance(options.keep, int):
+        raise SettingError("keep", expected="'all' or 'auto' beside checkpoints=", got=str(options.keep),
+                           do="The best of each checkpoint are not the best of the mean.")  # fmt: skip
+    if how not in HOWS:
+        raise choose("combine", str(how), HOWS)
+    checkpoints = Checkpoints(model, given)
+    path = Path(options.output_dir).expanduser() if options.output_dir is not None else None
+    made_from = {"model": checkpoints.digests, "combine": how}
+    meaning = {**about, "unit": None if how == "standardized" else about["unit"], "kept": "all", "notes": []}
+    finish = into_folder(path, made_from, meaning, overwrite=options.overwrite, config=options.config)
+    parts = []
+    for number, digest in enumerate(checkpoints.digests):
+        own = path / f"checkpoint-{number:03d}" if path is not None else None
+        with lend(tensors_of(model), checkpoints.read(number)):
+            parts.append(once(replace(options, keep="all", output_dir=own, overwrite=False, config=None)))
+        if parts[-1].made_from["model"] != digest:
+            raise ModelError(f"checkpoints[{number}]", expected="the weights that were there at the start of the call",
+                             got="others", do="Let nothing write to a checkpoint that is being read.")  # fmt: skip
+    return finish(combine_scores(parts, how))
 
 
 def self_influence(

@@ -14,6 +14,7 @@ Fisher = Literal["true", "empirical"]
 Toward = Literal["ascent", "descent"]
 Behaviour = Literal["clean", "as_published"]
 
+REPLAY_RATE = 0.01
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
 
 
@@ -42,7 +43,7 @@ class Perturbation:
         toward: ``"ascent"`` unlearns the query, ``"descent"`` learns it again. Scores mean the same for both.
         steps: The length is walked in this many equal steps, the direction taken anew at each. Finite lengths only.
         two_sided: ``True``: half the difference between the two sides (two readings per query; the error falls from
-            first to second order in the length). ``"auto"``: one-sided.
+            first to second order in the length). ``"auto"``: one-sided, with ``replay`` two-sided.
         parameters: Glob or globs over parameter names; ``None``: those with ``requires_grad`` (in a PEFT model with
             none: the active adapter).
         damping: λ added to the curvature: a number, a multiple of its own scale (for ``hold`` of mean ‖gᵢ‖², for the others of
@@ -55,7 +56,10 @@ class Perturbation:
             is read: gᵢᵀP g_q / (‖gᵢ‖‖g_q‖)^β. 0: the plain empirical Fisher, in which the few examples with large losses
             rule. ``"auto"``: ½, which weights a well-fitted example as the Gauss–Newton matrix does
             (docs/faithfulness.md). Finite scores are never divided.
-        replay: None, or for how many optimiser steps training is continued on training data with the query added.
+        replay: None, or for how many steps of SGD training is continued, with the query added to every batch of 64 as one
+            more example, once counted negatively and once positively (two-sided, same order, dropout off, BatchNorm as
+            it is). ``lr`` is the rate of those steps, .01 unless given: best that of the last epochs of training. Scores are
+            finite. Each query costs twice as many training steps, and where there are several, as much again to read it.
         behaviour: ``"as_published"`` reproduces the authors' released notebook (one Adam step in training mode on a
             doubled example, absolute difference); exists for comparison only. See :meth:`preset`.
         seed: Seed of whatever the perturbation draws (``as_published``: the resampled query).
@@ -106,6 +110,8 @@ class Perturbation:
         seed: int = 0,
     ) -> None:
         """Check every setting; see the class for their meaning."""
+        if replay is not None and length is None and rise is None and lr is None:
+            lr = REPLAY_RATE
         if length is None and rise is None and lr is None:
             length = "linear"
         patterns = (parameters,) if isinstance(parameters, str) else parameters
@@ -168,6 +174,13 @@ class Perturbation:
                 "Perturbation(toward='descent')", expected="one-sided", got="two_sided=True, which uses both sides",
                 do="Drop one of the two.",
             )  # fmt: skip
+        if self.replay is not None and (self.lr is None or self.two_sided is False or self.direction != "plain"
+                                        or self.toward != "ascent" or self.steps != 1 or not self.signed):  # fmt: skip
+            raise SettingError(
+                "Perturbation(replay=)", expected="lr= (the rate of its steps), direction='plain', and both sides",
+                got=repr(self),
+                do="Leave length=, rise=, toward=, steps= and two_sided= out: continued training makes its own way.",
+            )  # fmt: skip
         if self.toward == "descent" and self.rise is not None:
             raise SettingError(
                 "Perturbation(rise=)", expected="toward='ascent' (a rise is found on the ascent side)", got="'descent'",
@@ -201,7 +214,7 @@ class Perturbation:
     @property
     def both_sides(self) -> bool:
         """Whether each query is read on two sides."""
-        return self.two_sided is True
+        return self.two_sided is True or (self.replay is not None and self.two_sided == "auto")
 
     @property
     def signed(self) -> bool:

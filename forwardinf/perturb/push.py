@@ -19,6 +19,7 @@ from forwardinf.perturb.lend import Push, lend, tensors_of
 from forwardinf.perturb.length import CAP, find_rise
 from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.published import published_push
+from forwardinf.perturb.replay import replay
 from forwardinf.perturb.ruler import Ruler
 from forwardinf.perturb.walk import linear_length, walk
 
@@ -71,7 +72,7 @@ class Pusher:
         """Fit the direction."""
         self.exact = exact
         self.queries, self.perturbation, self.batch_size = queries, fitting.perturbation, fitting.batch_size
-        self.parameters = fitting.parameters
+        self.parameters, self.train = fitting.parameters, fitting.train
         self.live = tensors_of(queries.model)
         self.ruler = Ruler(queries.model, self.parameters)
         self.direction = make_direction(fitting)
@@ -157,6 +158,8 @@ class Pusher:
         self._last = None
         if not self.perturbation.signed:
             push, _ = self._published(query)
+        elif self.perturbation.replay is not None:
+            push = self._replayed(query, self.perturbation.replay)
         else:
             sides = (1, -1) if self.perturbation.both_sides else (1,) if self.perturbation.toward == "ascent" else (-1,)
             first = self._direction(query.rows) if first is None else first
@@ -219,6 +222,10 @@ class Pusher:
 
     def _walk(self, query: Query, first: Tensors, size: float, side: int) -> tuple[Tensors, float, float, float]:
         return walk(self.ruler, self.perturbation, first, lambda: self._direction(query.rows), size, side)
+
+    def _replayed(self, query: Query, steps: int) -> Push:
+        return replay(self.train, self.queries, query.rows, self.ruler, steps=steps, lr=query.size, seed=self.perturbation.seed,
+                      batch_size=self.batch_size)  # fmt: skip
 
     def _rise(self, query: Query, push: Push) -> float:
         """Measure the query's own rise exactly as scores are measured: one-sided, or half the two-sided difference."""

@@ -47,3 +47,27 @@ def influence(before: Tensor, after: Sequence[Tensor], perturbation: Perturbatio
     if not perturbation.signed:
         change = change.abs()
     return change / step if perturbation.kind == "linear" else change
+
+
+def residual(before: Tensor, after: Sequence[Tensor]) -> Tensor:
+    """Return ½|ℓ₊ + ℓ₋ − 2ℓ₀|: what curvature adds to a two-sided difference, ``(N,)`` float64, in the task's unit.
+
+    It is the size of the second-order term, which cancels in the score itself; what does not cancel starts at third order.
+    So it says how far from straight the losses run between the two sides, an upper guess at the score's own bend.
+
+    Args:
+        before: Losses of the model as it was, ``(N,)``.
+        after: The two sides, ``(N,)`` each.
+
+    Raises:
+        TaskError: There are not two sides of the same examples.
+
+    Example:
+        >>> import torch
+        >>> residual(torch.tensor([1.0]), [torch.tensor([2.5]), torch.tensor([0.5])])
+        tensor([0.5000])
+    """
+    if len(after) != 2 or any(side.shape != before.shape for side in after):
+        raise TaskError("curvature residual", expected=f"two sides of {tuple(before.shape)} losses",
+                        got=str([tuple(side.shape) for side in after]), do="Perturb with two_sided=True.")  # fmt: skip
+    return (after[0] + after[1] - 2 * before).abs() / 2

@@ -14,6 +14,7 @@ from torch import Tensor, from_numpy
 
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
 from forwardinf.core.files import read_json
+from forwardinf.score.stability import stability
 from forwardinf.score.store import DONE, QUERIES, TRAIN, Folder, id_column, plain_ids
 from forwardinf.score.top import Floats, Ints, extremes, order
 
@@ -47,7 +48,7 @@ class Scores:
         status: ``(Q,)``: ``ok``, ``capped``, ``unreachable``, ``resampled``, or why a query was skipped.
         noise_floor: ``(Q,)``: differences below this mean nothing, in the unit of ``values``.
         signed: False for ``as_published``: scores are magnitudes.
-        uncertainty: ``(Q, N)`` or None.
+        uncertainty: ``(Q, N)`` float32, standard errors over checkpoints, or None.
         kept: ``"all"``, or how many best and worst of each query are kept.
         perturbation: The settings, plain.
         plan: How it was read.
@@ -107,7 +108,9 @@ class Scores:
     def top(self, k: int = 10, query: Id | None = None) -> pd.DataFrame:
         """Return each query's k strongest proponents (``as_published``: the largest magnitudes), best first.
 
-        Columns: ``query, rank, train, score, share, baseline, uncertainty``. Ties go by position.
+        Columns: ``query, rank, train, score, share, baseline, uncertainty``. Ties go by position. Where there is an
+        uncertainty (``checkpoints=``), also ``stability``: the probability that the member stays in the top k when every
+        score is drawn anew from a normal distribution around it (:func:`forwardinf.score.stability.stability`).
 
         Raises:
             SettingError: k is more than was kept, or there is no such query.
@@ -235,13 +238,7 @@ class Scores:
         if folder.path.exists() and not (folder.path.is_dir() and not any(folder.path.iterdir())):
             raise FileError(str(path), expected="a new folder", got="one with files in it", do="Choose another.")
         folder.claim(dict(self.made_from), self.about(), overwrite=False)
-        write_facts(folder, self)
-        entries = [(q, *self._entry(q)) for q in range(len(self.query_ids))]
-        if entries:
-            folder.write_entries("scores/b-00000/s-00000.parquet", entries)
-            places = np.arange(len(entries))
-            folder.write_entries("cross/b-00000.parquet", [(q, places, self.cross[q]) for q in range(len(entries))])
-        folder.finish({"cost": dict(self.cost)})
+        write_scores(folder, self, {"cost": dict(self.cost)})
         return folder.path
 
     def report(self, path: str | Path, show: Callable[[Any], Any] | None = None, *, k: int = 8) -> Path:
@@ -270,7 +267,7 @@ class Scores:
             raise SettingError(what, expected="signed scores", got="preset('as_published'), whose scores are magnitudes",
                                do="Use top(), or a clean perturbation.")  # fmt: skip
 
-    def _entry(self, query: int) -> tuple[Ints, Floats]:
+    def entry(self, query: int) -> tuple[Ints, Floats]:
         """Return (places, scores) of what is kept of a query; pairs not read are left out."""
         if self.dense is None:
             return self.best[query]
@@ -289,17 +286,21 @@ class Scores:
         wanted = range(len(self.query_ids)) if query is None else [self.query_ids.index(query)]
         per_rise = self._per_rise() if self.signed else np.full(len(self.query_ids), np.nan)
         parts = [(np.empty(0, np.int64),) * 3 + (np.empty(0, np.float32),)]
+        sure: list[Array] = [np.empty(0)]
         for q in wanted:
-            places, scores = self._entry(q)
+            places, scores = self.entry(q)
             chosen = order(scores, places, best=best)[:k]
             parts.append((np.full(len(chosen), q), np.arange(1, len(chosen) + 1), places[chosen], scores[chosen]))
+            if self.uncertainty is not None:
+                sure.append(stability(scores, self.uncertainty[q, places], k, best=best))
         query_of, rank, place, score = map(np.concatenate, zip(*parts, strict=True))
-        return pd.DataFrame({
+        found = pd.DataFrame({
             "query": pd.Series([self.query_ids[q] for q in query_of], dtype=object), "rank": rank,
             "train": pd.Series([self.ids[p] for p in place], dtype=object), "score": score,
             "share": score * per_rise[query_of], "baseline": self.baseline[place],
             "uncertainty": np.nan if self.uncertainty is None else self.uncertainty[query_of, place],
         }).infer_objects()  # fmt: skip
+        return found if self.uncertainty is None else found.assign(stability=np.concatenate(sure))
 
 
 def gather(entries: Any, queries: int, size: int, kept: int | str) -> tuple[Floats | None, list[tuple[Ints, Floats]]]:
@@ -334,6 +335,23 @@ def write_facts(folder: Folder, scores: Scores) -> None:
                              QUERIES)  # fmt: skip
 
 
+def write_scores(folder: Folder, scores: Scores, done: Mapping[str, Any]) -> None:
+    """Write everything into a folder that is claimed; ``done`` goes into done.json, last."""
+    write_facts(folder, scores)
+    queries = range(len(scores.query_ids))
+    if queries:
+        entries = [(q, *scores.entry(q)) for q in queries]
+        folder.write_entries("scores/b-00000/s-00000.parquet", entries)
+        places = np.arange(len(queries))
+        folder.write_entries("cross/b-00000.parquet", [(q, places, scores.cross[q]) for q in queries])
+        if scores.uncertainty is not None:
+            spread = scores.uncertainty
+            folder.write_entries(
+                "uncertainty/b-00000/s-00000.parquet", [(q, at, spread[q, at]) for q, at, _ in entries]
+            )
+    folder.finish(done)
+
+
 def load_scores(path: str | Path) -> Scores:
     """Read scores back from a run folder or from :meth:`Scores.save`.
 
@@ -363,6 +381,8 @@ def load_scores(path: str | Path) -> Scores:
     try:
         dense, best = gather(folder.entries("scores/b-*/s-*.parquet"), size, len(ids), about["kept"])
         cross, _ = gather(folder.entries("cross/b-*.parquet"), size, size, "all")
+        spread = list(folder.entries("uncertainty/b-*/s-*.parquet"))
+        uncertainty = gather(spread, size, len(ids), "all")[0] if spread else None
     except IndexError as error:
         want = f"scores of {size} queries and {len(ids)} training examples"
         raise FileError(str(path), expected=want, got="scores of others",
@@ -374,6 +394,6 @@ def load_scores(path: str | Path) -> Scores:
         baseline=np.asarray(folder.columns("train.parquet", TRAIN, "training ids")["loss"], dtype=np.float64),
         status=facts["status"], kind=about["kind"], unit=about["unit"], signed=about["signed"], kept=about["kept"],
         perturbation=about["perturbation"], notes=[*about["notes"], *done.get("notes", [])], plan=plan,
-        cost=done.get("cost", {}), made_from=run["made_from"],
+        cost=done.get("cost", {}), made_from={**run["made_from"], **done.get("made_from", {})}, uncertainty=uncertainty,
         **cast("Any", {name: np.asarray(facts[name], dtype=np.float64) for name in PER_QUERY}),
     )  # fmt: skip

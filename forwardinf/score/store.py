@@ -7,6 +7,7 @@
     queries.parquet  a row for each query: id, baseline, rise, length, step, status …
     base/            losses before: row, loss, a file for each shard
     scores/b-*/s-*   query int32, row int64, score float32, sorted by (query, row), a file for each unit
+    uncertainty/     of scores combined over checkpoints, in the same form
     cross/b-*        the same for the queries read as if they were training examples
     train.parquet    a row for each training example: id, baseline
     done.json        cost; written last
@@ -103,7 +104,7 @@ class Folder:
             "events.jsonl",
         ):
             (self.path / name).unlink(missing_ok=True)
-        for pattern in ("base/*.parquet", "scores/b-*/s-*.parquet", "cross/b-*.parquet"):
+        for pattern in ("base/*.parquet", "scores/b-*/s-*.parquet", "cross/b-*.parquet", "uncertainty/b-*/s-*.parquet"):
             for file in self.path.glob(pattern):
                 file.unlink()
         for folder in sorted((p for p in self.path.rglob("*") if p.is_dir()), reverse=True):
