@@ -49,3 +49,18 @@ def test_no_extra_brings_torchvision():
         ]
         assert not [line for line in named if "torchvision" in line or "torchaudio" in line]
     assert "torchvision" not in (ROOT / "constraints.txt").read_text()
+
+
+def test_a_pinned_version_that_the_oldest_python_cannot_have_is_pinned_for_the_others_only():
+    import importlib.metadata
+
+    from packaging.specifiers import SpecifierSet
+
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, _, pinned = line.partition("==")
+        try:
+            found = importlib.metadata.metadata(name.strip())
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue
+        if not line.startswith("#") and "3.10.13" not in SpecifierSet(found.get("Requires-Python") or ""):
+            assert "python_version >= " in pinned, f"{name} cannot be installed under Python 3.10: mark it"
