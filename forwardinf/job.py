@@ -6,6 +6,7 @@ method itself is in ``method.py``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,12 +28,17 @@ from forwardinf.core.progress import Advance, Setting, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, Task, as_task
 from forwardinf.perturb.direction import Direction, Fitting
+from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
 from forwardinf.read.check import noise_floor
+from forwardinf.read.choose import Asked, choose_engine
+from forwardinf.read.directions import Directions
+from forwardinf.read.engine import Engine
+from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.plan import Plan, Unit, make_plan, shards, units
 from forwardinf.read.predict import misclassified
@@ -43,6 +49,7 @@ from forwardinf.score.top import Floats, Ints, extremes
 
 ALL_UP_TO = 10**8  # scores kept whole by keep="auto"
 KEPT_BEYOND = 1000
+LOW_RANK = ("plain", "sign", "kfac")  # directions that keep the few ranks of a query's gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +117,7 @@ class Job:
     forwards: int = 0
     _unit: int = 0
     _advance: Advance = lambda done: None
+    _block: tuple[tuple[int, ...], Directions] | None = None
 
     # -- work --------------------------------------------------------------------------------------------------------
 
@@ -126,7 +134,9 @@ class Job:
         """Yield the pieces of work that no earlier run has finished, under a progress bar."""
         started = time.perf_counter()
         todo = [(n, u) for n, u in enumerate(self.units()) if self.folder is None or not self.folder.has(u.name)]
-        total = sum(len(unit.rows) * len(unit.queries) * self.plan.sides for _, unit in todo)
+        total = sum(
+            len(unit.rows) * (1 if self.plan.exact else len(unit.queries) * self.plan.sides) for _, unit in todo
+        )
         with progress("reading", total, self.options.progress) as self._advance:
             for self._unit, unit in todo:
                 began = time.perf_counter()
@@ -135,13 +145,23 @@ class Job:
                     self.folder.event("unit", name=unit.name, seconds=round(time.perf_counter() - began, 3))
         self.clock["read_s"] = time.perf_counter() - started
 
-    def read(self, unit: Unit) -> Tensor:
-        """Return the losses that a unit asks for, under whatever weights the model holds now."""
+    def read(self, unit: Unit, perturbations: Any) -> Tensor:
+        """Return what the engine reads of a unit: a row for each perturbation (losses, or exact scores)."""
         engine = self._engine(self.train if unit.of == "train" else self.queries)
         try:
-            return engine.losses(unit.rows, self._advance)
+            return engine.read(perturbations, unit.rows, self._advance)
         finally:
             self.forwards += engine.forwards
+
+    def directions(self, queries: tuple[int, ...]) -> Directions:
+        """Return the directions of a block of queries; the last block is kept for its next shard."""
+        if self._block is None or self._block[0] != queries:
+            self._block = None  # its memory is needed for the next one
+            found = FactoredEngine(self.train, self.pusher.parameters, 1).directions(len(queries))
+            for place, query in enumerate(queries):
+                found.put(place, self.pusher.along(self.asked[query]))
+            self._block = queries, found
+        return self._block[1]
 
     def before(self, unit: Unit) -> Tensor:
         """Return the same losses under the model as it was."""
@@ -169,14 +189,18 @@ class Job:
             found, places = extremes(found, places, self.keep_rule)
         return places, found
 
-    def _engine(self, feed: Feed) -> ForwardEngine:
-        def halved(size: int) -> None:
-            self.plan = self.plan.revised(self._unit, size)
-            self.notes.append(f"out of memory: {size} examples at a time from unit {self._unit} on")
-            if self.folder is not None:
-                write_json(self.folder.path / "plan.json", self.plan.to_dict())
+    def _engine(self, feed: Feed) -> Engine:
+        size = self.plan.batch_size_at(self._unit)
+        if not self.plan.exact:
+            return ForwardEngine(feed, size, self._halved)
+        placed = replace(feed, channels_last=self.plan.pass_channels_last)
+        return FactoredEngine(placed, self.pusher.parameters, size, self._halved)
 
-        return ForwardEngine(feed, self.plan.batch_size_at(self._unit), halved)
+    def _halved(self, size: int) -> None:
+        self.plan = self.plan.revised(self._unit, size)
+        self.notes.append(f"out of memory: {size} examples at a time from unit {self._unit} on")
+        if self.folder is not None:
+            write_json(self.folder.path / "plan.json", self.plan.to_dict())
 
     # -- result ------------------------------------------------------------------------------------------------------
 
@@ -211,6 +235,8 @@ class Job:
 
     def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return each query's noise floor in the unit of its scores."""
+        if self.plan.exact:
+            return self.plan.gradient_error * np.asarray([query.direction_norm for query in self.asked])
         steps = np.asarray([query.step if self.perturbation.kind == "linear" else 1.0 for query in self.asked])
         return self.baseline.noise_floor / steps
 
@@ -284,8 +310,8 @@ def prepare(
         "model": whole, "data": data, "queries": asked_for, "task": code, "ids": digest(rows.ids, names, members),
         "candidates": None if chosen is None else digest([list(map(int, c)) for c in chosen]),
         "perturbation": digest(rule.to_dict()), "seed": options.seed, "keep": options.keep,
-        "batch_size": options.batch_size, "shard_rows": options.shard_rows, "on_bad_query": options.on_bad_query,
-        "device": device.type,
+        "engine": options.engine, "batch_size": options.batch_size, "shard_rows": options.shard_rows,
+        "on_bad_query": options.on_bad_query, "device": device.type,
     }  # fmt: skip
     folder = _folder(options, code)
     kept = folder is not None and not options.overwrite and folder.has("plan.json") and folder.has("queries.parquet")
@@ -298,12 +324,15 @@ def prepare(
         _claim(folder, made_from, about, options)  # refuses another run before anything long starts
 
     read_rows = range(len(rows)) if chosen is None else rows.rows_of(sorted({int(u) for c in chosen for u in c}))
-    sides = 2 if rule.both_sides else 1
+    parameters = select(model, rule.parameters)
+    notes = [*rows.notes, *questions.notes]
     if folder is not None and kept:
         plan = Plan.from_dict(read_json(folder.path / "plan.json", planning.FORMAT, what="a plan"))
-        feed = replace(feed, channels_last=plan.channels_last)
     else:
-        plan, feed = _plan(feed, read_rows, chosen, len(names), sides, whole, cache, options)
+        first = Feed(model, spoken.whole(), questions, device, seed=options.seed, asked={}), members[0]
+        plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, first, whole, options)
+        notes += [note] if note else []
+    feed = replace(feed, channels_last=plan.channels_last)
     key = baseline_key(feed, whole, data, code, plan.batch_size)
     name = digest(key, None if chosen is None else list(read_rows)) if key is not None and cache is not None else None
     path = cache / "baselines" / f"{name}.safetensors" if name is not None and cache is not None else None
@@ -313,13 +342,10 @@ def prepare(
 
     floor = known.noise_floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
     asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
-    notes = [*rows.notes, *questions.notes]
     known_fit = None if code is None else digest(whole, data, code)
-    fitting = Fitting(
-        rule, feed, select(model, rule.parameters), plan.batch_size, known_fit, cache, options.progress, notes
-    )
+    fitting = Fitting(rule, feed, parameters, plan.batch_size, known_fit, cache, options.progress, notes)
     began = time.perf_counter()
-    pusher = Pusher(asking, fitting)
+    pusher = Pusher(asking, fitting, exact=plan.exact)
     clock["fit_s"] = time.perf_counter() - began
     if folder is not None and kept:
         asked = _load_queries(folder)
@@ -369,22 +395,36 @@ def prepare_self(
 
 
 def _plan(
-    feed: Feed, rows: Sequence[int], chosen: list[Ints] | None, queries: int, sides: int, model: str, cache: Path | None,
-    options: Options,
-) -> tuple[Plan, Feed]:  # fmt: skip
-    """Find batch size and layout (or recall them), and settle the pieces."""
+    feed: Feed, rows: Sequence[int], chosen: list[Ints] | None, queries: int, rule: Perturbation, parameters: Parameters,
+    first: tuple[Feed, list[int]], model: str, options: Options,
+) -> tuple[Plan, str]:  # fmt: skip
+    """Return (engine, batch size, layout and pieces: found on a few batches, or recalled; a note, or nothing)."""
     reading = len(rows) if chosen is None else round(sum(map(len, chosen)) / max(len(chosen), 1))
+    sides, cache = 2 if rule.both_sides else 1, options.cache
+    batch_size = None if options.batch_size == "auto" else options.batch_size
+    shard_rows = None if options.shard_rows == "auto" else options.shard_rows
     sample = feed.examples[rows[0]] if len(rows) else None
     known = digest(model, code_digest(feed.task), _shape(sample), len(rows) if len(rows) < 1024 else "many", options.batch_size,
                    str(feed.device), torch.get_num_threads(), torch.__version__, machine.describe()["processor"])  # fmt: skip
     budget = min(20.0, max(0.5, 0.02 * len(rows) * sides * queries / 100))
-    tuning = tune(feed, rows, None if options.batch_size == "auto" else options.batch_size, budget,
-                  cache / "tuning" / f"{known}.json" if cache is not None else None)  # fmt: skip
-    shard_rows = None if options.shard_rows == "auto" else options.shard_rows
-    plan = make_plan(
-        options.engine, tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, baseline="read"
-    )
-    return plan, replace(feed, channels_last=plan.channels_last)
+    kept = None if cache is None else cache / "tuning" / f"{known}.json"
+    tuning = tune(feed, rows, batch_size, budget, kept)
+    plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows)
+    moved = digest(known, sorted(parameters), rule.direction)
+    asked = Asked(
+        engine=options.engine, linear=rule.kind == "linear", signed=rule.signed, batch_size=batch_size, shard_rows=shard_rows,
+        kept=None if cache is None else cache / "tuning" / moved,
+    )  # fmt: skip
+
+    def fill(directions: Directions) -> None:
+        """Put in what the queries' directions will be like: of few ranks, or of many."""
+        gradient = query_gradient(*first, parameters, plan.batch_size)
+        if rule.direction not in LOW_RANK:
+            gradient = {name: torch.randn_like(tensor) for name, tensor in gradient.items()}
+        for place in range(len(directions)):
+            directions.put(place, gradient)
+
+    return choose_engine(asked, plan, feed, parameters, rows, fill)
 
 
 def _start(job: Job, rows: Sequence[int], known: Baseline | None, unread: Baseline) -> None:
@@ -549,7 +589,8 @@ def _load_queries(folder: Folder) -> list[Query]:
     plain_ids(path, "id", QUERIES)
     return [
         Query(tuple(record["rows"]), record["grad_norm"], record["query_baseline"], record["size"], record["length"],
-              record["step"], record["rise"], record["status"], record["usable"], record["share_moved"])
+              record["step"], record["rise"], record["status"], record["usable"], record["share_moved"],
+              record.get("direction_norm", math.nan))
         for record in records
     ]  # fmt: skip
 

@@ -3,15 +3,19 @@
 perturb   the query moves the trained weights a little: θ → θ′
 read      every training example's loss under θ′, by forward passes (under θ they were read once: the baseline)
 score     the difference: positive = proponent
+
+A linear score is the limit of that difference for a short move, gᵢᵀP g_q. For many queries it is read from the other side,
+exactly: each training example's gradient along all queries' directions, in one pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from forwardinf.core.borrow import borrowed
 from forwardinf.core.examples import Collate, Id
@@ -20,6 +24,7 @@ from forwardinf.core.settings import Perturbation
 from forwardinf.job import Job, Options, prepare, prepare_self
 from forwardinf.perturb.lend import lend
 from forwardinf.read.per_example import self_products
+from forwardinf.read.plan import Unit
 from forwardinf.score.influence import influence
 from forwardinf.score.scores import Scores
 from forwardinf.score.self_influence import SelfInfluence
@@ -28,16 +33,23 @@ from forwardinf.score.self_influence import SelfInfluence
 def run(job: Job) -> Scores:
     """Perturb, read, score: the only place where the three meet."""
     for unit in job.pending():
-        scores = {}
-        for query in unit.queries:
-            push = job.pusher.push(job.asked[query])
-            after = []
-            for moved in push.sides:
-                with lend(job.pusher.live, moved):
-                    after.append(job.read(unit))
-            scores[query] = influence(job.before(unit), after, job.perturbation, push.step)
-        job.keep(unit, scores)
+        job.keep(unit, rates(job, unit) if job.plan.exact else differences(job, unit))
     return job.scores()
+
+
+def differences(job: Job, unit: Unit) -> dict[int, Tensor]:
+    """Move the model, read the losses again, compare: any length, any model, a forward for each query and example."""
+    scores = {}
+    for query in unit.queries:
+        push = job.pusher.push(job.asked[query])
+        after = job.read(unit, [partial(lend, job.pusher.live, moved) for moved in push.sides])
+        scores[query] = influence(job.before(unit), list(after), job.perturbation, push.step)
+    return scores
+
+
+def rates(job: Job, unit: Unit) -> dict[int, Tensor]:
+    """Take every example's gradient along the queries' directions: the limit of the same, exact, for all queries at once."""
+    return dict(zip(unit.queries, job.read(unit, job.directions(unit.queries)), strict=True))
 
 
 def attribute(
@@ -72,7 +84,9 @@ def attribute(
 
     Cost: the baseline, one forward pass per training example (kept in ``cache_dir`` for later calls), then one forward
     pass per training example and query (two with ``two_sided``), and a few forwards and backwards of the query itself.
-    Memory: one copy of the parameters that move (two with ``two_sided``), the losses, and a batch.
+    Linear scores of many queries: one forward and one backward per training example and block of queries instead.
+    Memory: one copy of the parameters that move (two with ``two_sided``; for a block of linear queries one each), the
+    losses, and a batch.
 
     Args:
         model: Any module. Put in eval mode for the call, perturbed in place and given back bit for bit, flags included;
@@ -81,7 +95,9 @@ def attribute(
         queries: The examples to explain, in the same forms.
         task: What an example's loss is: ``fi.Classification()`` and so on, or any ``(model, batch) -> (B,)``.
         perturbation: :class:`Perturbation`, a preset's name, or its settings; None: the preset ``"linear"``.
-        engine: ``"auto"`` or ``"forward"``.
+        engine: ``"forward"``: one forward pass per query and example, any perturbation and model. ``"factored"``: exact
+            linear scores of all queries in one pass of a few F; refuses finite lengths, and models with layers it does
+            not know (it names them). ``"auto"``: the faster of the two where they mean the same; the plan says which.
         ids: Training ids: a list of unique values, or a column's name; default the position.
         query_ids: Query ids, likewise.
         groups: One label for each query: the members' mean is one query, named by the label.

@@ -234,7 +234,7 @@ def test_a_query_that_becomes_infinite_on_the_way_still_stops_the_run():
         return torch.where(batch[0][:, 0] == QX[2, 0], found / (0 if pushed else 1), found)
 
     with pytest.raises(fi.TaskError, match="expected a finite number, got inf"):
-        attribute(queries=(queries, QY), on_bad_query="skip", task=loss)
+        attribute(queries=(queries, QY), on_bad_query="skip", task=loss, engine="forward")
 
 
 def test_all_queries_skipped_is_a_result_without_numbers():

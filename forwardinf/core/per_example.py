@@ -22,7 +22,7 @@ Ints = Sequence[int]
 
 
 def per_example_gradients(
-    feed: Feed, rows: Sequence[int], parameters: dict[str, nn.Parameter]
+    feed: Feed, rows: Sequence[int], parameters: Mapping[str, nn.Parameter]
 ) -> Iterator[tuple[Tensors, float]]:
     """Yield each unit's (gradient of its training loss by parameter name, loss), in order.
 
@@ -42,7 +42,7 @@ def per_example_gradients(
             found.append(({name: grad for name, grad in pairs if grad is not None}, float(values[place])))
         return values
 
-    with torch.enable_grad():
+    with _wanting(parameters.values()), torch.enable_grad():
         for row in rows:
             found.clear()
             for _ in feed.each(ask, [row], 1):
@@ -75,14 +75,12 @@ def factored(
         for start in range(0, len(rows), batch_size):
             piece = rows[start : start + batch_size]
             units = feed.examples.units_of(piece).tolist()
-            with _wanting(chosen.values()):
-                losses, uses = _one_by_one(feed, piece, chosen)
+            losses, uses = _one_by_one(feed, piece, chosen)
             yield units, losses, uses
         return
     for piece, losses, uses, strange in watched(feed, rows, chosen, batch_size):
         if strange:
-            with _wanting([chosen[name] for name in strange]):
-                missing = _one_by_one(feed, piece, {name: chosen[name] for name in strange})[1]
+            missing = _one_by_one(feed, piece, {name: chosen[name] for name in strange})[1]
             uses = [use for use in uses if use.name not in strange] + missing
         yield piece, losses, uses
 

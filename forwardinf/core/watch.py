@@ -7,7 +7,7 @@ to an engine that needs no factors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed, one_each
+from forwardinf.core.feed import Feed
 from forwardinf.core.functions import HANDLERS, called
 from forwardinf.core.task import batch_size as size_of
 from forwardinf.core.uses import Convolved, Direct, Lookup, Use
@@ -138,7 +138,7 @@ def watched(
     parameters: Parameters,
     batch_size: int,
     ask: Callable[[nn.Module, Batch], Tensor] | None = None,
-) -> Iterator[tuple[Sequence[int], Tensor, list[Use], dict[str, str]]]:
+) -> Generator[tuple[Sequence[int], Tensor, list[Use], dict[str, str]], None, None]:
     """Yield (rows, losses, uses, strange) of each batch: one forward, one activation-only backward.
 
     Args:
@@ -172,5 +172,4 @@ def watched(
             if found.unclear:
                 todo += [piece[-1:], piece[:-1]]
                 continue
-            losses = one_each(values, len(piece), f"{feed.examples.name}, rows from {piece[0]}")
-            yield piece, losses, [use for use in found.uses if use.back is not None], found.strange
+            yield piece, feed.checked(values, piece), [use for use in found.uses if use.back is not None], found.strange

@@ -41,6 +41,7 @@ class Query:
         status: ``ok``, ``capped``, ``unreachable``, ``resampled``, or why it is skipped.
         usable: Whether it can be read.
         share_moved: Share of the weights that moved after rounding.
+        direction_norm: Norm of its direction (exact scores only: nothing moves, length is 0 and there is no step).
     """
 
     rows: tuple[int, ...]
@@ -53,6 +54,7 @@ class Query:
     status: str = "ok"
     usable: bool = True
     share_moved: float = math.nan
+    direction_norm: float = math.nan
 
 
 class Pusher:
@@ -61,10 +63,12 @@ class Pusher:
     Args:
         queries: The queries.
         fitting: The settings, the parameters that move, and what the direction is fitted on; of the same model.
+        exact: Scores will be products with the directions themselves: no push is made, rises are exact rates.
     """
 
-    def __init__(self, queries: Feed, fitting: Fitting) -> None:
+    def __init__(self, queries: Feed, fitting: Fitting, *, exact: bool = False) -> None:
         """Fit the direction."""
+        self.exact = exact
         self.queries, self.perturbation, self.batch_size = queries, fitting.perturbation, fitting.batch_size
         self.parameters = fitting.parameters
         self.live = tensors_of(queries.model)
@@ -92,6 +96,8 @@ class Pusher:
                     "Nor has a loss that is detached from the model.",
                 )  # fmt: skip
             return replace(query, status=trouble, usable=False)
+        if self.exact:
+            return self._rate(query, gradient)
         first = self.direction(gradient)
         found = self._pushed(self._sized(query, first), first)
         if self.perturbation.kind == "linear" and found.size < SHORT:
@@ -143,6 +149,17 @@ class Pusher:
             push = Push(tuple(way[0] for way in ways), *ways[0][1:])
         self._last = query.rows, push
         return push
+
+    def along(self, query: Query) -> Tensors:
+        """Return the direction of a checked query. The same query gives the same bits."""
+        return self._direction(query.rows)
+
+    def _rate(self, query: Query, gradient: Tensors) -> Query:
+        """Return what an exact score needs: the query's own rate g_qᵀP g_q, and how long its direction is."""
+        first = self.direction({name: tensor.clone() for name, tensor in gradient.items()})  # it may work in place
+        rise = sum(float((tensor.double() * first[name].double()).sum())
+                   for name, tensor in gradient.items() if name in first)  # fmt: skip
+        return replace(query, length=0.0, rise=rise, direction_norm=norm(first))
 
     def _sized(self, query: Query, first: Tensors) -> Query:
         """Apply the length rule."""

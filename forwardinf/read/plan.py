@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from forwardinf.core.errors import FileError, choose
+from forwardinf.core.errors import FileError
 from forwardinf.read.tune import Tuning
 
 FORMAT = "forwardinf.plan/1"
 UNIT_SECONDS = 10.0  # what a killed run loses at most, about
-ENGINES = ("auto", "forward")
+ENGINES = ("auto", "forward", "factored")
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,25 @@ class Plan:
     """Which engine, how many examples at a time, in which pieces, at what cost.
 
     Attributes:
-        engine: ``"forward"``.
-        batch_size: Examples at a time at the start; see ``revisions``.
-        channels_last: Memory layout of images.
+        engine: ``"forward"`` or ``"factored"``.
+        batch_size: Examples at a time of a plain forward (the baseline), at the start; see ``revisions``.
+        channels_last: Memory layout of images of a plain forward.
         shard_rows: Rows of a unit.
         query_block: Queries of a unit.
         queries: How many queries will be read.
         rows: How many training rows each reads (with candidates: in all, over the queries).
         sides: Readings of each row for each query.
-        seconds_per_row: Measured while tuning.
+        seconds_per_row: Of a plain forward, measured while tuning.
         eager_seconds_per_row: The floor F per row: best batch size, ordinary layout.
         revisions: ``[unit number, batch size]``: memory ran out there, and from there on this many at a time.
         baseline: ``"read"`` or ``"cached"``.
+        pass_batch_size: Factored: examples at a time of a forward and backward.
+        pass_channels_last: Factored: memory layout of images.
+        pass_seconds_per_row: Factored: of one pass with a block of directions, measured.
+        gradient_error: Factored: how far an example's gradient was off at most when the model was checked.
+        direction_bytes: Factored: memory of a block of directions.
+        considered: Expected seconds of reading by each engine that was looked at.
+        why: Why this engine.
     """
 
     engine: str
@@ -64,17 +71,34 @@ class Plan:
     eager_seconds_per_row: float
     revisions: tuple[tuple[int, int], ...] = ()
     baseline: str = "read"
+    pass_batch_size: int = 0
+    pass_channels_last: bool = False
+    pass_seconds_per_row: float = 0.0
+    gradient_error: float = 0.0
+    direction_bytes: int = 0
+    considered: dict[str, float] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether scores come from gradients, not from differences of losses."""
+        return self.engine == "factored"
+
+    @property
+    def passes(self) -> int:
+        """How often the training rows are read, the baseline apart."""
+        return math.ceil(self.queries / self.query_block) if self.exact else self.queries * self.sides
 
     @property
     def forwards(self) -> int:
         """Forward passes of single examples that the readings take, the baseline apart."""
-        return self.queries * self.sides * self.rows
+        return self.passes * self.rows
 
     @property
     def seconds(self) -> dict[str, float]:
         """Expected seconds: of the baseline, of the readings, in all."""
         baseline = 0.0 if self.baseline == "cached" else self.rows * self.seconds_per_row
-        reading = self.forwards * self.seconds_per_row
+        reading = self.forwards * (self.pass_seconds_per_row if self.exact else self.seconds_per_row)
         return {"baseline": baseline, "reading": reading, "total": baseline + reading}
 
     def revised(self, unit: int, batch_size: int) -> Plan:
@@ -83,7 +107,12 @@ class Plan:
 
     def batch_size_at(self, unit: int) -> int:
         """Return how many examples at a time this unit reads."""
-        return min([self.batch_size, *(size for start, size in self.revisions if start <= unit)])
+        return min(
+            [
+                self.pass_batch_size if self.exact else self.batch_size,
+                *(size for start, size in self.revisions if start <= unit),
+            ]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, ready for JSON."""
@@ -102,23 +131,45 @@ class Plan:
 
 
 def make_plan(
-    engine: str, tuning: Tuning, *, rows: int, queries: int, sides: int, shard_rows: int | None, baseline: str
+    tuning: Tuning, *, rows: int, queries: int, sides: int, shard_rows: int | None, baseline: str = "read"
 ) -> Plan:
-    """Settle how to read: units of about ten seconds, whole batches each.
-
-    Raises:
-        SettingError: There is no such engine.
-    """
-    if engine not in ENGINES:
-        raise choose("engine", str(engine), ENGINES)
+    """Settle how to read with the forward engine: units of about ten seconds, whole batches each."""
     size = min(tuning.batch_size, max(rows, 1))
     per_row = max(tuning.seconds_per_row * sides, 1e-9)
-    if shard_rows is None:
-        shard_rows = max(size, math.floor(UNIT_SECONDS / per_row / size) * size)
-    shard = min(shard_rows, max(rows, 1))
+    shard = _shard(shard_rows, per_row, size, rows)
     block = 1 if shard < rows else max(1, min(queries, math.floor(UNIT_SECONDS / per_row / max(rows, 1))))
-    return Plan("forward", size, tuning.channels_last, shard, block, queries, rows, sides,
+    plan = Plan("forward", size, tuning.channels_last, shard, block, queries, rows, sides,
                 tuning.seconds_per_row, tuning.eager_seconds_per_row, (), baseline)  # fmt: skip
+    return replace(plan, considered={"forward": round(plan.seconds["reading"], 4)})
+
+
+def factored_plan(
+    plan: Plan, tuning: Tuning, *, rows: int, block: int, shard_rows: int | None, error: float, direction_bytes: int
+) -> Plan:
+    """Return the plan of reading the same with the factored engine.
+
+    Args:
+        plan: With the forward engine.
+        tuning: Of one pass with a block of directions.
+        rows: How many rows a pass reads (with candidates: the union over the block's queries).
+        block: Queries of a pass.
+        shard_rows: As the user asked, or None.
+        error: See :class:`forwardinf.read.support.Support`.
+        direction_bytes: Memory of the block.
+    """
+    size = min(tuning.batch_size, max(rows, 1))
+    shard = _shard(shard_rows, max(tuning.seconds_per_row, 1e-9), size, rows)
+    found = replace(
+        plan, engine="factored", shard_rows=shard, query_block=block, rows=rows, sides=1, pass_batch_size=size,
+        pass_channels_last=tuning.channels_last, pass_seconds_per_row=tuning.seconds_per_row, gradient_error=error,
+        direction_bytes=direction_bytes,
+    )  # fmt: skip
+    return replace(found, considered=plan.considered | {"factored": round(found.seconds["reading"], 4)})
+
+
+def _shard(asked: int | None, per_row: float, size: int, rows: int) -> int:
+    shard_rows = asked or max(size, math.floor(UNIT_SECONDS / per_row / size) * size)
+    return min(shard_rows, max(rows, 1))
 
 
 def shards(rows: Sequence[int], shard_rows: int) -> list[Sequence[int]]:
@@ -138,15 +189,17 @@ def units(
     Args:
         plan: Sizes of shards and blocks.
         queries: Those that can be read.
-        rows_of: With candidates, the rows of each query; each query is then a block of its own.
+        rows_of: With candidates, the rows of each query; each query is then a block of its own (factored: a block reads
+            the rows of all its queries).
         rows: Without, the rows of all.
         cross: The rows of the queries.
     """
-    if rows_of is not None:
-        blocks: list[tuple[tuple[int, ...], Sequence[int]]] = [((query,), rows_of[query]) for query in queries]
-    else:
-        size = plan.query_block
-        blocks = [(tuple(queries[start : start + size]), rows) for start in range(0, len(queries), size)]
+    size = plan.query_block if rows_of is None or plan.exact else 1
+    blocks = []
+    for start in range(0, len(queries), size):
+        members = tuple(queries[start : start + size])
+        read = rows if rows_of is None else sorted({row for query in members for row in rows_of[query]})
+        blocks.append((members, read))
     found = []
     for block, (members, read) in enumerate(blocks):
         found.append(Unit("queries", block, 0, members, cross))

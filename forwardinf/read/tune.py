@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from forwardinf.read.memory import out_of_memory
 FORMAT = "forwardinf.tuning/1"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TURNS = 3
+Work = Callable[[Feed, Sequence[int], int], Any]
 WORTH = 0.97  # a larger batch must be 3 % faster: differences below that are noise, and memory is not free
 
 
@@ -39,7 +41,10 @@ class Tuning:
     eager_seconds_per_row: float
 
 
-def tune(feed: Feed, rows: Sequence[int], batch_size: int | None, budget: float, kept: Path | None) -> Tuning:
+def tune(
+    feed: Feed, rows: Sequence[int], batch_size: int | None, budget: float, kept: Path | None,
+    work: Work | None = None, turns: int = TURNS,
+) -> Tuning:  # fmt: skip
     """Return the fastest setting found within about ``budget`` seconds.
 
     Args:
@@ -48,6 +53,8 @@ def tune(feed: Feed, rows: Sequence[int], batch_size: int | None, budget: float,
         batch_size: Asked for by the user: only the layout is tried then (and halves of it where memory runs out).
         budget: Seconds. At least one size of each layout is tried whatever it says.
         kept: A file that holds an earlier result for the same model, machine and threads, or takes this one.
+        work: What is timed: reads some rows, so many at a time. Default: their losses, by forward passes.
+        turns: How often, after one that warms up.
     """
     if kept is not None and kept.is_file():
         try:
@@ -55,35 +62,59 @@ def tune(feed: Feed, rows: Sequence[int], batch_size: int | None, budget: float,
             return Tuning(**found["tuning"])
         except (FileError, KeyError, TypeError):
             kept.unlink(missing_ok=True)  # a damaged cache entry is worth nothing
-    tuning = _search(feed, rows, batch_size, time.monotonic() + budget)
+    search = _Search(work or (lambda trial, piece, size: trial.losses(piece, size)), turns)
+    tuning = search.best(feed, rows, batch_size, time.monotonic() + budget)
     if kept is not None:
         write_json(kept, {"format": FORMAT, "tuning": asdict(tuning)})
     return tuning
 
 
-def _search(feed: Feed, rows: Sequence[int], batch_size: int | None, until: float) -> Tuning:
-    layouts = (False, True) if any(isinstance(m, nn.Conv2d) for m in feed.model.modules()) else (False,)
-    best: dict[bool, tuple[float, int]] = {}
-    for channels_last in layouts:
-        trial = replace(feed, channels_last=channels_last)
-        for sizes in _sizes(len(rows), batch_size):
-            if channels_last in best and (best[channels_last][1] > 2 * sizes[0] or time.monotonic() > until):
-                break  # it likes them large, or long enough
-            for size in sizes:
-                took = _seconds_per_row(trial, rows[:size], size)
-                if took is None:  # out of memory: larger ones would be too, smaller ones may fit
-                    if size > sizes[-1]:
-                        continue
-                    break
-                if channels_last not in best or took < WORTH * best[channels_last][0]:
-                    best[channels_last] = took, size
-                if took > 1.25 * best[channels_last][0] or time.monotonic() > until or batch_size:
-                    break  # past the best size, or long enough, or what was asked for
-    if False not in best:
-        raise ModelError("reading", expected="room for one example", got="out of memory",
-                         do="Use a device with more memory.")  # fmt: skip
-    layout = True in best and best[True][0] < WORTH * best[False][0]
-    return Tuning(best[layout][1], layout, best[layout][0], best[False][0])
+class _Search:
+    """Times one kind of work at one setting after another."""
+
+    def __init__(self, work: Work, turns: int) -> None:
+        self.work, self.turns = work, turns
+
+    def best(self, feed: Feed, rows: Sequence[int], batch_size: int | None, until: float) -> Tuning:
+        """Try layouts and sizes; see :func:`tune`."""
+        layouts = (False, True) if any(isinstance(m, nn.Conv2d) for m in feed.model.modules()) else (False,)
+        best: dict[bool, tuple[float, int]] = {}
+        for channels_last in layouts:
+            trial = replace(feed, channels_last=channels_last)
+            for sizes in _sizes(len(rows), batch_size):
+                if channels_last in best and (best[channels_last][1] > 2 * sizes[0] or time.monotonic() > until):
+                    break  # it likes them large, or long enough
+                for size in sizes:
+                    took = self.seconds_per_row(trial, rows[:size], size)
+                    if took is None:  # out of memory: larger ones would be too, smaller ones may fit
+                        if size > sizes[-1]:
+                            continue
+                        break
+                    if channels_last not in best or took < WORTH * best[channels_last][0]:
+                        best[channels_last] = took, size
+                    if took > 1.25 * best[channels_last][0] or time.monotonic() > until or batch_size:
+                        break  # past the best size, or long enough, or what was asked for
+        if False not in best:
+            raise ModelError("reading", expected="room for one example", got="out of memory",
+                             do="Use a device with more memory.")  # fmt: skip
+        layout = True in best and best[True][0] < WORTH * best[False][0]
+        return Tuning(best[layout][1], layout, best[layout][0], best[False][0])
+
+    def seconds_per_row(self, feed: Feed, rows: Sequence[int], size: int) -> float | None:
+        """Return the median over a few readings of one batch, or None where it does not fit into memory."""
+        times = []
+        for _ in range(self.turns + 1):  # the first turn warms up
+            start = time.perf_counter()
+            try:
+                self.work(feed, rows, size)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                return None
+            if feed.device.type == "cuda":
+                torch.cuda.synchronize(feed.device)
+            times.append((time.perf_counter() - start) / len(rows))
+        return statistics.median(times[1:])
 
 
 def _sizes(rows: int, asked: int | None) -> list[list[int]]:
@@ -91,20 +122,3 @@ def _sizes(rows: int, asked: int | None) -> list[list[int]]:
     if asked:
         return [[max(1, asked >> halvings) for halvings in range(asked.bit_length())]]
     return [[size for size in SIZES if 16 <= size <= max(rows, 16)], [size for size in reversed(SIZES) if size < 16]]
-
-
-def _seconds_per_row(feed: Feed, rows: Sequence[int], size: int) -> float | None:
-    """Return the median over a few readings of one batch, or None where it does not fit into memory."""
-    times = []
-    for _ in range(TURNS + 1):  # the first turn warms up
-        start = time.perf_counter()
-        try:
-            feed.losses(rows, size)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            return None
-        if feed.device.type == "cuda":
-            torch.cuda.synchronize(feed.device)
-        times.append((time.perf_counter() - start) / len(rows))
-    return statistics.median(times[1:])

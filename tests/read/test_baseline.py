@@ -25,14 +25,14 @@ def counted(model):
 def given():
     found = case("cnn")
     counted(found.model)
-    attribute(found)  # finds batch size and layout, and reads the baseline
+    attribute(found, engine="forward")  # finds batch size and layout, and reads the baseline
     return found
 
 
 def read_again(given, **settings):
     """Return whether a call read the baseline; by what it says, held against what went through the model."""
     SEEN.clear()
-    scores = attribute(given, **settings)
+    scores = attribute(given, engine="forward", **settings)  # a check of the layers would be counted too
     known = scores.plan["baseline"] == "cached"
     readings = len(scores.query_ids) * len(scores.ids)
     others = len(scores.query_ids) * (len(scores.query_ids) + 8)  # their losses, gradients, rises, and each other's

@@ -91,10 +91,10 @@ def test_a_damaged_memory_is_made_anew(tmp_path, text):
 
 def test_a_call_remembers_its_tuning_for_the_next(cache):
     given = case("cnn")
-    first = attribute(given, batch_size="auto")
+    first = attribute(given, batch_size="auto", engine="forward")
     kept = list((cache / "tuning").glob("*.json"))
     assert len(kept) == 1
-    again = attribute(given, batch_size="auto")
+    again = attribute(given, batch_size="auto", engine="forward")
     assert list((cache / "tuning").glob("*.json")) == kept
     for name in ("batch_size", "channels_last", "seconds_per_row"):
         assert first.plan[name] == again.plan[name]

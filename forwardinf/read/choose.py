@@ -1,0 +1,147 @@
+"""Which engine reads: the faster one among those that mean the same, measured on this model and data.
+
+Only linear scores can be read by more than one engine: a difference at a short length, or the exact rate. A finite length is
+never replaced by a rate, nor the other way round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from forwardinf.core import machine
+from forwardinf.core.errors import FileError, ModelError, SettingError
+from forwardinf.core.feed import Feed
+from forwardinf.core.files import read_json, write_json
+from forwardinf.core.watch import Parameters
+from forwardinf.read.directions import Directions
+from forwardinf.read.factored import FactoredEngine, product_dtype
+from forwardinf.read.plan import Plan, factored_plan
+from forwardinf.read.support import Support, unsupported
+from forwardinf.read.tune import tune
+
+FORMAT = "forwardinf.support/1"
+ROOM = 2 * 2**30  # bytes of query directions held at once, at most
+SHARE_OF_FREE = 0.25  # and at most this share of the memory that is free
+FEW = 2  # readings up to which no pass with gradients can pay: it costs about 3 F
+WORTH = 0.9  # exact scores are better ones, but a forward needs less memory: a pass must be this much faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the choice depends on beside the model and the data.
+
+    Attributes:
+        engine: ``"auto"``, or the one asked for.
+        linear: Whether the scores are rates.
+        signed: Whether they have a sign (the published behaviour has none).
+        batch_size: As the user asked, or None.
+        shard_rows: As the user asked, or None.
+        kept: Where this model's measurements are kept: a file name without its ending, or None.
+    """
+
+    engine: str
+    linear: bool
+    signed: bool = True
+    batch_size: int | None = None
+    shard_rows: int | None = None
+    kept: Path | None = None
+
+
+def choose_engine(
+    asked: Asked,
+    plan: Plan,
+    feed: Feed,
+    parameters: Parameters,
+    rows: Sequence[int],
+    fill: Callable[[Directions], None],
+) -> tuple[Plan, str]:
+    """Return (the plan with its engine settled, a note for people or nothing).
+
+    Args:
+        asked: What was asked for.
+        plan: Of the forward engine.
+        feed: Model and training data.
+        parameters: Those that move.
+        rows: All that will be read.
+        fill: Puts typical directions into a block, for measuring.
+
+    Raises:
+        SettingError: ``"factored"`` was asked for a finite length.
+        ModelError: ``"factored"`` was asked for a model that it cannot read; names the parameter.
+    """
+    if asked.engine == "forward":
+        return replace(plan, why="asked for"), ""
+    if not (asked.linear and asked.signed):
+        if asked.engine == "factored":
+            raise SettingError("engine='factored'", expected="length='linear': exact rates", got="a finite length",
+                               do="Read it with engine='forward', or ask for linear scores.")  # fmt: skip
+        return replace(plan, why="a finite length is read by forward passes only"), ""
+    if asked.engine == "auto" and plan.passes <= FEW:
+        return replace(plan, why=f"{plan.passes} readings: a pass with gradients costs more"), ""
+    support = _support(asked, plan, feed, parameters, rows)
+    if support.reason:
+        if asked.engine == "factored":
+            raise ModelError("engine='factored'", expected="a model whose per-example gradients are known",
+                             got=support.reason, do="Read with engine='forward', or move other parameters "
+                             "(Perturbation(parameters=...)).")  # fmt: skip
+        return replace(plan, why=support.reason), f"read by forward passes: {support.reason}"
+    try:
+        exact = _measured(asked, plan, feed, parameters, rows, support, fill)
+    except ModelError:
+        if asked.engine == "factored":
+            raise
+        return replace(plan, why="not enough memory for a pass with gradients"), ""
+    passes = f"{exact.passes} exact pass{'es' if exact.passes > 1 else ''} for {plan.passes} readings"
+    if asked.engine == "factored":
+        return replace(exact, why=f"asked for: {passes}"), ""
+    if exact.seconds["reading"] < WORTH * plan.seconds["reading"]:
+        return replace(exact, why=f"{passes}, exact and faster"), ""
+    return replace(plan, considered=exact.considered, why="forward passes are faster here"), ""
+
+
+def query_block(parameters: Parameters, queries: int, device: torch.device) -> int:
+    """Return how many queries' directions are held at once."""
+    each = sum(parameter.numel() for parameter in parameters.values()) * product_dtype(parameters).itemsize
+    free = machine.free_bytes(device)
+    room = min(ROOM, SHARE_OF_FREE * free) if free else ROOM
+    most = max(1, min(queries, int(room // max(each, 1))))
+    return math.ceil(queries / math.ceil(queries / most))  # blocks of equal size
+
+
+def _support(asked: Asked, plan: Plan, feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Support:
+    path = None if asked.kept is None else asked.kept.with_suffix(".support.json")
+    if path is not None and path.is_file():
+        try:
+            return Support(**read_json(path, FORMAT, what="a check of a model")["support"])
+        except (FileError, KeyError, TypeError):
+            path.unlink(missing_ok=True)
+    found = unsupported(feed, parameters, rows, min(plan.batch_size, 16))
+    if path is not None:
+        write_json(path, {"format": FORMAT, "support": asdict(found)})
+    return found
+
+
+def _measured(
+    asked: Asked, plan: Plan, feed: Feed, parameters: Parameters, rows: Sequence[int], support: Support,
+    fill: Callable[[Directions], None],
+) -> Plan:  # fmt: skip
+    """Time passes with a full block of directions, at several batch sizes and in both layouts."""
+    block = query_block(parameters, plan.queries, feed.device)
+    engine = FactoredEngine(feed, parameters, 1)
+    directions = engine.directions(block)
+    fill(directions)
+
+    def work(trial: Feed, piece: Sequence[int], size: int) -> None:
+        engine.feed = trial
+        engine.scores(directions, piece, size)
+
+    budget = min(15.0, max(0.2, 0.05 * plan.seconds["reading"]))
+    path = None if asked.kept is None else asked.kept.with_suffix(f".pass-{block}.json")
+    tuning = tune(feed, rows, asked.batch_size, budget, path, work, turns=2)
+    return factored_plan(plan, tuning, rows=len(rows), block=block, shard_rows=asked.shard_rows, error=support.error,
+                         direction_bytes=directions.nbytes)  # fmt: skip

@@ -1,0 +1,230 @@
+"""Products of every example's gradient with a block of directions, layer by layer, the cheapest way for each use.
+
+A gradient is a sum of outer products of what entered a layer and what came back to it (``core/uses.py``), so that its
+product with a direction V can be taken without it, or through it:
+
+- *direct*: Σₜ dₜ·(V aₜ), where a layer saw one vector, or there is one query;
+- *low*: Σₜ Σᵣ (dₜ·wᵣ)(aₜ·vᵣ), where the directions themselves are few outer products;
+- *formed*: the gradients of a few examples are formed into one buffer that stays in place (fresh memory costs more than the
+  arithmetic), then one matrix product with all directions.
+
+The choice depends on shapes alone, so that a resumed run makes the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from forwardinf.core.uses import Convolved, Lookup, Outer, Use
+from forwardinf.read.directions import Directions
+
+TOUCH = 10  # what writing and reading one number costs, in multiplications of a matrix product
+PATCHES = 2.5  # what cutting patches costs, beside their product
+BUFFER = 16 * 2**20  # elements of the buffer in which gradients are formed (64 MiB in float32)
+PIECE = 4 * 2**20  # elements of other intermediates: below what the system takes back at every release
+MANY_PLACES = 100  # from here on the library's own kernel for a convolution's weights beats patches
+
+
+class Products:
+    """Takes products; holds the buffer.
+
+    Args:
+        dtype: What they are taken in.
+        device: Where.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        """Start without a buffer; it grows to what is needed, at most 64 MiB or one example's gradient."""
+        self.dtype, self.device = dtype, device
+        self._buffer = torch.empty(0, dtype=dtype, device=device)
+
+    def room(self, rows: int, columns: int) -> Tensor:
+        """Return ``(rows, columns)`` of the buffer, contents undefined."""
+        if self._buffer.numel() < rows * columns:
+            self._buffer = torch.empty(rows * columns, dtype=self.dtype, device=self.device)
+        return self._buffer[: rows * columns].view(rows, columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the buffer."""
+        return self._buffer.nbytes
+
+    def of(self, use: Use, directions: Directions) -> Tensor:
+        """Return each example's product through this use with each direction, ``(B, queries)``."""
+        if isinstance(use, Outer):
+            return self._outer(use, directions)
+        if isinstance(use, Convolved):
+            return self._convolved(use, directions)
+        if isinstance(use, Lookup):
+            return self._lookup(use, directions)
+        return use.gradient().flatten(1).to(self.dtype) @ directions.table(use.name).T
+
+    # -- matrices ----------------------------------------------------------------------------------------------------
+
+    def _outer(self, use: Outer, directions: Directions) -> Tensor:
+        a, d = (factor.to(self.dtype) for factor in use.factors())
+        table = directions.table(use.name).view(directions.count, *use.shape)
+        if use.turned:  # (in, out): the same with the two changed over
+            a, d = d, a
+        if use.rows is not None:
+            table = table[:, use.rows]
+        factors = None if use.rows is not None else directions.factors(use.name)
+        way = outer_way(
+            a.shape[1], a.shape[2], d.shape[2], directions.count, 0 if factors is None else factors[0].shape[1]
+        )
+        if way == "low" and factors is not None:
+            return self._low(a, d, *factors)
+        if way == "direct":
+            return self._direct(a, d, table)
+        return self._formed(d, a, table.reshape(directions.count, -1))
+
+    def _low(self, a: Tensor, d: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        """``(B, T, in)``, ``(B, T, out)`` with Σᵣ wᵣ vᵣᵀ: Σₜ Σᵣ (d·w)(a·v)."""
+        count, ranks = w.shape[:2]
+        found = []
+        for piece in _pieces(len(a), a.shape[1] * count * ranks):
+            both = (a[piece] @ v.flatten(0, 1).T) * (d[piece] @ w.flatten(0, 1).T)
+            found.append(both.sum(1).view(-1, count, ranks).sum(2))
+        return torch.cat(found)
+
+    def _direct(self, a: Tensor, d: Tensor, table: Tensor) -> Tensor:
+        """Contract the longer side first: what stands between is the shorter one for each query."""
+        if a.shape[2] < d.shape[2]:
+            a, d, table = d, a, table.transpose(1, 2)
+        count, short, long = table.shape
+        flat = table.reshape(count * short, long)
+        found = []
+        for piece in _pieces(len(a), a.shape[1] * count * short):
+            between = (a[piece] @ flat.T).view(-1, a.shape[1], count, short)
+            found.append(torch.einsum("btqs,bts->bq", between, d[piece]))
+        return torch.cat(found)
+
+    def _formed(self, d: Tensor, a: Tensor, table: Tensor) -> Tensor:
+        """``(B, T, out)``, ``(B, T, in)``: form Σₜ dₜaₜᵀ of some examples, then all directions at once."""
+        found, size = [], d.shape[2] * a.shape[2]
+        for piece in _pieces(len(a), size, BUFFER):
+            room = self.room(len(a[piece]), size)
+            torch.bmm(d[piece].transpose(1, 2), a[piece], out=room.view(-1, d.shape[2], a.shape[2]))
+            found.append(room @ table.T)
+        return torch.cat(found)
+
+    # -- convolutions ------------------------------------------------------------------------------------------------
+
+    def _convolved(self, use: Convolved, directions: Directions) -> Tensor:
+        table = directions.table(use.name)
+        places = use.came_back.shape[2:].numel()
+        if convolved_way(places, use.shape, use.settings["groups"], directions.count) == "direct":
+            return self._convolve(use, table)
+        found, size = [], use.shape.numel()
+        for piece in _pieces(len(use.entered), size, BUFFER):
+            room = self.room(len(use.entered[piece]), size)
+            form_kernels(use, piece, room)
+            found.append(room @ table.T)
+        return torch.cat(found)
+
+    def _convolve(self, use: Convolved, table: Tensor) -> Tensor:
+        """Convolve what entered with the directions as kernels; the product with what came back is the score."""
+        x, d, count = use.entered, use.came_back, len(table)
+        kernels = table.view(count * use.shape[0], *use.shape[1:])
+        convolve = F.conv1d if len(use.shape) == 3 else F.conv2d
+        found = []
+        for piece in _pieces(len(x), d[0].numel() * count):
+            between = convolve(x[piece].to(self.dtype), kernels, **use.settings)
+            back = d[piece].to(self.dtype).reshape(len(d[piece]), -1)
+            found.append(torch.einsum("bqs,bs->bq", between.reshape(len(back), count, -1), back))
+        return torch.cat(found)
+
+    # -- tables ------------------------------------------------------------------------------------------------------
+
+    def _lookup(self, use: Lookup, directions: Directions) -> Tensor:
+        index, d = use.factors()
+        table = directions.table(use.name).view(directions.count, *use.shape)
+        found = []
+        for piece in _pieces(len(index), d[0].numel() * directions.count):
+            rows = table.index_select(1, index[piece].reshape(-1)).view(directions.count, len(index[piece]), -1)
+            found.append(torch.einsum("qbs,bs->bq", rows, d[piece].to(self.dtype).reshape(len(index[piece]), -1)))
+        return torch.cat(found)
+
+
+def outer_way(places: int, inside: int, outside: int, count: int, ranks: int) -> str:
+    """Return ``"direct"``, ``"low"`` or ``"formed"``: the fewest operations for each example.
+
+    Args:
+        places: How many vectors the layer saw of an example.
+        inside: Their width.
+        outside: The width at the output.
+        count: Queries.
+        ranks: Outer products in each direction; 0: unknown or many.
+    """
+    size = inside * outside
+    costs = {
+        "formed": places * size + TOUCH * size + count * size,
+        "direct": places * count * (size + TOUCH * min(inside, outside)),
+    }
+    if ranks:
+        costs["low"] = places * count * ranks * (inside + outside + TOUCH)
+    return min(costs, key=lambda way: costs[way])
+
+
+def convolved_way(places: int, shape: torch.Size, groups: int, count: int) -> str:
+    """Return ``"direct"`` (a convolution for each query) or ``"formed"``."""
+    size = shape.numel()
+    formed = PATCHES * places * size + TOUCH * size + count * size
+    direct = places * count * (size + TOUCH * shape[0])
+    return "direct" if groups == 1 and direct < formed else "formed"
+
+
+def form_kernels(use: Convolved, piece: slice, room: Tensor) -> None:
+    """Write the kernel's gradient of these examples into ``room``, ``(B, elements)``."""
+    part = Convolved(use.name, use.shape, use.call, use.entered[piece], use.settings)
+    part.back = use.came_back[piece]
+    places = part.back.shape[2:].numel()
+    if places >= MANY_PLACES and room.device.type == "cpu" and room.dtype == part.entered.dtype:
+        for inner in _pieces(len(room), max(use.shape.numel(), part.entered[0].numel())):
+            _by_kernel(part, inner, room[inner])
+        return
+    groups = use.settings["groups"]
+    unfolded = use.shape[1:].numel() * groups * places
+    for inner in _pieces(len(room), unfolded):
+        one = Convolved(use.name, use.shape, use.call, part.entered[inner], use.settings)
+        one.back = part.back[inner]
+        a, d = one.factors()
+        target = room[inner].view(-1, use.shape[0] // groups, use.shape[1:].numel())
+        left, right = d.flatten(0, 1).to(room.dtype).transpose(1, 2), a.flatten(0, 1).to(room.dtype)
+        torch.bmm(left, right, out=target)
+
+
+def _by_kernel(use: Convolved, piece: slice, room: Tensor) -> None:
+    """Let the library's weight-gradient kernel take every example for a group of its own."""
+    x, d, settings = use.entered[piece], use.came_back[piece], use.settings
+    kernel = use.shape[2:]
+    stride, dilation, padding = (_axes(settings[name], len(kernel)) for name in ("stride", "dilation", "padding"))
+    if isinstance(settings["padding"], str):
+        total = [m * (k - 1) if settings["padding"] == "same" else 0 for m, k in zip(dilation, kernel, strict=True)]
+        sides = [side for whole in reversed(total) for side in (whole // 2, whole - whole // 2)]
+        x, padding = F.pad(x, sides), [0] * len(kernel)
+    size = len(x)
+    found = torch.ops.aten.convolution_backward(
+        d.reshape(1, size * d.shape[1], *d.shape[2:]), x.reshape(1, size * x.shape[1], *x.shape[2:]),
+        x.new_empty(size * use.shape[0], *use.shape[1:]), None, stride, padding, dilation, False, [0] * len(kernel),
+        size * settings["groups"], [False, True, False],
+    )[1]  # fmt: skip
+    room.copy_(found.reshape(size, -1))
+
+
+def _axes(value: int | tuple[int, ...] | list[int] | str, axes: int) -> list[int]:
+    if isinstance(value, str):
+        return [0] * axes
+    values = list(value) if isinstance(value, tuple | list) else [value] * axes
+    return values * axes if len(values) == 1 else values
+
+
+def _pieces(size: int, each: int, limit: int = PIECE) -> Iterator[slice]:
+    """Cut examples so that ``each`` elements of every one stay below the limit together."""
+    step = max(1, limit // max(each, 1))
+    for start in range(0, size, step):
+        yield slice(start, start + step)
