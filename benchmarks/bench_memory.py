@@ -81,7 +81,7 @@ def child(case: str) -> None:
     seen.clear()
     with tempfile.TemporaryDirectory() as cache:
         scores = fi.attribute(model, rows, query, task=loss, perturbation=fi.Perturbation(**settings), batch_size=BATCH,
-                              cache_dir=cache, progress=False)  # fmt: skip
+                              engine="forward", cache_dir=cache, progress=False)  # fmt: skip
     reading = seen[-(N // BATCH) * (2 if scores.plan.get("sides", 1) == 2 else 1) :]  # the last query's readings
     copy = masters if "bfloat16" in name else parameters
     allowed = copies * copy + 4 * N + SLACK

@@ -34,7 +34,14 @@ def test_one_query_costs_one_forward(name, tmp_path, monkeypatch):
 
     def ours():
         return fi.attribute(
-            model, train, query, task=task, perturbation=fi.Perturbation(), cache_dir=tmp_path, progress=False
+            model,
+            train,
+            query,
+            task=task,
+            perturbation=fi.Perturbation(),
+            engine="forward",
+            cache_dir=tmp_path,
+            progress=False,
         )
 
     plan = ours().plan  # tunes, and reads the baseline: cached from here on
