@@ -27,10 +27,10 @@ bench: .venv/dev            ## how far from one plain forward pass: about ten mi
 bench-published: .venv/dev  ## what `as_published` does differently, on real models: about ten minutes
 	$(BIN)/python benchmarks/bench_published.py
 
-docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from the demo, docs/published.md from its JSON
+docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from the demo, tables from benchmarks/results/
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_demo_picture.py
-	$(BIN)/python docs/make_published.py
+	$(BIN)/python docs/make_tables.py
 
 smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
 	rm -rf .smoke && $(PYTHON) -m venv .smoke
@@ -41,13 +41,13 @@ smoke: .venv/dev            ## the wheel, in an environment of its own, with no 
 	rm -rf .smoke
 
 pythons: .venv/dev          ## the parts that need no torch, under every Python present
-	$(BIN)/python tests/pythons.py
+	$(BIN)/python tests/pythons.py --install
 
 constraints: .venv/dev      ## write down the versions installed now
 	{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed 's/+cpu//'; } > .constraints && mv .constraints constraints.txt
 
 clean:
-	rm -rf .venv .smoke dist build .mypy_cache .ruff_cache
+	rm -rf .venv .smoke .pythons dist build .mypy_cache .ruff_cache
 
 # torch first and pinned: unpinned, the package index resolves it to a CUDA build of several GB.
 .venv/core: pyproject.toml constraints.txt

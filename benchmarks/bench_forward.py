@@ -30,7 +30,8 @@ def measure(name: str, pairs: int, clock: Clock) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
 
         def ours(**settings: Any) -> fi.Scores:
-            return fi.attribute(model, train, query, task=task, perturbation=fi.Perturbation(**settings), cache_dir=cache,
+            return fi.attribute(model, train, query, task=task, perturbation=fi.Perturbation(**settings),
+                                engine="forward", cache_dir=cache,
                                 progress=False)  # fmt: skip
 
         began = clock.perf_counter()

@@ -1,6 +1,8 @@
 """The documents say what the code does: commands, settings, public names."""
 
 import importlib.util
+import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,8 +25,6 @@ def test_every_setting_of_a_perturbation_is_explained():
 
 
 def test_every_link_in_the_documents_leads_somewhere():
-    import re
-
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
@@ -49,3 +49,42 @@ def test_no_extra_brings_torchvision():
         ]
         assert not [line for line in named if "torchvision" in line or "torchaudio" in line]
     assert "torchvision" not in (ROOT / "constraints.txt").read_text()
+
+
+def test_a_pinned_version_that_the_oldest_python_cannot_have_is_pinned_for_the_others_only():
+    import importlib.metadata
+
+    from packaging.specifiers import SpecifierSet
+
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, _, pinned = line.partition("==")
+        try:
+            found = importlib.metadata.metadata(name.strip())
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue
+        if not line.startswith("#") and "3.10.13" not in SpecifierSet(found.get("Requires-Python") or ""):
+            assert "python_version >= " in pinned, f"{name} cannot be installed under Python 3.10: mark it"
+
+
+def test_the_tables_hold_the_numbers_that_the_benchmarks_wrote():
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for path, fill in ((ROOT / "README.md", module.readme), (ROOT / "docs" / "published.md", module.published)):
+        assert path.read_text() == fill(path.read_text()), f"{path.name}: run `make docs`"
+    found = json.loads((ROOT / "benchmarks" / "results" / "forward.json").read_text())["results"]
+    rows = [
+        line for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"\| (CNN|ResNet|decoder)", line)
+    ]
+    assert len(rows) == len(found)
+    for row, case in zip(rows, found.values(), strict=True):
+        assert f"| {case['one_query_over_F_star']['median']:.2f} |" in row
+
+
+def test_every_command_is_in_the_command_page():
+    from typer.main import get_command
+
+    from forwardinf.view.cli import app
+
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert all(f"## forwardinf {name}\n" in page for name in get_command(app).commands)

@@ -257,3 +257,26 @@ def test_the_comparison_holds_where_it_should_and_wants_a_reason():
         assert_close([1.0], [1.0], rtol=1e-2, why="")
     with pytest.raises(AssertionError, match="worst at 1"):
         assert_close([1.0, 3.0], [1.0, 2.0], rtol=1e-2, why="a test")
+
+
+# -- Pythons -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["forwardinf", "examples", "benchmarks", "tests", "docs"])
+def test_every_file_follows_the_grammar_of_the_oldest_python(folder):
+    found = sorted((ROOT.parent / folder).rglob("*.py"))
+    assert found, folder
+    for path in found:
+        ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 10))
+
+
+def test_the_oldest_grammar_would_notice():
+    with pytest.raises(SyntaxError):
+        ast.parse("try:\n    f()\nexcept* ValueError:\n    pass", feature_version=(3, 10))
+
+
+def test_the_parts_that_need_no_torch_work_under_the_pythons_present():
+    done = subprocess.run([sys.executable, ROOT.parent / "tests" / "pythons.py"], capture_output=True, text=True,
+                          check=False, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Python {sys.version_info[0]}.{sys.version_info[1]} (" in done.stdout

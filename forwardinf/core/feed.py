@@ -128,6 +128,9 @@ def one_each(values: Any, size: int, where: str, *, finite: bool = True) -> Tens
     if values.shape != (size,):
         raise TaskError(f"loss of {where}", expected=f"shape ({size},)", got=str(tuple(values.shape)),
                         do="Sum over tokens, average over pixels or outputs: one number for each example.")  # fmt: skip
+    if values.is_complex():
+        raise TaskError(f"loss of {where}", expected="real numbers", got=str(values.dtype),
+                        do="Take the real part or the absolute value, whichever was trained.")  # fmt: skip
     plain = values.detach().double().cpu()
     if finite and not math.isfinite(float(plain.sum())) and not bool(torch.isfinite(plain).all()):
         bad = int((~torch.isfinite(plain)).nonzero()[0])

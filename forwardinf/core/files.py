@@ -24,7 +24,15 @@ def written(path: Path) -> Iterator[Path]:
     Readers see the old file or the new one, never half of one, even after a power cut. On any error (a full disk, an
     interrupt) the temporary file is removed and ``path`` is what it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise FileError(
+            str(path.parent),
+            expected="a folder, or a place for one",
+            got=str(error),
+            do="A file stands there: choose another folder.",
+        ) from error
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     part = Path(name)

@@ -188,7 +188,7 @@ def describe(planted: Planted, row: int) -> str:
     if given != truth:
         return f"{truth} labelled {given}"
     copied = row in planted.copies.values()
-    return f"{given}, copied from the test set" if copied else f"{given}"
+    return f"{given}, in test and training set" if copied else f"{given}"
 
 
 def _found(planted: Planted, asked: list[int], guesses: Tensor, scores: Scores) -> pd.DataFrame:

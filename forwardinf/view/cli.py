@@ -56,6 +56,7 @@ Ids = Annotated[str | None, typer.Option(help="Column that holds the training id
 Keep = Annotated[str, typer.Option(help="all, auto, or how many best and worst of each query.")]
 BatchSize = Annotated[str, typer.Option(help="auto, or how many examples at a time.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Engine = Annotated[str, typer.Option(help="auto, forward, or factored (linear scores of many queries).")]
 OnBad = Annotated[str, typer.Option("--on-bad-query", help="raise, or skip.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; the same run resumes there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run folder over.")]
@@ -70,6 +71,7 @@ def _asked(
     model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, task: TaskArg = "classification",
     task_option: TaskOption = None, perturbation: Perturb = "linear", perturb: Perturbing = None, ids: Ids = None,
     keep: Keep = "auto", batch_size: BatchSize = "auto", seed: Seed = 0, on_bad_query: OnBad = "raise",
+    engine: Engine = "auto",
 ) -> Any:  # fmt: skip
     """Return the run that these flags describe."""
     from forwardinf.view.config import pair, parse
@@ -81,7 +83,8 @@ def _asked(
         return int(text) if text.isdecimal() else text
 
     reading = named(data_option, "--data-option")
-    options = {"keep": count(keep), "batch_size": count(batch_size), "seed": seed, "on_bad_query": on_bad_query}
+    options = {"keep": count(keep), "batch_size": count(batch_size), "seed": seed,
+               "on_bad_query": on_bad_query, "engine": engine}  # fmt: skip
     if ids is not None:
         options["ids"] = ids
     return parse({

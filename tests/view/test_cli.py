@@ -93,6 +93,21 @@ def test_attribute_writes_a_run_folder_and_prints_json_on_stdout_only(here, run)
     assert kept.top(1, 0)["train"].item() == found["queries"][0]["top"][0]["train"]
 
 
+def test_the_engine_may_be_chosen_and_both_agree(here, run):
+    found = {}
+    for engine in ("forward", "factored"):
+        code, _, err = run("attribute", *BASIC, "--where", "0:3", "--out", engine, "--engine", engine, "--json")
+        assert code == 0, err
+        scores = fi.load_scores(engine)
+        assert scores.plan["engine"] == engine
+        found[engine] = scores.values
+    largest = np.abs(found["factored"]).max()
+    assert np.abs(found["forward"] - found["factored"]).max() < 0.02 * largest, "a difference beside the exact rate"
+    code, _, err = run("attribute", *BASIC, "--engine", "fatcored")
+    assert code == 2
+    assert "'factored'" in err
+
+
 def test_tables_for_people_go_to_stderr(here, run):
     code, out, err = run("attribute", *BASIC, "--where", "0:2", "-k", "1")
     assert (code, out) == (0, "")
