@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from banks import models, use
+from banks import use
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import forwardinf as fi
+from forwardinf.perturb.makers import MAKERS
 
 Found = dict[str, np.ndarray]
 
@@ -28,7 +29,7 @@ class NotThere(Exception):
     """A setting that this version does not have yet."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
     """One bank and one full model, with what the rows need of them."""
 
@@ -48,6 +49,11 @@ class Bench:
     def queries(self) -> tuple[Tensor, Tensor]:
         inputs, labels = use.data(self.bank)[1]
         return inputs[self.asked], labels[self.asked]
+
+    @cached_property
+    def network(self) -> dict[str, Any]:
+        """How the model is built: for rivals, who build it elsewhere."""
+        return use.recipes.network(self.bank)
 
     @cached_property
     def forward_s(self) -> float:
@@ -97,7 +103,10 @@ def random(bench: Bench) -> Found:
 
 def neighbours(bench: Bench) -> Found:
     """Cosine of what the last layer sees, positive for the query's own label and negative for the others."""
-    one, other = (F.normalize(models.last_hidden(bench.model, part[0]), dim=1) for part in (bench.queries, bench.train))
+    one, other = (
+        F.normalize(use.recipes.models.last_hidden(bench.model, part[0]), dim=1)
+        for part in (bench.queries, bench.train)
+    )
     near = (one @ other.T).numpy()
     same = (bench.queries[1][:, None] == bench.train[1][None]).numpy()
     return {"same label, else 0": near * same, "other labels negative": near * np.where(same, 1.0, -1.0)}
@@ -136,9 +145,16 @@ def attribute(bench: Bench, given: Mapping[str, Any]) -> np.ndarray:
         rule = fi.Perturbation(**given)
     except (fi.SettingError, TypeError) as error:
         raise NotThere(str(error)) from error
+    if rule.direction not in MAKERS:
+        raise NotThere(f"direction {rule.direction!r} is not in this version")
     scores = fi.attribute(bench.model, bench.train, bench.queries, task=fi.Classification(), perturbation=rule,
                           on_bad_query="skip", progress=False)  # fmt: skip
     return scores.values
+
+
+def damped(direction: str) -> Callable[[Bench], Found]:
+    """Return the linear row of a direction at several dampings, as multiples of the mean diagonal."""
+    return ours(*({"direction": direction, "damping": c} for c in (0.1, 1.0, 10.0, 30.0, 100.0, 300.0)))
 
 
 def _told(given: Mapping[str, Any], all_of_them: tuple[Mapping[str, Any], ...]) -> str:
@@ -147,11 +163,17 @@ def _told(given: Mapping[str, Any], all_of_them: tuple[Mapping[str, Any], ...]) 
     return ", ".join(f"{name}={value}" for name, value in differ.items())
 
 
+def preset(name: str) -> Callable[[Bench], Found]:
+    """Return the row of a preset, whatever it is in this version."""
+    return ours(fi.Perturbation.preset(name).to_dict())
+
+
 def whitened(bench: Bench) -> Found:
     """Linear scores whitened by how the training examples respond to one another."""
     raise NotThere("whitening of linear scores is not in this version")
 
 
+RISES = (0.1, 0.5, 1.0, 2.0)
 FINITE: dict[str, Any] = {"rise": 0.5, "two_sided": True}
 BASELINES: dict[str, Callable[[Bench], Found]] = {
     "random": random,
@@ -166,16 +188,23 @@ OURS: dict[str, Callable[[Bench], Found]] = {
     "plain, two-sided rise .5": ours(FINITE),
     "diagonal, linear": ours({"direction": "diagonal"}),
     "diagonal, two-sided rise .5": ours({"direction": "diagonal", **FINITE}),
+    "diagonal, linear, damping tuned": damped("diagonal"),
     "kfac, linear": ours({"direction": "kfac"}),
     "ekfac, linear": ours({"direction": "ekfac"}),
+    "ekfac, linear, damping tuned": damped("ekfac"),
+    "ekfac, empirical Fisher, linear": ours({"direction": "ekfac", "fisher": "empirical"}),
     "ekfac, two-sided rise .5": ours({"direction": "ekfac", **FINITE}),
+    "ekfac, two-sided, rise tuned": ours(*({"direction": "ekfac", "rise": r, "two_sided": True} for r in RISES)),
     "gfim, linear": ours({"direction": "gfim"}),
     "gfim, two-sided rise .5": ours({"direction": "gfim", **FINITE}),
     "cg, linear": ours({"direction": "cg"}),
+    "cg, linear, damping tuned": damped("cg"),
     "cg, two-sided rise .5": ours({"direction": "cg", **FINITE}),
     "hold, linear": ours({"direction": "hold"}),
+    "hold, linear, damping tuned": ours(*({"direction": "hold", "damping": c} for c in (0.3, 1.0, 3.0, 10.0))),
     "hold, two-sided rise .5": ours({"direction": "hold", **FINITE}),
     "whitened, linear": whitened,
-    "preset linear": ours(fi.Perturbation.preset("linear").to_dict() | {"seed": 0}),
-    "preset finite": ours(fi.Perturbation.preset("finite").to_dict() | {"seed": 0}),
+    "replay 20 steps, two-sided": ours({"replay": 20, **FINITE}),
+    "preset linear": preset("linear"),
+    "preset finite": preset("finite"),
 }

@@ -21,15 +21,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from attribution_rows import BASELINES, OURS, Bench, NotThere  # noqa: E402
-from attribution_table import write_docs  # noqa: E402
-from banks import use  # noqa: E402
-from harness import commit, write  # noqa: E402
-from rivals import run as rivals  # noqa: E402
+from attribution_rows import BASELINES, OURS, Bench, NotThere
+from attribution_table import write_docs
+from banks import use
+from harness import commit, write
+from rivals import run as rivals
 
-from forwardinf.core.files import write_json  # noqa: E402
-from forwardinf.score.agreement import mean_interval, ratio  # noqa: E402
-from forwardinf.use.retrain import spoken  # noqa: E402
+from forwardinf.core.files import write_json
+from forwardinf.score.agreement import mean_interval, ratio
+from forwardinf.use.retrain import spoken
 
 WORK = Path(__file__).parent / ".cache" / "attribution"
 ROWS = {**BASELINES, **OURS, **rivals.ROWS}
@@ -58,10 +58,12 @@ def evaluate(bank: str, name: str, again: bool) -> dict[str, Any] | str:
     for seed in seeds:
         try:
             found = ROWS[name](Bench(bank, seed, asked))
-        except NotThere as reason:
+        except (NotThere, rivals.NoVenv) as reason:
             return str(reason)
         for setting, scores in found.items():
-            scores = np.nan_to_num(np.asarray(scores, dtype=np.float64))  # a query that was skipped is a miss, not a gap
+            scores = np.nan_to_num(
+                np.asarray(scores, dtype=np.float64)
+            )  # a query that was skipped is a miss, not a gap
             per_query.setdefault(setting, []).append(np.nan_to_num(use.lds_of(yardstick, scores).per_query))
             spread = scores.std(1, keepdims=True)
             standardised[setting] = standardised.get(setting, 0) + scores / np.where(spread > 0, spread, 1)
@@ -101,7 +103,11 @@ def beside(rows: list[dict[str, Any]]) -> None:
     for row in rows if reference is not None else []:
         both = np.asarray(row["reported"]) & np.asarray(reference["reported"])
         found = ratio(np.asarray(row["per query"])[both], np.asarray(reference["per query"])[both])
-        row["times reference"] = {"mean": round(found.mean, 3), "low": round(found.low, 3), "high": round(found.high, 3)}
+        row["times reference"] = {
+            "mean": round(found.mean, 3),
+            "low": round(found.low, 3),
+            "high": round(found.high, 3),
+        }
 
 
 def main() -> None:
@@ -143,7 +149,11 @@ def _say_time(banks: list[str], wanted: list[str]) -> None:
     total = 0.0
     for bank in banks:
         asked = asked_of(bank)
-        todo = [name for name in wanted if not (WORK / bank / f"{''.join(c if c.isalnum() else '-' for c in name)}.json").exists()]
+        todo = [
+            name
+            for name in wanted
+            if not (WORK / bank / f"{''.join(c if c.isalnum() else '-' for c in name)}.json").exists()
+        ]
         bench = Bench(bank, 0, asked)
         per_query = sum(getattr(ROWS[name], "forwards", 0) for name in todo)
         other = sum(0 if hasattr(ROWS[name], "forwards") else 40 for name in todo)

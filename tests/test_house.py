@@ -102,12 +102,18 @@ def test_the_floors_would_notice(tmp_path, monkeypatch):
 
 def test_the_front_door():
     assert fi.__all__ == [
+        "Bank",
         "CausalLM",
         "Classification",
         "DataError",
         "Diffusion",
         "Error",
+        "Evaluation",
         "FileError",
+        "Lds",
+        "Leaks",
+        "Memorized",
+        "Mislabeled",
         "MissingExtra",
         "ModelError",
         "MultiLabel",
@@ -125,10 +131,16 @@ def test_the_front_door():
         "TaskError",
         "__version__",
         "attribute",
+        "evaluate",
         "from_trainer",
+        "lds",
+        "leaks",
+        "load_bank",
         "load_data",
         "load_model",
         "load_scores",
+        "memorized",
+        "mislabeled",
         "self_influence",
     ]
     assert dir(fi) == fi.__all__

@@ -57,9 +57,9 @@ RECIPES = {
     "digits": Recipe("digits", "cnn", epochs=40, batch=32, lr=0.05, regime="overfit"),
     "digits-short": Recipe("digits", "cnn", epochs=8, batch=32, lr=0.05, regime="stopped early"),
     "fashion": Recipe("fashion", "cnn", epochs=20, batch=64, lr=0.03, regime="underfit"),
-    "cifar": Recipe("cifar", "resnet", epochs=14, batch=64, lr=0.1, regime="underfit"),
-    "sst2": Recipe("sst2", "bag", epochs=20, batch=32, lr=3e-3, optimiser="adamw", weight_decay=1e-2, regime="overfit"),
-    "sst2-short": Recipe("sst2", "bag", epochs=8, batch=32, lr=3e-3, optimiser="adamw", weight_decay=1e-2, regime="underfit"),
+    "cifar": Recipe("cifar", "ResNet", epochs=14, batch=64, lr=0.1, regime="underfit"),
+    "sst2": Recipe("sst2", "Bag", epochs=20, batch=32, lr=3e-3, optimiser="adamw", weight_decay=1e-2, regime="overfit"),
+    "sst2-short": Recipe("sst2", "Bag", epochs=8, batch=32, lr=3e-3, optimiser="adamw", weight_decay=1e-2, regime="underfit"),
 }  # fmt: skip
 
 
@@ -131,12 +131,17 @@ def _split(inputs: Tensor, labels: Tensor, rows: Any, asked: Any) -> Data:
     return Data((inputs[rows], labels[rows]), (inputs[asked], labels[asked]), rows.tolist(), asked.tolist())
 
 
+def network(name: str) -> dict[str, Any]:
+    """Return how the bank's network is built: a function of ``models`` and its arguments."""
+    kind, data = RECIPES[name].model, data_of(name)
+    given = {"cnn": [data.train[0].shape[-1]], "ResNet": [], "Bag": [data.words]}[kind]
+    return {"function": kind, "arguments": given}
+
+
 def build(name: str) -> nn.Module:
     """Return the bank's network, initialised by torch's generator as it stands."""
-    kind, data = RECIPES[name].model, data_of(name)
-    if kind == "cnn":
-        return models.cnn(data.train[0].shape[-1])
-    return models.ResNet() if kind == "resnet" else models.Bag(data.words)
+    found = network(name)
+    return getattr(models, found["function"])(*found["arguments"])
 
 
 def train(

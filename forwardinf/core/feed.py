@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Feed:
         channels_last: Images ``(B, C, H, W)`` are laid out pixel by pixel, which convolutions often read faster.
         seed: Of the examples' noise.
         asked: For queries: batches as :meth:`Task.ask` filled them in, at the first call, by the unperturbed model.
+        skipped: Rows set aside (``on_bad_query="skip"``): their losses may be anything, NaN too.
     """
 
     model: nn.Module
@@ -38,6 +40,7 @@ class Feed:
     channels_last: bool = False
     seed: int = 0
     asked: dict[tuple[int, ...], Batch] | None = None
+    skipped: frozenset[int] = frozenset()
 
     def each(self, ask: Ask, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
@@ -78,7 +81,12 @@ class Feed:
         found, at = [], 0
         for values in self.each(self.task.loss, rows, batch_size):
             piece = rows[at : at + batch_size]
-            found.append(one_each(values, self._units(piece), f"{self.examples.name}, rows from {piece[0]}"))
+            where, strict = f"{self.examples.name}, rows from {piece[0]}", self.skipped.isdisjoint(piece)
+            each = one_each(values, self._units(piece), where, finite=strict)
+            if not strict:
+                must = torch.tensor([row not in self.skipped for row in piece])
+                one_each(each[must], int(must.sum()), where)
+            found.append(each)
             at += len(piece)
             advance(len(piece))
         return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
@@ -113,7 +121,7 @@ def one_each(values: Any, size: int, where: str, *, finite: bool = True) -> Tens
         raise TaskError(f"loss of {where}", expected=f"shape ({size},)", got=str(tuple(values.shape)),
                         do="Sum over tokens, average over pixels or outputs: one number for each example.")  # fmt: skip
     plain = values.detach().double().cpu()
-    if finite and not bool(torch.isfinite(plain).all()):
+    if finite and not math.isfinite(float(plain.sum())) and not bool(torch.isfinite(plain).all()):
         bad = int((~torch.isfinite(plain)).nonzero()[0])
         raise TaskError(f"loss of {where}, place {bad} in the batch", expected="a finite number", got=str(plain[bad].item()),
                         do="Look at that example and at the model's output for it.")  # fmt: skip

@@ -1,7 +1,7 @@
 """From the query's gradient to the direction in which it moves the model.
 
-A new direction is a name in ``core/settings.py`` and an entry here; one that has to be fitted first does so in its
-``Maker``, which sees the model and the training data.
+A new direction is a name in ``core/settings.py`` and an entry in ``makers.py``; one that has to be fitted first does so in
+its ``Maker``, which sees the model and the training data.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from forwardinf.core.feed import Feed
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
 from forwardinf.perturb.select import Parameters
+
+PIECE = 2**20  # numbers widened to float64 at a time: no second copy of a large tensor
 
 Tensors = dict[str, Tensor]
 Direction = Callable[[Tensors], Tensors]  # may work in place
@@ -58,17 +61,20 @@ def sign(gradient: Tensors) -> Tensors:
     return {name: tensor.sign_() for name, tensor in gradient.items()}
 
 
-MAKERS: dict[str, Maker] = {
-    "plain": lambda fitting: plain,
-    "sign": lambda fitting: sign,
-}
-
-
-def make_direction(fitting: Fitting) -> Direction:
-    """Return the direction that the setting names, fitted on the training data where it needs that."""
-    return MAKERS[fitting.perturbation.direction](fitting)
-
-
 def norm(tensors: Tensors) -> float:
     """Return the Euclidean norm over all tensors, summed in float64."""
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+    return math.sqrt(
+        sum(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for tensor in tensors.values())
+    )
+
+
+def dot(one: Tensors, other: Tensors) -> float:
+    """Return the inner product over the tensors that both have, summed in float64."""
+    found = 0.0
+    for name in one:
+        if name in other:
+            a, b = one[name].flatten(), other[name].flatten()
+            for start in range(0, len(a), PIECE):
+                part = slice(start, start + PIECE)
+                found += float(torch.dot(a[part].double(), b[part].double()))
+    return found
