@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -150,7 +150,7 @@ def verify(
     convex = verify_convex.QUICK if quick else verify_convex.PLANS[data]
     groups = verify_groups.QUICK if quick else verify_groups.PLANS[data]
     chosen = tuple(seeds) if seeds is not None else SEEDS[:2] if quick else SEEDS
-    settings = {"data": data, "quick": quick, "seed": seed, "tolerance": tolerance}
+    settings = {"data": data, "quick": quick, "seed": seed, "tolerance": tolerance, "sizes": asdict(convex)}
     folder = None if output_dir is None else Path(output_dir)
     keep = Keep(folder, settings, overwrite)
     found: list[Mirror] = []

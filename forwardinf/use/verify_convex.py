@@ -46,14 +46,14 @@ class ConvexPlan:
     tests: int = 10
     removed: int | None = 500
     fixed: int = 500
-    library: int = 200
+    library: int = 100
 
 
 PLANS = {
     "mnist": ConvexPlan(4900, 5000, removed=None),
     "fashion": ConvexPlan(4900, 5000),
     "cifar10": ConvexPlan(4800, 5000, library=25),
-    "digits": ConvexPlan(900, 800, removed=None, fixed=300, library=100),
+    "digits": ConvexPlan(900, 800, removed=None, fixed=300),
 }
 QUICK = ConvexPlan(240, 600, tests=6, removed=None, fixed=60, library=60)
 

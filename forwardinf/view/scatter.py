@@ -42,7 +42,7 @@ def _row(one: Mirror, wide: int, high: int) -> Image.Image:
     text(LEFT, 36, f"mean over {len(one.tests)}: Pearson {one.pearson.mean():.4f}, Spearman {one.spearman.mean():.4f}{theirs}")
     several = len(one.tests) > 1
     scaled = [_scaled(table, one) if several else table for table in (one.addition, one.removal)]
-    names = ("test added", "training example removed") if len(one.rows) > 60 else ("tests added", "group removed")
+    names = ("test added", "training example removed") if "group_size" not in one.facts else ("tests added", "group removed")
     unit = " (of each test's largest)" if several else " (nats)"
     _panel(draw, text, LEFT, *scaled, names[0] + unit, names[1] + unit)
     _panel(draw, text, LEFT + SIDE + GAP, ranks(one.addition), ranks(one.removal), f"rank: {names[0]}", f"rank: {names[1]}")
