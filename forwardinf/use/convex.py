@@ -102,7 +102,12 @@ def losses(rows: Rows, params: Tensor, which: Tensor | slice) -> Tensor:
 
 
 def fit(
-    rows: Rows, weights: Tensor, strength: Tensor, start: Tensor, precondition: Precondition, tolerance: float = TOLERANCE
+    rows: Rows,
+    weights: Tensor,
+    strength: Tensor,
+    start: Tensor,
+    precondition: Precondition,
+    tolerance: float = TOLERANCE,
 ) -> Fits:
     """Return the optimum of each problem.
 
@@ -130,7 +135,9 @@ def fit(
         step, taken = _solve(rows, w, s, probs[:, at], -gradient[:, at], precondition)
         newton, products = newton + 1, products + taken
         scale, kept = torch.ones(len(at), dtype=torch.float64), torch.zeros(len(at), dtype=torch.bool)
-        for _ in range(MOST_HALVINGS):  # the step is a descent direction of ‖∇‖; far from the optimum it may be too long
+        for _ in range(
+            MOST_HALVINGS
+        ):  # the step is a descent direction of ‖∇‖; far from the optimum it may be too long
             new = here + scale[None, :, None] * step
             new_probs, new_gradient = _gradient(rows, w, s, new)
             new_size = _norm(new_gradient) / total[at]
@@ -263,7 +270,9 @@ def _solve(
     goal = FORCING * _norm(target)
     towards = precondition(residual)
     way, energy = towards, _dot(residual, towards)
-    for turn in range(1, MOST_INNER + 1):
+    taken = 0
+    for _ in range(MOST_INNER):
+        taken += 1
         through = _product(rows, weights, strength, probs, way)
         live = _norm(residual) > goal  # a solved problem stays as it is while the others go on
         length = torch.where(live, energy / _dot(way, through), torch.zeros_like(energy))
@@ -274,7 +283,7 @@ def _solve(
         towards = precondition(residual)
         before, energy = energy, _dot(residual, towards)
         way = towards + (energy / before)[None, :, None] * way
-    return found, turn * target.shape[1]
+    return found, taken * target.shape[1]
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

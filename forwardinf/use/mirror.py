@@ -1,6 +1,6 @@
 """Two ways to ask one question, side by side: take a training example away and look at the test, or the reverse.
 
-``removal[q, i] = L(A(D \\ i), q) − L(A(D), q)`` and ``addition[q, i] = L(A(D), i) − L(A(D ∪ q), i)``: for both, positive =
+``removal[q, i] = L(A(D − i), q) − L(A(D), q)`` and ``addition[q, i] = L(A(D), i) − L(A(D ∪ q), i)``: for both, positive =
 proponent, as everywhere here (the paper's train→test and test→train influences are minus these). The Mirrored Influence
 Hypothesis (Ko et al., CVPR 2024) says that over i the two are highly correlated.
 """
@@ -83,7 +83,7 @@ class Learner(Protocol):
         ...
 
     def without(self, rows: Sequence[int]) -> tuple[Array, Array]:
-        """Return the tests' losses under A(D \\ i), ``(T, rows)``, and the gradient left in each fit, ``(rows,)``."""
+        """Return the tests' losses under A(D − i), ``(T, rows)``, and the gradient left in each fit, ``(rows,)``."""
         ...
 
     def with_tests(self) -> tuple[Array, Array]:
@@ -125,7 +125,10 @@ def mirror_losses(
         advance(len(piece))
     after = keep(f"{name}/with-tests", lambda: timed(lambda: _turned(learner().with_tests())))
     advance(after.shape[1])
-    tests, train = keep(f"{name}/base-tests", lambda: learner().base()[0]), keep(f"{name}/base-train", lambda: learner().base()[1])
+    tests, train = (
+        keep(f"{name}/base-tests", lambda: learner().base()[0]),
+        keep(f"{name}/base-train", lambda: learner().base()[1]),
+    )
     without = np.concatenate(found, 1)
     facts = {"fits": without.shape[1] + after.shape[1], "seconds_a_fit": float(np.mean(without[-1])),
              "largest_gradient": float(max(without[-2].max(), after[-2].max()))}  # fmt: skip

@@ -13,14 +13,16 @@ import pandas as pd
 
 from forwardinf.core.errors import SettingError, choose
 from forwardinf.core.files import write_json
-from forwardinf.core.progress import Setting, progress
+from forwardinf.core.progress import Setting
+from forwardinf.core.progress import progress as shown
 from forwardinf.score.agreement import mean_interval
 from forwardinf.use import verify_convex, verify_groups
 from forwardinf.use.convex import TOLERANCE
 from forwardinf.use.mirror import FORMAT, Keep, Mirror
 from forwardinf.use.verify_data import pictures
 
-PARTS = ("convex", "groups")
+Part = Literal["convex", "groups"]
+PARTS: tuple[Part, ...] = ("convex", "groups")
 SEEDS = (57, 12, 140, 125, 114)  # the published ones
 DRAWN_BY = "forwardinf.view.scatter"  # by name: imports go down only
 
@@ -67,6 +69,13 @@ class Verification:
             for one in self.mirrors for q, test in enumerate(one.tests)
         ])  # fmt: skip
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tables and what is behind them as plain values, ready for JSON (NaN as None)."""
+        return {
+            "format": FORMAT, "table": plain(self.table), "per_query": plain(self.per_query),
+            "facts": [{"data": one.data, "experiment": one.experiment, **_finite(dict(one.facts))} for one in self.mirrors],
+        }  # fmt: skip
+
     def plot(self, path: str | Path) -> Path:
         """Draw removal against addition, a row of two panels for each experiment: values, and ranks. A PNG file.
 
@@ -82,21 +91,18 @@ class Verification:
             dir: The folder, made where it is not there.
         """
         folder = Path(dir)
-        write_json(folder / "verify.json", {
-            "format": FORMAT, "table": plain(self.table), "per_query": plain(self.per_query),
-            "experiments": [
-                {"data": one.data, "experiment": one.experiment, "tests": one.tests, "rows": one.rows,
-                 "removal": one.removal.tolist(), "addition": one.addition.tolist(), "published": dict(one.published),
-                 "facts": _finite(dict(one.facts))} for one in self.mirrors
-            ],
-        })  # fmt: skip
+        experiments = [
+            {"data": one.data, "experiment": one.experiment, "tests": one.tests, "rows": one.rows,
+             "removal": one.removal.tolist(), "addition": one.addition.tolist()} for one in self.mirrors
+        ]  # fmt: skip
+        write_json(folder / "verify.json", {**self.to_dict(), "influences": experiments})
         return folder
 
 
 def verify(
     data: str = "digits",
     *,
-    parts: Sequence[Literal["convex", "groups"]] = PARTS,
+    parts: Sequence[Part] = PARTS,
     quick: bool = False,
     data_dir: str | Path | None = None,
     seed: int = 42,
@@ -155,15 +161,12 @@ def verify(
     keep = Keep(folder, settings, overwrite)
     found: list[Mirror] = []
     if "convex" in parts:
-        with _progress(f"{data}: logistic regressions", verify_convex.convex_fits(convex), progress) as advance:
+        with shown(f"{data}: logistic regressions", verify_convex.convex_fits(convex), progress) as advance:
             found += verify_convex.convex_check(source, convex, keep, seed, tolerance, advance)
     if "groups" in parts:
         where = None if folder is None else folder / "groups"
         found += verify_groups.group_check(source, groups, where, seed, chosen, progress)
     return Verification([replace(one, facts={"tests_from": "validation", **one.facts}) for one in found])
-
-
-_progress = progress
 
 
 def plain(table: pd.DataFrame) -> list[dict[str, Any]]:

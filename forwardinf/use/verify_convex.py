@@ -103,9 +103,7 @@ class Converged:
         return losses.T, gradient
 
     def _losses(self, weights: Tensor, which: slice) -> tuple[Array, Array]:
-        found = convex.fit(
-            self.rows, weights, self._strength(weights), self.optimum, self.precondition, self.tolerance
-        )
+        found = convex.fit(self.rows, weights, self._strength(weights), self.optimum, self.precondition, self.tolerance)
         return convex.losses(self.rows, found.params, which).numpy(), found.gradient.numpy()
 
     def _weights(self, fits: int) -> Tensor:
@@ -137,9 +135,7 @@ class Library:
     def without(self, rows: Sequence[int]) -> tuple[Array, Array]:
         """Return the tests' losses with each of these rows left out; the gradient is not told: NaN."""
         images, labels = self.train
-        found = [
-            self._losses(self._fit(np.delete(images, row, 0), np.delete(labels, row)), self.tests) for row in rows
-        ]
+        found = [self._losses(self._fit(np.delete(images, row, 0), np.delete(labels, row)), self.tests) for row in rows]
         return np.stack(found, 1), np.full(len(found), np.nan)
 
     def with_tests(self) -> tuple[Array, Array]:
@@ -158,7 +154,6 @@ class Library:
     @staticmethod
     def _losses(model: Any, data: tuple[Array, Array]) -> Array:
         return np.asarray(-model.predict_log_proba(data[0])[np.arange(len(data[1])), data[1]])
-
 
 
 def convex_check(
@@ -209,7 +204,11 @@ def convex_fits(plan: ConvexPlan) -> int:
 def _drawn(plan: ConvexPlan, seed: int) -> dict[str, list[int]]:
     """Draw who is left out: the smaller samples are part of the larger ones."""
     order = np.random.default_rng(seed).permutation(plan.train)
-    sizes = {"published": plan.train if plan.removed is None else plan.removed, "fixed": plan.fixed, "library": plan.library}
+    sizes = {
+        "published": plan.train if plan.removed is None else plan.removed,
+        "fixed": plan.fixed,
+        "library": plan.library,
+    }
     return {name: np.sort(order[:size]).tolist() for name, size in sizes.items()}
 
 

@@ -24,7 +24,11 @@ from forwardinf.core.errors import DataError, choose
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-FILES = {"mnist": "mnist/mnist.npz", "fashion": "fashion_mnist/fashion_mnist.npz", "cifar10": "cifar10/cifar10_jpeg.npz"}
+FILES = {
+    "mnist": "mnist/mnist.npz",
+    "fashion": "fashion_mnist/fashion_mnist.npz",
+    "cifar10": "cifar10/cifar10_jpeg.npz",
+}
 NAMES = ("digits", *FILES)
 
 
@@ -47,7 +51,9 @@ class Pictures:
     def take(self, rows: Sequence[int] | Array) -> tuple[Tensor, Tensor]:
         """Return images ``(rows, channels, height, width)`` float64 in [0, 1], and labels."""
         chosen = np.asarray(rows)
-        return torch.from_numpy(self.read(chosen).astype(np.float64) / self.scale), self.labels[torch.from_numpy(chosen)]
+        return torch.from_numpy(self.read(chosen).astype(np.float64) / self.scale), self.labels[
+            torch.from_numpy(chosen)
+        ]
 
 
 def pictures(name: str, folder: str | Path | None = None) -> Pictures:
@@ -67,7 +73,9 @@ def pictures(name: str, folder: str | Path | None = None) -> Pictures:
         from sklearn.datasets import load_digits
 
         found = load_digits()
-        return Pictures(name, torch.from_numpy(found.target.astype(np.int64)), lambda rows: found.images[rows, None], 16.0)
+        return Pictures(
+            name, torch.from_numpy(found.target.astype(np.int64)), lambda rows: found.images[rows, None], 16.0
+        )
     root = folder if folder is not None else os.environ.get("FORWARDINF_DATA")
     path = Path(root or "", FILES[name])
     if root is None or not path.is_file():

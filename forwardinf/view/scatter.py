@@ -33,19 +33,31 @@ def plot(mirrors: Sequence[Mirror], path: Path) -> Path:
 def _row(one: Mirror, wide: int, high: int) -> Image.Image:
     sheet = Image.new("RGB", (wide * FINE, high * FINE), PAPER)
     draw = ImageDraw.Draw(sheet)
-    text = lambda x, y, words, size=13, anchor="lm", ink=INK: draw.text(  # noqa: E731
-        (x * FINE, y * FINE), words, fill=ink, font=ImageFont.load_default(size * FINE), anchor=anchor
-    )
+
+    def text(x: float, y: float, words: str, size: int = 13, anchor: str = "lm") -> None:
+        font = ImageFont.load_default(size * FINE)
+        draw.text((x * FINE, y * FINE), words, fill=INK, font=font, anchor=anchor)
+
     told = f"{one.data}: {one.experiment}"
     theirs = "".join(f", authors' {name} {value:.4f}" for name, value in one.published.items())
     text(LEFT, 16, told, 15)
-    text(LEFT, 36, f"mean over {len(one.tests)}: Pearson {one.pearson.mean():.4f}, Spearman {one.spearman.mean():.4f}{theirs}")
+    text(
+        LEFT,
+        36,
+        f"mean over {len(one.tests)}: Pearson {one.pearson.mean():.4f}, Spearman {one.spearman.mean():.4f}{theirs}",
+    )
     several = len(one.tests) > 1
-    scaled = [_scaled(table, one) if several else table for table in (one.addition, one.removal)]
-    names = ("test added", "training example removed") if "group_size" not in one.facts else ("tests added", "group removed")
+    across, up = [_scaled(table, one) if several else table for table in (one.addition, one.removal)]
+    names = (
+        ("test added", "training example removed")
+        if "group_size" not in one.facts
+        else ("tests added", "group removed")
+    )
     unit = " (of each test's largest)" if several else " (nats)"
-    _panel(draw, text, LEFT, *scaled, names[0] + unit, names[1] + unit)
-    _panel(draw, text, LEFT + SIDE + GAP, ranks(one.addition), ranks(one.removal), f"rank: {names[0]}", f"rank: {names[1]}")
+    _panel(draw, text, LEFT, across, up, names[0] + unit, names[1] + unit)
+    _panel(
+        draw, text, LEFT + SIDE + GAP, ranks(one.addition), ranks(one.removal), f"rank: {names[0]}", f"rank: {names[1]}"
+    )
     return sheet.resize((wide, high), Image.Resampling.LANCZOS)
 
 
@@ -54,7 +66,9 @@ def _scaled(table: Any, one: Mirror) -> Any:
     return table / np.abs(one.removal).max(1, keepdims=True)
 
 
-def _panel(draw: ImageDraw.ImageDraw, text: Any, left: int, across: Any, up: Any, name_across: str, name_up: str) -> None:
+def _panel(
+    draw: ImageDraw.ImageDraw, text: Any, left: int, across: Any, up: Any, name_across: str, name_up: str
+) -> None:
     low, top = float(min(across.min(), up.min())), float(max(across.max(), up.max()))
     edge = 0.04 * (top - low) or 1.0
     low, top = low - edge, top + edge
@@ -76,13 +90,9 @@ def _panel(draw: ImageDraw.ImageDraw, text: Any, left: int, across: Any, up: Any
     inks = [INKS[query % len(INKS)] for query in np.repeat(np.arange(len(across)), across.shape[1])[order]]
     for x, y, ink in zip(xs, ys, inks, strict=True):
         draw.ellipse([(x - size) * FINE, (y - size) * FINE, (x + size) * FINE, (y + size) * FINE], fill=ink)
-    for value, end in ((low + edge, "low"), (top - edge, "high")):
+    for value in (low + edge, top - edge):
         x, y = at(value, value)
         text(x, base + 11, f"{value:.3g}", 11, "mm")
         text(left - 5, y, f"{value:.3g}", 11, "rm")
     text(left + SIDE / 2, base + 28, name_across, 12, "mm")
-    text(left, TOP - 10, f"↑ {name_up}" if _has_arrow() else name_up, 12, "lm")
-
-
-def _has_arrow() -> bool:
-    return False  # Pillow's own font has no arrows
+    text(left, TOP - 10, name_up, 12, "lm")
