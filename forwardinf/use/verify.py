@@ -145,11 +145,11 @@ def verify(
         >>> found.table.loc[0, ["data", "experiment"]].tolist()
         ['digits', 'C = 1/(0.01 n)']
     """
+    if isinstance(parts, str) or not parts:
+        raise SettingError("verify(parts=)", expected="a list of 'convex', 'groups'", got=repr(parts))
     for part in parts:
         if part not in PARTS:
             raise choose("verify(parts=)", str(part), PARTS)
-    if isinstance(parts, str) or not parts:
-        raise SettingError("verify(parts=)", expected="a list of 'convex', 'groups'", got=repr(parts))
     if quick and data != "digits":
         raise SettingError("verify(quick=True)", expected="data='digits'", got=repr(data), do="Leave quick out.")
     source = pictures(data, data_dir)
