@@ -89,8 +89,8 @@ def run(data: str, part: str) -> None:
         "versions": machine.versions(), "date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(),
         "experiments": [
             {**row, "per_query": [each for each in per_query if each["experiment"] == row["experiment"]],
-             "facts": {name: value for name, value in one.facts.items() if not name.endswith("_by_seed")}}
-            for row, one in zip(plain(found.table), found.mirrors, strict=True)
+             "facts": {name: value for name, value in facts.items() if not name.endswith("_by_seed")}}
+            for row, facts in zip(plain(found.table), found.to_dict()["facts"], strict=True)
         ],
     }  # fmt: skip
     folder = RESULTS / "verify"
