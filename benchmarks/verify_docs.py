@@ -37,8 +37,8 @@ that both sides name; k is in the JSON.
 ROWS = f"""
 - **{AS_PUBLISHED}**: the protocol. n is that of each fit, so leaving one out changes the penalty a little as well.
 - **{FIXED}**: the same C in every fit.
-- **{LIBRARY}**: cold starts, L-BFGS with tol = 1e-4, the authors' call; on some of the images. Below it the converged fits on the
-  same images: the difference is what stopping early costs.
+- **{LIBRARY}**: cold starts, L-BFGS with tol = 1e-4, the authors' call; on some of the images. Below it
+  the converged fits on the same images: the difference is what stopping early costs.
 """
 
 GROUPS = """
@@ -51,7 +51,7 @@ order; the model with the tests added is trained once for each seed and not once
 
 **Equal share**: the published groups have 0 to 100 % wrong labels, so that one number, the share, moves both sides. Groups
 that all have the training set's own share have no such number in common. "Ceiling" is the Pearson correlation that two
-perfectly mirrored influences would reach with this much noise between seeds (Spearman–Brown): –  means that seeds do not agree.
+perfectly mirrored influences would reach with this much noise between seeds (Spearman–Brown); – means that seeds do not agree.
 """
 
 

@@ -117,8 +117,8 @@ def verify(
     Convex: logistic regression with C = 1/(0.01 n); leave every training image out, and add each of the hardest validation
     images. Groups: a CNN trained without each of 30 groups, and once with the tests added.
 
-    Cost: on one core, digits in minutes (quick: under one); MNIST about a quarter of an hour (convex: 4,900 fits) and five
-    minutes for each seed of the groups; see docs/verify.md. Memory: a gigabyte or two.
+    Cost: on one core, digits in minutes (quick: half of one); MNIST about half an hour (convex: 4,900 fits, and scikit-learn's
+    beside them) and about ten minutes for each seed of the groups; see docs/verify.md. Memory: a gigabyte or two.
 
     Args:
         data: ``digits`` (comes with scikit-learn), ``mnist``, ``fashion`` or ``cifar10``.
