@@ -40,6 +40,7 @@ _HOMES = {
     "SettingError": "forwardinf.core.errors",
     "Task": "forwardinf.core.task",
     "TaskError": "forwardinf.core.errors",
+    "Verification": "forwardinf.use.verify",
     "attribute": "forwardinf.method",
     "evaluate": "forwardinf.use.evaluate",
     "from_trainer": "forwardinf.core.trainer",
@@ -52,6 +53,7 @@ _HOMES = {
     "memorized": "forwardinf.use.memorize",
     "mislabeled": "forwardinf.use.mislabel",
     "self_influence": "forwardinf.method",
+    "verify": "forwardinf.use.verify",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])
