@@ -81,19 +81,19 @@ class Feed:
         found, at = [], 0
         for values in self.each(self.task.loss, rows, batch_size):
             piece = rows[at : at + batch_size]
-            found.append(self.checked(values, piece))
+            found.append(self.checked(values, piece, self._units(piece)))
             at += len(piece)
             advance(len(piece))
         return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
 
-    def checked(self, values: Any, piece: Sequence[int]) -> Tensor:
-        """Return a batch's losses as float64 on the CPU; only those of rows set aside may be anything.
+    def checked(self, values: Any, piece: Sequence[int], size: int) -> Tensor:
+        """Return the ``size`` losses of a batch as float64 on the CPU; only those of rows set aside may be anything.
 
         Raises:
             TaskError: The loss is not one finite number for each example.
         """
         where, strict = f"{self.examples.name}, rows from {piece[0]}", self.skipped.isdisjoint(piece)
-        each = one_each(values, self._units(piece), where, finite=strict)
+        each = one_each(values, size, where, finite=strict)
         if not strict:
             must = torch.tensor([row not in self.skipped for row in piece])
             one_each(each[must], int(must.sum()), where)

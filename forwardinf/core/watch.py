@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed, one_each
+from forwardinf.core.feed import Feed
 from forwardinf.core.functions import HANDLERS, called
 from forwardinf.core.task import batch_size as size_of
 from forwardinf.core.uses import Convolved, Direct, Lookup, Use
@@ -172,6 +172,5 @@ def watched(
             if found.unclear:
                 todo += [piece[-1:], piece[:-1]]
                 continue
-            where = f"{feed.examples.name}, rows from {piece[0]}"
-            losses = feed.checked(values, piece) if ask is None else one_each(values, len(piece), where)
+            losses = feed.checked(values, piece, len(piece))
             yield piece, losses, [use for use in found.uses if use.back is not None], found.strange
