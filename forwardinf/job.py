@@ -44,7 +44,7 @@ from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.plan import Plan, Unit, make_plan, shards, units
 from forwardinf.read.predict import misclassified
 from forwardinf.read.tune import tune
-from forwardinf.read.whitened import Whitened, read_whitened
+from forwardinf.read.whitened import Whitened, loss_gradient, read_whitened, sketched
 from forwardinf.score.scores import Scores, gather, write_facts
 from forwardinf.score.store import QUERIES, Entry, Folder, id_column, plain_ids
 from forwardinf.score.top import Floats, Ints, extremes
@@ -166,6 +166,11 @@ class Job:
             self._block = queries, found
         return self._block[1]
 
+    @property
+    def exact(self) -> bool:
+        """Whether scores come from gradients, not from differences of losses."""
+        return self.plan.exact or self.pusher.whitened is not None
+
     def whitened(self, unit: Unit) -> dict[int, Tensor]:
         """Return a unit's scores from those of all queries, which one plain reading has given."""
         if self.tables is None:
@@ -191,12 +196,28 @@ class Job:
     def _read_whitened(self) -> Whitened:
         began, usable, held = time.perf_counter(), self._usable(), self.pusher.whitened
         assert held is not None
-        engines = [self._engine(feed) for feed in (self.train, self.queries)]
-        train, queries = [engine for engine in engines if isinstance(engine, FactoredEngine)]
+        rows, sketch = range(len(self.queries.examples)), held.held.responses
         with progress("reading", len(self.train.examples) * self.plan.passes, self.options.progress) as advance:
-            found = read_whitened(train, queries, held.ridge, lambda place: self.pusher.gradient(self.asked[usable[place]]),
-                                  len(usable), self.plan.query_block, advance)  # fmt: skip
-        self.forwards += train.forwards
+            if sketch is not None:
+                asked = [held.respond(self.pusher.gradient(self.asked[query])) for query in usable]
+                own = [held.respond(loss_gradient(self.queries, row, self.pusher.parameters)) for row in rows]
+                found = sketched(held.ridge, sketch, asked, own, advance)
+            else:
+                size = self.plan.batch_size_at(self._unit)
+                train, queries = (
+                    FactoredEngine(
+                        replace(feed, channels_last=self.plan.pass_channels_last),
+                        self.pusher.parameters,
+                        size,
+                        self._halved,
+                    )
+                    for feed in (self.train, self.queries)
+                )
+                found = read_whitened(
+                    train, queries, held.ridge, lambda place: self.pusher.gradient(self.asked[usable[place]]), len(usable),
+                    self.plan.query_block, advance,
+                )  # fmt: skip
+                self.forwards += train.forwards
         self.clock["whitened_s"] = time.perf_counter() - began
         return found
 
@@ -304,7 +325,7 @@ class Job:
         """Return each query's noise floor in the unit of its scores."""
         floors = []
         for place, query in enumerate(self.asked):
-            if self.plan.exact:
+            if self.exact:
                 floor = self.plan.gradient_error * query.direction_norm
             else:
                 floor = self.baseline.noise_floor / (query.step if self.perturbation.kind == "linear" else 1.0)

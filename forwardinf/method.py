@@ -39,7 +39,7 @@ from forwardinf.score.self_influence import SelfInfluence
 def run(job: Job) -> Scores:
     """Perturb, read, score: the only place where the three meet."""
     for unit in job.pending():
-        job.keep(unit, rates(job, unit) if job.plan.exact else differences(job, unit))
+        job.keep(unit, rates(job, unit) if job.exact else differences(job, unit))
     return job.scores()
 
 

@@ -25,6 +25,7 @@ from forwardinf.core.noise import seed_of
 from forwardinf.core.per_example import factored
 from forwardinf.core.progress import Advance, progress
 from forwardinf.core.ridge import Ridge
+from forwardinf.core.uses import Direct, Use
 from forwardinf.perturb.direction import Fitting, Tensors
 from forwardinf.perturb.gradient import only_these
 from forwardinf.perturb.probes import Probes, tables_of
@@ -72,13 +73,18 @@ def fit_held(fitting: Fitting, *, probes: int | None = None) -> Held:
     """
     rows = _held_rows(fitting)
     units = len(fitting.train.examples.units_of(rows))
+    if probes is None and fitting.perturbation.kind == "finite" and not _affordable(fitting, rows, units):
+        # a direction made from a sketch points elsewhere (what the sketch does not see is not held): a sample it is
+        most = min(EXACT_EXAMPLES, int(math.sqrt(2 * EXACT_WORK / _work(fitting, rows))))
+        rows = _sample(fitting, most)
+        units = len(fitting.train.examples.units_of(rows))
+        fitting.notes.append(f"hold: {units} training examples drawn by the seed are held, not all")
     held = Held(rows, units == fitting.train.examples.units)
-    if probes is None and units <= EXACT_EXAMPLES:
+    if probes is None and _affordable(fitting, rows, units):
         kept = Shards(fitting, "gram", digest(list(rows)))
-        if kept.rows == units or _work(fitting, rows) * units**2 / 2 <= EXACT_WORK:
-            with progress("fitting: responses to one another", units * (units + 1) // 2, fitting.progress) as advance:
-                held.gram = _gram(fitting, rows, units, kept, advance)
-            return held
+        with progress("fitting: responses to one another", units * (units + 1) // 2, fitting.progress) as advance:
+            held.gram = _gram(fitting, rows, units, kept, advance)
+        return held
     count = probes or max(64, min(PROBES, 2 ** int(math.log2(max(SKETCH // (4 * units), 1)))))
     with progress("fitting: responses to probes", units, fitting.progress) as advance:
         held.responses = _sketch(fitting, rows, count, advance)
@@ -101,6 +107,19 @@ class Holding:
         self.held = fit_held(fitting)
         self.ridge = self.held.ridge(rule.damping, rule.tempering)
         self._seen: dict[str, Tensor] = {}
+        self._probes: Probes | None = None
+
+    def respond(self, gradient: Tensors) -> Tensor:
+        """Return a gradient's responses to the probes that the sketch was made with, ``(M,)`` float64."""
+        assert self.held.responses is not None
+        count, uses = self.held.responses.shape[1], list[Use]()
+        for name, tensor in gradient.items():
+            use = Direct(name, tensor.shape, 0, lambda formed: formed)
+            use.back = tensor[None]
+            uses.append(use)
+        if self._probes is None:
+            self._probes = _probes(self.fitting, count)
+        return self._probes.responses(uses, 1)[0].double().cpu() / math.sqrt(count)
 
     def __call__(self, gradient: Tensors) -> Tensors:
         """Return (g_q − Σ aᵢgᵢ)/λ, made in place."""
@@ -153,10 +172,18 @@ def weighted_gradient(
 def _held_rows(fitting: Fitting) -> Sequence[int]:
     """Return all rows, or a sample of them by the seed."""
     size, most = len(fitting.train.examples), fitting.perturbation.fit_examples
-    if most == "auto" or int(most) >= size:
-        return range(size)
+    return range(size) if most == "auto" or int(most) >= size else _sample(fitting, int(most))
+
+
+def _sample(fitting: Fitting, most: int) -> Sequence[int]:
+    size = len(fitting.train.examples)
     draw = torch.Generator().manual_seed(seed_of("hold", fitting.perturbation.seed))
-    return sorted(torch.randperm(size, generator=draw)[: int(most)].tolist())
+    return sorted(torch.randperm(size, generator=draw)[:most].tolist())
+
+
+def _affordable(fitting: Fitting, rows: Sequence[int], units: int) -> bool:
+    """Return whether K itself takes minutes at most."""
+    return units <= EXACT_EXAMPLES and _work(fitting, rows) * units**2 / 2 <= EXACT_WORK
 
 
 def _work(fitting: Fitting, rows: Sequence[int]) -> int:
@@ -205,9 +232,8 @@ def _batches(fitting: Fitting, rows: Sequence[int]) -> Iterator[tuple[int, dict[
 
 def _sketch(fitting: Fitting, rows: Sequence[int], count: int, advance: Advance) -> Tensor:
     """Return R, a part at a time."""
-    parameters, seed = fitting.parameters, fitting.perturbation.seed
-    probes = Probes(parameters, count, seed=seed, tables=tables_of(fitting.train.model, parameters))
-    kept = Shards(fitting, "probes", count, seed, probes.kind, digest(list(rows)))
+    parameters, probes = fitting.parameters, _probes(fitting, count)
+    kept = Shards(fitting, "probes", count, probes.seed, probes.kind, digest(list(rows)))
     advance(kept.rows)
     for number in range(len(kept.parts), -(-len(rows) // SHARD)):
         found = []
@@ -217,3 +243,8 @@ def _sketch(fitting: Fitting, rows: Sequence[int], count: int, advance: Advance)
             advance(len(units))
         kept.add(torch.cat(found) / math.sqrt(count))
     return joined_rows(kept.parts)
+
+
+def _probes(fitting: Fitting, count: int) -> Probes:
+    tables = tables_of(fitting.train.model, fitting.parameters)
+    return Probes(fitting.parameters, count, seed=fitting.perturbation.seed, tables=tables)

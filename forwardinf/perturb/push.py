@@ -81,12 +81,14 @@ class Pusher:
     @property
     def whitened(self) -> Holding | None:
         """What linear scores are whitened with, where that stands for reading along each query's direction."""
-        held = self.direction
-        return (
-            held
-            if self.exact and isinstance(held, Holding) and held.held.whole and held.held.gram is not None
-            else None
-        )
+        if (
+            not isinstance(self.direction, Holding)
+            or self.perturbation.kind != "linear"
+            or not self.direction.held.whole
+        ):
+            return None
+        # a sketch has no direction worth reading along; K itself may be read either way
+        return self.direction if self.exact or self.direction.held.gram is None else None
 
     def gradient(self, query: Query) -> Tensors:
         """Return the gradient of what a query is asked."""
@@ -112,7 +114,7 @@ class Pusher:
                     "Nor has a loss that is detached from the model.",
                 )  # fmt: skip
             return replace(query, status=trouble, usable=False)
-        if self.exact:
+        if self.exact or self.whitened is not None:
             return self._rate(query, gradient)
         first = self.direction(gradient)
         found = self._pushed(self._sized(query, first), first)

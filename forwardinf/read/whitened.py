@@ -7,15 +7,17 @@ and S for the plain ones; what comes out here is gᵢᵀP g_q, not divided yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from forwardinf.core.feed import Feed
 from forwardinf.core.per_example import Tensors, per_example_gradients
 from forwardinf.core.progress import Advance
 from forwardinf.core.ridge import Ridge
+from forwardinf.core.watch import Parameters
 from forwardinf.read.factored import FactoredEngine
 
 
@@ -78,6 +80,30 @@ def read_whitened(
     return Whitened(values, rise, (crossed - solved @ losses.T) / ridge.damping)
 
 
+def sketched(
+    ridge: Ridge, responses: Tensor, asked: Sequence[Tensor], own: Sequence[Tensor], advance: Advance
+) -> Whitened:
+    """Return the scores of queries from responses to shared probes: nothing is read any more.
+
+    Plain scores are taken from the same sketch as K: with exact ones, what the sketch does not see would be divided by λ.
+
+    Args:
+        ridge: (K + λN)⁻¹ of the sketch K ≈ RRᵀ.
+        responses: R, ``(N, M)``.
+        asked: Each query's responses, ``(M,)``: of the gradient of what it is asked.
+        own: Each query row's, of its own loss gradient.
+        advance: Told of training rows done.
+    """
+    table, rows = torch.stack(list(asked)), torch.stack(list(own))
+    wide = responses.double()
+    scores, losses = table @ wide.T * ridge.inverse, rows @ wide.T * ridge.inverse
+    solved = ridge.solve(scores)
+    advance(len(responses))
+    rise = (table.square().sum(1) - (scores * solved).sum(1)) / ridge.damping
+    values = torch.where(ridge.inverse > 0, ridge.size * solved / ridge.inverse, 0.0)
+    return Whitened(values, rise, (table @ rows.T - solved @ losses.T) / ridge.damping)
+
+
 def _losses(train: FactoredEngine, queries: FactoredEngine, block: int, advance: Advance) -> Tensor:
     """Return gᵢᵀℓ′ of every query row's own loss gradient, ``(rows, N)``."""
     found, asked_rows = [], range(len(queries.feed.examples))
@@ -91,7 +117,12 @@ def _losses(train: FactoredEngine, queries: FactoredEngine, block: int, advance:
 
 
 def _loss_gradient(queries: FactoredEngine, row: int) -> Tensors:
-    return next(per_example_gradients(queries.feed, [row], queries.parameters))[0]
+    return loss_gradient(queries.feed, row, queries.parameters)
+
+
+def loss_gradient(queries: Feed, row: int, parameters: Parameters) -> Tensors:
+    """Return the gradient of a query row's own training loss."""
+    return next(per_example_gradients(queries, [row], parameters))[0]
 
 
 def _equal(one: Tensors, other: Tensors) -> bool:

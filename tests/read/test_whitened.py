@@ -87,3 +87,25 @@ def test_a_skipped_query_is_left_out():
 def test_a_temper_out_of_range_is_refused(temper):
     with pytest.raises(fi.SettingError, match="temper"):
         fi.Perturbation("hold", temper=temper)
+
+
+@TEMPERS
+@pytest.mark.parametrize("engine", ["forward", "factored"])
+def test_a_sketch_stands_for_the_matrix_and_a_copy_has_share_one(temper, engine, monkeypatch):
+    given = case("cnn", torch.float64)
+    exact = attribute(given, engine="factored", perturbation=rule(temper=temper))
+    monkeypatch.setattr("forwardinf.perturb.hold.EXACT_EXAMPLES", ROWS - 1)
+    scores = attribute(given, engine=engine, perturbation=rule(temper=temper))
+    for got, want in zip(scores.values, exact.values, strict=True):
+        assert np.corrcoef(got, want)[0, 1] > 0.98, "4,096 probes for 830 numbers: an estimate, near the exact one"
+    assert any("4096 shared probes" in note for note in scores.notes)
+    share = attribute(given.with_copies(), engine=engine, perturbation=rule(temper=temper)).share
+    assert_within(np.diag(share[:, ROWS:]), np.ones(QUERIES), atol=1e-4, why="one sketch of the same gradient")
+
+
+def test_finite_scores_hold_a_sample_where_all_are_too_many(monkeypatch):
+    given = case("cnn")
+    monkeypatch.setattr("forwardinf.perturb.hold.EXACT_EXAMPLES", ROWS // 2)
+    scores = attribute(given, perturbation=fi.Perturbation("hold", rise=0.1, two_sided=True))
+    assert any(f"hold: {ROWS // 2} training examples drawn by the seed are held" in note for note in scores.notes)
+    assert scores.status == ["ok"] * QUERIES
