@@ -27,8 +27,10 @@ bench: .venv/dev            ## how far from one plain forward pass: about ten mi
 bench-published: .venv/dev  ## what `as_published` does differently, on real models: about ten minutes
 	$(BIN)/python benchmarks/bench_published.py
 
-docs: .venv/dev             ## docs/cli.md from the commands
+docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from the demo, docs/published.md from its JSON
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_demo_picture.py
+	$(BIN)/python docs/make_published.py
 
 smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
 	rm -rf .smoke && $(PYTHON) -m venv .smoke

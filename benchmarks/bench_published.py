@@ -63,21 +63,27 @@ def measure(model: nn.Module, images: Any, labels: Any, count: int) -> dict[str,
     for name, scores in found.items():
         size = np.abs(scores.values)
         usable = [q for q in range(count) if np.isfinite(size[q]).all() and np.isfinite(published.values[q]).all()]
-        first = np.mean([size[q].argmax() == rows[q] for q in usable])
-        ranks = [int((size[q] > size[q][rows[q]]).sum()) + 1 for q in usable]
+        alive = [q for q in usable if size[q].any()]  # without BatchNorm a push of length 0 changes nothing at all
+        first = _mean([size[q].argmax() == rows[q] for q in alive])
+        ranks = [int((size[q] > size[q][rows[q]]).sum()) + 1 for q in alive]
         entry = {
-            "queries": len(usable),
-            "own copy first, by |score|": round(float(first), 3), "own copy's median rank": float(np.median(ranks)),
+            "queries": len(usable), "queries for which any loss changes": len(alive),
+            "own copy first, by |score|": first, "own copy's median rank": float(np.median(ranks)) if ranks else None,
             "mean |change of loss|, times the published one": None if scores.kind == "linear" else round(
                 float(np.median([size[q].mean() / published.values[q].mean() for q in usable])), 4),
-            "Spearman of |score| with as_published (median)": round(
-                float(np.median([spearmanr(size[q], published.values[q])[0] for q in usable])), 3),
+            "Spearman of |score| with as_published (median)": None if not alive else round(
+                float(np.median([spearmanr(size[q], published.values[q])[0] for q in alive])), 3),
             "median length ‖Δθ‖/‖θ‖": float(f"{np.nanmedian(scores.length):.3g}"),
         }  # fmt: skip
         if scores.signed:
             near = np.abs(scores.share - 1)
-            hits = [near[q][rows[q]] <= np.nanmin(near[q]) + 1e-3 for q in usable if np.isfinite(near[q]).any()]
-            entry["own copy first, by share nearest 1 (ties within .001)"] = round(float(np.mean(hits)), 3)
+            shared = [q for q in usable if np.isfinite(near[q]).any()]
+            entry["queries with a share"] = len(shared)
+            entry["own copy first, by share nearest 1"] = _mean([np.nanargmin(near[q]) == rows[q] for q in shared])
+            entry["own copy within .001 of share 1"] = _mean([near[q][rows[q]] <= 1e-3 for q in shared])
+            entry["others within .001 of share 1 (median)"] = float(
+                np.median([(near[q] <= 1e-3).sum() - (near[q][rows[q]] <= 1e-3) for q in shared])
+            )
             entry["share of negative scores (lost by the absolute value)"] = round(
                 float((scores.values[usable] < 0).mean()), 3
             )
@@ -85,6 +91,10 @@ def measure(model: nn.Module, images: Any, labels: Any, count: int) -> dict[str,
             entry["queries resampled"] = sum(status == "resampled" for status in scores.status)
         report[name] = entry
     return {"N": len(labels), "settings": report}
+
+
+def _mean(hits: list[Any]) -> float | None:
+    return round(float(np.mean(hits)), 3) if hits else None
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.progress import Advance, Setting, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, Task, as_task
-from forwardinf.perturb.direction import Direction, Fitting, make_direction
+from forwardinf.perturb.direction import Direction, Fitting
+from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
@@ -332,7 +333,9 @@ def prepare(
 
     clock["setup_s"] = time.perf_counter() - clock["started"] - clock["fit_s"]
     unread = Baseline(torch.empty(0), floor)
-    job = Job(feed, replace(asking, asked=None), pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
+    aside = frozenset(row for query in asked if not query.usable for row in query.rows)
+    read_as_rows = replace(asking, asked=None, skipped=aside)
+    job = Job(feed, read_as_rows, pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
               asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
     if not dry:
         if folder is not None and not kept:

@@ -29,6 +29,7 @@ class Feed:
         channels_last: Images ``(B, C, H, W)`` are laid out pixel by pixel, which convolutions often read faster.
         seed: Of the examples' noise.
         asked: For queries: batches as :meth:`Task.ask` filled them in, at the first call, by the unperturbed model.
+        skipped: Rows set aside (``on_bad_query="skip"``): their losses may be anything, NaN too.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Feed:
     channels_last: bool = False
     seed: int = 0
     asked: dict[tuple[int, ...], Batch] | None = None
+    skipped: frozenset[int] = frozenset()
 
     def each(self, ask: Ask, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
@@ -78,7 +80,12 @@ class Feed:
         found, at = [], 0
         for values in self.each(self.task.loss, rows, batch_size):
             piece = rows[at : at + batch_size]
-            found.append(one_each(values, self._units(piece), f"{self.examples.name}, rows from {piece[0]}"))
+            where, strict = f"{self.examples.name}, rows from {piece[0]}", self.skipped.isdisjoint(piece)
+            each = one_each(values, self._units(piece), where, finite=strict)
+            if not strict:
+                must = torch.tensor([row not in self.skipped for row in piece])
+                one_each(each[must], int(must.sum()), where)
+            found.append(each)
             at += len(piece)
             advance(len(piece))
         return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)

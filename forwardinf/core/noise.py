@@ -96,3 +96,19 @@ def normal(shape: Sequence[int], *, size: int, draw: int = 0) -> Tensor:
         raise RuntimeError(f"noise for {size} examples was asked for in a batch of {len(keys)}")
     rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed_of(seed, k, draw))) for k in keys]
     return torch.stack(rows) if rows else torch.empty(0, *shape)
+
+
+def uniform(counts: Sequence[int], *, draw: int = 0) -> list[Tensor]:
+    """Return numbers from [0, 1) float64 on the CPU, ``counts[i]`` of them for the i-th example of the batch.
+
+    Keyed as in :func:`normal`, so that neither the batch nor padding changes what an example is given.
+    """
+    seed, keys = _KEYS.get() or (0, [str(place).encode() for place in range(len(counts))])
+    if len(keys) != len(counts):
+        raise RuntimeError(f"numbers for {len(counts)} examples were asked for in a batch of {len(keys)}")
+    return [
+        torch.rand(
+            count, generator=torch.Generator().manual_seed(seed_of(seed, key, "uniform", draw)), dtype=torch.float64
+        )
+        for key, count in zip(keys, counts, strict=True)
+    ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -17,12 +17,12 @@ from torch.utils.data import default_collate
 
 from forwardinf.core import losses
 from forwardinf.core.errors import SettingError, TaskError, choose
+from forwardinf.core.prediction import NOT_COUNTED, Prediction, classes, coins, normals
 
 Batch = Any
 LABELS = ("labels", "label")
 Take = str | int | Callable[[Any], Any] | None
 QUERIES = ("label", "predicted", "margin")
-NOT_COUNTED = -100
 
 
 class Task:
@@ -65,6 +65,10 @@ class Task:
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the model's logits, shape ``(B, C)``. Uses that need them say so."""
         raise TaskError(type(self).__name__, expected="logits(model, batch)", got="a task without it", do="Define it.")
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Prediction | None:
+        """Return the loss in two halves (what curvature needs), or None where it has none. The same forward as ``loss``."""
+        return None
 
     def count(self, batch: Batch) -> Tensor:
         """Return how many terms each example's loss sums (tokens), shape ``(B,)`` int64."""
@@ -218,19 +222,40 @@ class Classification(_Supervised):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy of each example's label, ``(B,)``."""
+        return self._judged(batch, self._put_out(model, batch))
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Prediction:
+        """Return logits and what the loss makes of them."""
+        return Prediction(self._put_out(model, batch), partial(self._judged, batch), partial(self._drawn, batch))
+
+    def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.run(model, batch).flatten() if self.binary else self.logits(model, batch)
+
+    def _judged(self, batch: Batch, output: Tensor) -> Tensor:
         label = self.split(batch)[1]
         if self.binary:
-            output = self.run(model, batch).flatten()
             if not isinstance(label, Tensor) or output.shape != label.flatten().shape:
                 got = tuple(label.shape) if isinstance(label, Tensor) else type(label).__name__
                 raise TaskError("Classification(binary=True)", expected="one logit and one label for each example",
                                 got=f"{len(output)} logits and labels {got}")  # fmt: skip
             return losses.binary_cross_entropy(output, label.flatten(), weight=self.weight)
-        logits = self.logits(model, batch)
-        if self.weight is not None and self.weight.shape != logits.shape[1:]:
-            raise TaskError("Classification(weight=)", expected=f"{logits.shape[1]} weights, one for each class",
+        if self.weight is not None and self.weight.shape != output.shape[1:]:
+            raise TaskError("Classification(weight=)", expected=f"{output.shape[1]} weights, one for each class",
                             got=f"shape {tuple(self.weight.shape)}")  # fmt: skip
-        return losses.cross_entropy(logits, _classes(label, logits), weight=self.weight, smoothing=self.label_smoothing)
+        return losses.cross_entropy(output, _classes(label, output), weight=self.weight, smoothing=self.label_smoothing)
+
+    def _drawn(self, batch: Batch, output: Tensor, draw: int) -> Tensor:
+        """Return the loss under drawn labels, by the square root of what the true label's weight makes of curvature."""
+        label = self.split(batch)[1]
+        weight = None if self.weight is None else self.weight.to(output.device, torch.float64)
+        if self.binary:
+            scale = _yes_weight(label.flatten().double(), weight).sqrt()
+            return scale * losses.binary_cross_entropy(output, coins(output, draw))
+        own = _classes(label, output)
+        scale = torch.ones(len(own), dtype=torch.float64, device=output.device)
+        if weight is not None:
+            scale = (1 - self.label_smoothing) * weight[own.clamp_min(0)] + self.label_smoothing * weight.mean()
+        return scale.sqrt() * losses.cross_entropy(output, classes(output, own != NOT_COUNTED, draw))
 
     @property
     def asks(self) -> bool:
@@ -284,11 +309,22 @@ class MultiLabel(_Supervised):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean over classes, ``(B,)``."""
-        label, output = self.split(batch)[1], self.run(model, batch)
+        return self._judged(batch, self.run(model, batch))
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Prediction:
+        """Return logits and what the loss makes of them."""
+        return Prediction(self.run(model, batch), partial(self._judged, batch), partial(self._drawn, batch))
+
+    def _judged(self, batch: Batch, output: Tensor) -> Tensor:
+        label = self.split(batch)[1]
         if output.shape != label.shape:
             raise TaskError("MultiLabel", expected=f"labels of the output's shape {tuple(output.shape)}",
                             got=str(tuple(label.shape)))  # fmt: skip
         return losses.binary_cross_entropy(output, label, weight=self.weight).flatten(1).mean(1)
+
+    def _drawn(self, batch: Batch, output: Tensor, draw: int) -> Tensor:
+        scale = _yes_weight(self.split(batch)[1].double(), self.weight) / max(output[0].numel(), 1)
+        return (scale.sqrt() * losses.binary_cross_entropy(output, coins(output, draw))).flatten(1).sum(1)
 
 
 class Regression(_Supervised):
@@ -315,8 +351,16 @@ class Regression(_Supervised):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean error over outputs, ``(B,)`` float64."""
-        target = self.split(batch)[1].double()
-        output = self.run(model, batch).double()
+        return self._judged(batch, self.run(model, batch))
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Prediction | None:
+        """Return the output and what the loss makes of it, where the error is squared (normal noise)."""
+        if self.error != "squared":
+            return None
+        return Prediction(self.run(model, batch), partial(self._judged, batch), _squared_error_of_noise)
+
+    def _judged(self, batch: Batch, output: Tensor) -> Tensor:
+        target, output = self.split(batch)[1].double(), output.double()
         if output.shape != target.shape:
             if [n for n in output.shape if n != 1] != [n for n in target.shape if n != 1]:
                 raise TaskError("Regression", expected=f"output of the targets' shape {tuple(target.shape)}",
@@ -324,6 +368,19 @@ class Regression(_Supervised):
             output = output.view(target.shape)  # (B, 1) against (B,): broadcasting would compare all with all
         each: Tensor = self._loss(output, target, reduction="none")
         return each.reshape(len(target), -1).mean(1)
+
+
+def _squared_error_of_noise(output: Tensor, draw: int) -> Tensor:
+    """Return the mean squared error against the output with noise: variance D/2, at which D outputs' mean is a likelihood."""
+    each = max(output[0].numel(), 1) if len(output) else 1
+    wide = output.double()
+    target = wide.detach() + (each / 2) ** 0.5 * normals(output, draw)
+    found: Tensor = (wide - target).square().reshape(len(output), -1).mean(1)
+    return found
+
+
+def _yes_weight(label: Tensor, weight: Tensor | None) -> Tensor:
+    return torch.ones_like(label) if weight is None else 1 + label * (weight.to(label.device, torch.float64) - 1)
 
 
 def batch_size(batch: Batch) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -18,11 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from forwardinf.core import losses
 from forwardinf.core.errors import SettingError, TaskError, choose
+from forwardinf.core.prediction import NOT_COUNTED, Prediction, classes
 from forwardinf.core.task import Batch, Classification, Task, accepted, output_of
 
 log = logging.getLogger(__name__)
 
-NOT_COUNTED = -100
 FILL = {"labels": NOT_COUNTED, "attention_mask": 0, "decoder_attention_mask": 0, "token_type_ids": 0}
 
 
@@ -101,7 +101,21 @@ class CausalLM(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum over each row's counted tokens, ``(B,)``; with ``documents`` one number for each document."""
-        each = self.token_losses(model, batch)
+        return self._judged(batch, self._put_out(model, batch))
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Prediction:
+        """Return logits and what the loss makes of them."""
+
+        def drawn(logits: Tensor, draw: int) -> Tensor:
+            labels = _redrawn(logits[:, :-1], self._labels(batch)[:, 1:], draw)
+            return self._summed(batch, losses.token_losses(logits[:, :-1], labels))
+
+        return Prediction(self._put_out(model, batch), partial(self._judged, batch), drawn)
+
+    def _judged(self, batch: Batch, logits: Tensor) -> Tensor:
+        return self._summed(batch, self._token_losses(batch, logits))
+
+    def _summed(self, batch: Batch, each: Tensor) -> Tensor:
         if not self.packed:
             return each.sum(1)
         numbers = torch.stack([self.numbers(row) for row in _rows(batch)]).to(each.device)[:, 1:]  # (B, T-1)
@@ -170,6 +184,12 @@ class CausalLM(Task):
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of every token but the first, ``(B, T - 1)`` float64; 0 where it is not counted."""
+        return self._token_losses(batch, self._put_out(model, batch))
+
+    def _token_losses(self, batch: Batch, logits: Tensor) -> Tensor:
+        return losses.token_losses(logits[:, :-1], self._labels(batch)[:, 1:])  # (B, T-1)
+
+    def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
         labels, inputs = self._labels(batch), inputs_of(model, batch)
         if labels.ndim != 2:
             raise TaskError("CausalLM", expected="rows of token ids: a batch (B, T)", got=f"shape {tuple(labels.shape)}",
@@ -180,7 +200,7 @@ class CausalLM(Task):
         if logits.shape[:-1] != labels.shape:
             raise TaskError("CausalLM", expected=f"logits of shape {(*labels.shape, 'V')}", got=str(tuple(logits.shape)),
                             do="Where the model adds tokens of its own (prompt tuning), cut them off.")  # fmt: skip
-        return losses.token_losses(logits[:, :-1], labels[:, 1:])  # (B, T-1)
+        return logits
 
 
 class Seq2Seq(Task):
@@ -205,6 +225,18 @@ class Seq2Seq(Task):
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of every token of the answers, ``(B, T)`` float64; 0 where it is not counted."""
+        return losses.token_losses(self._put_out(model, batch), _answers(batch))
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Prediction:
+        """Return logits and what the loss makes of them."""
+        labels = _answers(batch)
+        return Prediction(
+            self._put_out(model, batch),
+            lambda logits: losses.token_losses(logits, labels).sum(1),
+            lambda logits, draw: losses.token_losses(logits, _redrawn(logits, labels, draw)).sum(1),
+        )
+
+    def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs, labels = inputs_of(model, batch), _answers(batch)
         if "decoder_input_ids" not in inputs:
             shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
@@ -214,7 +246,7 @@ class Seq2Seq(Task):
                 raise TaskError("Seq2Seq", expected="decoder_input_ids in the batch, or a model that makes them from labels",
                                 got=type(model).__name__)  # fmt: skip
             inputs = {**inputs, "decoder_input_ids": shift(labels=labels)}
-        return losses.token_losses(output_of(model, inputs), labels)
+        return output_of(model, inputs)
 
     def count(self, batch: Batch) -> Tensor:
         """Return each answer's counted tokens, ``(B,)``."""
@@ -259,6 +291,11 @@ class SequenceClassification(Classification):
             ]
         token = getattr(self.tokenizer, "pad_token_id", None)
         return pad(examples, token=0 if token is None else token, side=getattr(self.tokenizer, "padding_side", "right"))
+
+
+def _redrawn(logits: Tensor, labels: Tensor, draw: int) -> Tensor:
+    """Return tokens drawn from the logits where the labels count."""
+    return classes(logits, labels != NOT_COUNTED, draw)
 
 
 def inputs_of(model: nn.Module, batch: Batch) -> Any:

@@ -1,7 +1,7 @@
 """From the query's gradient to the direction in which it moves the model.
 
-A new direction is a name in ``core/settings.py`` and an entry here; one that has to be fitted first does so in its
-``Maker``, which sees the model and the training data.
+A new direction is a name in ``core/settings.py`` and an entry in ``makers.py``; one that has to be fitted first does so in
+its ``Maker``, which sees the model and the training data.
 """
 
 from __future__ import annotations
@@ -58,17 +58,11 @@ def sign(gradient: Tensors) -> Tensors:
     return {name: tensor.sign_() for name, tensor in gradient.items()}
 
 
-MAKERS: dict[str, Maker] = {
-    "plain": lambda fitting: plain,
-    "sign": lambda fitting: sign,
-}
-
-
-def make_direction(fitting: Fitting) -> Direction:
-    """Return the direction that the setting names, fitted on the training data where it needs that."""
-    return MAKERS[fitting.perturbation.direction](fitting)
-
-
 def norm(tensors: Tensors) -> float:
     """Return the Euclidean norm over all tensors, summed in float64."""
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+
+
+def dot(one: Tensors, other: Tensors) -> float:
+    """Return the inner product over the tensors that both have, summed in float64."""
+    return sum(float((one[name].double() * other[name].double()).sum()) for name in one if name in other)

@@ -12,13 +12,18 @@ from forwardinf.core.errors import QueryError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.settings import rise_target
-from forwardinf.perturb.direction import Fitting, Tensors, make_direction, norm
+from forwardinf.perturb.direction import Fitting, Tensors, dot, norm
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.lend import Push, lend, tensors_of
 from forwardinf.perturb.length import CAP, find_rise
+from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.published import published_push
 from forwardinf.perturb.ruler import Ruler
 from forwardinf.perturb.walk import linear_length, walk
+
+STRAIGHT = 0.01  # a linear push is short enough when the query's own rise is its exact rate to this
+SHORTEN, TRIES = 0.1**0.5, 6
+SHORT = 1e-2  # narrow weights start here, and nothing shorter survives their rounding
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Pusher:
             QueryError: The gradient is zero or not finite, and ``skip`` is False.
         """
         baseline = -self._measured(rows)
-        gradient = query_gradient(self.queries, rows, self.parameters, self.batch_size)
+        gradient = self._gradient(rows)
         size = norm(gradient)
         query = Query(tuple(rows), size, baseline)
         vanished = size == 0 and self.perturbation.signed  # as_published resamples a saturated query
@@ -88,11 +93,38 @@ class Pusher:
                 )  # fmt: skip
             return replace(query, status=trouble, usable=False)
         first = self.direction(gradient)
-        query = self._sized(query, first)
+        found = self._pushed(self._sized(query, first), first)
+        if self.perturbation.kind == "linear" and found.size < SHORT:
+            # the exact rate; a direction may have been made in place, so that the gradient is asked for again
+            rate = size**2 if first is gradient else dot(self._gradient(rows), first)
+            found = self._straightened(found, first, rate)
+        return found
+
+    def _pushed(self, query: Query, first: Tensors) -> Query:
+        """Push a query whose size is settled, and measure what that does to itself."""
+        self._last = None
         push = self.push(query, first)
         return replace(
             query, length=push.length, step=push.step, share_moved=push.share_moved, rise=self._rise(query, push)
         )
+
+    def _straightened(self, query: Query, first: Tensors, rate: float) -> Query:
+        """Shorten a linear push until the query's own rise is the exact ``rate`` to 1 %, or rounding takes over.
+
+        The query's own loss is what its push bends most, and its rate is known from the gradient: a free judge of whether
+        the length stands for a derivative. Costs a push and a forward of the query for each try, most often none.
+        """
+        off = abs(query.rise / rate - 1)
+        for _ in range(TRIES):
+            if off <= STRAIGHT:
+                break
+            shorter = self._pushed(replace(query, size=query.size * SHORTEN), first)
+            again = abs(shorter.rise / rate - 1)
+            if not again < off:
+                self._last = None  # the push that was tried is not the one that is kept
+                break
+            query, off = shorter, again
+        return query
 
     def push(self, query: Query, first: Tensors | None = None) -> Push:
         """Return the push of a checked query. The same query gives the same bits; the last one is kept.
@@ -145,8 +177,11 @@ class Pusher:
         """Return the mean number of counted tokens (1 for other tasks): a rise is asked for per token."""
         return float(self.queries.counts(rows, self.batch_size).double().clamp_min(1).mean())
 
+    def _gradient(self, rows: Sequence[int]) -> Tensors:
+        return query_gradient(self.queries, rows, self.parameters, self.batch_size)
+
     def _direction(self, rows: Sequence[int]) -> Tensors:
-        return self.direction(query_gradient(self.queries, rows, self.parameters, self.batch_size))
+        return self.direction(self._gradient(rows))
 
     def _walk(self, query: Query, first: Tensors, size: float, side: int) -> tuple[Tensors, float, float, float]:
         return walk(self.ruler, self.perturbation, first, lambda: self._direction(query.rows), size, side)

@@ -44,9 +44,9 @@ TABLE = ["question", "rank", "train", "score", "share", "bm25", "fused"]
 class _Weighted:
     """A language task whose query rows carry a weight: a contrast is an answer less the mean of its wrong ones."""
 
-    def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the tokens' losses; the weight is not the model's business."""
-        return super().token_losses(model, _without_weight(batch))  # type: ignore[misc,no-any-return]
+    def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Run the model; the weight is none of its business."""
+        return super()._put_out(model, _without_weight(batch))  # type: ignore[misc,no-any-return]
 
     def measure(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the weighted measurement."""

@@ -40,7 +40,8 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
         f"\nPictures: {page}\nRun folder: {out / 'run'}\n{seconds:.0f} s in all", markup=False, highlight=False
     )
     return {
-        "accuracy": found.accuracy, "seconds": round(seconds, 1), "report": str(page), "run": str(out / "run"),
+        "accuracy": found.accuracy, "training": len(planted.truth), "flipped": len(planted.flipped),
+        "copied": len(planted.copies), "seconds": round(seconds, 1), "report": str(page), "run": str(out / "run"),
         "queries": found.queries.to_dict("records"), "found": found.found.to_dict("records"),
     }  # fmt: skip
 

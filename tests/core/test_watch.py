@@ -7,10 +7,10 @@ from close import assert_close
 from torch import nn
 
 import forwardinf as fi
+from forwardinf.core.per_example import per_example_gradients
 from forwardinf.core.uses import Lookup, Outer
 from forwardinf.core.watch import watched
 from forwardinf.perturb.select import select
-from forwardinf.read.per_example import per_example_gradients
 
 B = 6
 SAME = "float64, the same sum in another order"

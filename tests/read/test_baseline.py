@@ -1,5 +1,6 @@
 """The baseline is read once, and used again only where it would come out the same."""
 
+import shutil
 import threading
 
 import numpy as np
@@ -45,15 +46,15 @@ def test_the_second_call_reads_no_baseline(given):
     assert not read_again(given, queries=(given.queries[0][:1], given.queries[1][:1])), "whatever the queries"
 
 
-def test_a_cached_baseline_gives_the_same_scores(given, tmp_path):
+def test_a_cached_baseline_gives_the_same_scores(given, cache, tmp_path):
     cached = attribute(given)
+    shutil.copytree(cache / "tuning", tmp_path / "tuning")  # the same plan: layout and batch size change the last bits
     fresh = attribute(given, cache_dir=tmp_path)
     assert cached.plan["baseline"] == "cached"
     assert fresh.plan["baseline"] == "read"
     assert np.array_equal(cached.baseline, fresh.baseline)
-    if cached.plan["channels_last"] == fresh.plan["channels_last"]:  # found by measuring, each for itself
-        assert np.array_equal(cached.values, fresh.values)
-        assert np.array_equal(cached.noise_floor, fresh.noise_floor)
+    assert np.array_equal(cached.values, fresh.values)
+    assert np.array_equal(cached.noise_floor, fresh.noise_floor)
 
 
 @pytest.mark.parametrize("what", ["one pixel", "one label", "order", "fewer"])

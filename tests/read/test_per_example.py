@@ -4,8 +4,9 @@ from cases import NAMES, ROWS, Decoder, attribute, case, feed, gradient, gradien
 from close import assert_close
 
 import forwardinf as fi
+from forwardinf.core.per_example import per_example_gradients
 from forwardinf.perturb.select import select
-from forwardinf.read.per_example import per_example_gradients, self_products
+from forwardinf.read.per_example import self_products
 
 
 @pytest.mark.parametrize("name", NAMES)

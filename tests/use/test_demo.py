@@ -1,12 +1,18 @@
 """The demonstration finds what it planted."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageColor
 
 from forwardinf.use.demo import FLIPPED, demonstrate, plant
 from forwardinf.view.demo import demo
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 
 def test_planted_data_is_what_it_says():
@@ -38,7 +44,28 @@ def test_the_demonstration_finds_copies_and_culprits(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert "labelled" in page
     assert page.count("data:image/png") > 50
-    assert "own copy ranked first" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "own copy ranked first" in told
+    caption = " ".join(README.read_text().split())  # the numbers there are those of `make demo`
+    best, near = table["forwardinf: highest score"][culprits], table["pixel neighbour (free)"][culprits]
+    assert f"{found['flipped']} of {found['training']:,} training labels were flipped" in caption
+    assert f"(AUROC {best:.3f}; nearest pixels, the free baseline, {near:.2f})".replace(" 0.", " .") in caption
+    assert f"{best:.3f}" in told, "and those that it prints"
+
+
+def test_the_picture_shows_wrong_predictions_beside_their_proponents():
+    spec = importlib.util.spec_from_file_location("make_demo_picture", ROOT / "docs" / "make_demo_picture.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with Image.open(module.PICTURE) as committed:
+        size, colours = committed.size, committed.convert("RGB").getcolors(1 << 16)
+    drawn = module.draw(demonstrate(progress_bar=False))
+    assert drawn.size == size, "run `make docs`"
+    frames = {colour: count for count, colour in colours}
+    flipped = ImageColor.getrgb(module.FLIPPED)
+    assert frames[flipped] == pytest.approx({c: n for n, c in drawn.getcolors(1 << 20)}[flipped], rel=0.1), (
+        "run `make docs`"
+    )
 
 
 def test_another_seed_finds_its_culprits_too():

@@ -1,0 +1,121 @@
+"""Score a table of numbers against a bank, from anywhere; and the bank's full models, trained again from the recipe.
+
+from use import bank_of, full_model, score
+scores = ...                       # (Q, N), positive = proponent, from full_model("digits", seed=0)
+print(score("digits", scores))     # mean per-query Spearman with interval, ceiling, and both halves of the queries
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import numpy as np  # noqa: E402
+import recipes  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from forwardinf.core.files import written  # noqa: E402
+from forwardinf.core.fingerprint import digest  # noqa: E402
+from forwardinf.score.bank import Bank, load_bank  # noqa: E402
+from forwardinf.score.lds import Lds, lds  # noqa: E402
+
+CHECKPOINTS = 5
+
+
+def bank_of(name: str) -> Bank:
+    """Return the committed bank."""
+    return load_bank(HERE / name)
+
+
+def names() -> list[str]:
+    """Return the banks that are there."""
+    return [name for name in recipes.RECIPES if (HERE / name / "meta.json").exists()]
+
+
+def halves(queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return two fixed halves of the queries: settings are chosen on the first and reported on the second."""
+    order = np.random.default_rng(7).permutation(queries)
+    return np.sort(order[: queries // 2]), np.sort(order[queries // 2 :])
+
+
+def score(name: str, scores: Any, output: str = "loss") -> dict[str, Any]:
+    """Return the LDS of scores ``(Q, N)`` over all queries and over the two halves, with the ceiling.
+
+    Args:
+        name: Of the bank.
+        scores: Array or ``fi.Scores``, positive = proponent.
+        output: ``"loss"`` or ``"margin"`` (one is the other's monotone function: ranks agree, so do the scores).
+    """
+    bank = bank_of(name).named(output)
+    found = lds_of(bank, scores)
+    tune, report = (float(np.nanmean(found.per_query[half])) for half in halves(len(found.per_query)))
+    return {"mean": found.mean, "low": found.low, "high": found.high, "ceiling": float(np.nanmean(found.ceiling)),
+            "tune half": tune, "report half": report, "per_query": found.per_query}  # fmt: skip
+
+
+def lds_of(bank: Bank, scores: Any) -> Lds:
+    """Return the LDS against a bank."""
+    return lds(scores, bank.masks, bank.outputs, outputs_are=bank.outputs_are)
+
+
+def full_model(name: str, seed: int = 0) -> nn.Module:
+    """Return the model trained on all of the bank's data, in eval mode: trained once, then kept in the cache."""
+    return _model(name, _trained(name, seed) / "model.safetensors")
+
+
+def checkpoints(name: str, seed: int = 0) -> list[tuple[nn.Module, float]]:
+    """Return models along that training, evenly spaced, the last at the end; each with the mean rate that led to it."""
+    folder = _trained(name, seed)
+    rates = load_file(folder / "rates.safetensors")["rates"].tolist()
+    return [(_model(name, folder / f"c{place}.safetensors"), rate) for place, rate in enumerate(rates)]
+
+
+def data(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return (train, queries), each (inputs, labels)."""
+    found = recipes.data_of(name)
+    return found.train, found.queries
+
+
+def cache() -> Path:
+    """Where trained models are kept: ``$FORWARDINF_CACHE/benchmarks``, else ``benchmarks/.cache``."""
+    named = os.environ.get("FORWARDINF_CACHE")
+    return Path(named) / "benchmarks" if named and named != "off" else HERE.parent / ".cache"
+
+
+def _trained(name: str, seed: int) -> Path:
+    import torch
+
+    folder = cache() / f"full-{name}-{seed}-{digest(recipes.describe(name), torch.__version__)[:12]}"
+    if not (folder / "model.safetensors").exists():
+        epochs = recipes.RECIPES[name].epochs
+        ends = [round(epochs * (place + 1) / CHECKPOINTS) for place in range(CHECKPOINTS)]
+        rates: list[float] = []
+
+        def keep(epoch: int, model: nn.Module, rate: float) -> None:
+            rates.append(rate)
+            if epoch + 1 in ends:
+                _save(model.state_dict(), folder / f"c{ends.index(epoch + 1)}.safetensors")
+
+        train, _ = data(name)
+        model = recipes.train(name, range(len(train[1])), seed, keep)
+        means = [sum(rates[start:end]) / (end - start) for start, end in zip([0, *ends], ends, strict=False)]
+        _save({"rates": torch.tensor(means)}, folder / "rates.safetensors")
+        _save(model.state_dict(), folder / "model.safetensors")  # last: its presence says that all is there
+    return folder
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    with written(path) as part:
+        save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, part)
+
+
+def _model(name: str, path: Path) -> nn.Module:
+    model = recipes.build(name)
+    model.load_state_dict(load_file(path))
+    return model.eval()

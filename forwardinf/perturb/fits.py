@@ -1,0 +1,233 @@
+"""Passes over the training data that add something up: resumable after a kill, kept between calls, whole or absent.
+
+A fit is sums over examples, so it may be cut into shards anywhere. What is kept is named by the digest of everything that
+it depends on: model, data, task, which examples, how labels are drawn, which parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from forwardinf.core.feed import Feed
+from forwardinf.core.files import written
+from forwardinf.core.fingerprint import digest
+from forwardinf.core.per_example import per_example_gradients
+from forwardinf.core.progress import progress
+from forwardinf.core.uses import Direct, Use
+from forwardinf.core.watch import watched
+from forwardinf.perturb.direction import Fitting
+from forwardinf.perturb.fisher import fisher_feed
+from forwardinf.perturb.parts import Part, sorted_uses
+
+FORMAT = "forwardinf.fit/1"
+ALL_UP_TO = 100_000  # examples that fit_examples="auto" reads: what a fit needs grows with its numbers, not with N
+SECONDS_BETWEEN = 10.0  # what a killed fit loses at most (longer where writing itself takes long)
+
+Add = Callable[[dict[str, Tensor], Part, Sequence[Use]], None]
+
+
+@dataclass
+class Fit:
+    """What a pass found.
+
+    Attributes:
+        tensors: The sums (or what was made of them), by name.
+        parts: Every part of a parameter that a training example used, by key.
+        odd: Parameters that could only be read one example at a time, and why.
+        units: Training examples summed over.
+        notes: What a person should know.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+    odd: dict[str, str] = field(default_factory=dict)
+    units: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def to_header(self) -> dict[str, Any]:
+        """Return everything but the tensors, as plain types."""
+        return {"parts": {key: part.to_dict() for key, part in self.parts.items()}, "odd": self.odd, "units": self.units,
+                "notes": self.notes}  # fmt: skip
+
+    @classmethod
+    def from_header(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> Fit:
+        """Undo :meth:`to_header`."""
+        parts = {key: Part.from_dict(part) for key, part in header["parts"].items()}
+        return cls(tensors, parts, dict(header["odd"]), int(header["units"]), list(header["notes"]))
+
+
+class NewlyOdd(Exception):
+    """A parameter turned out to need reading one example at a time: what was summed so far lacks it."""
+
+
+def sampled_rows(fitting: Fitting) -> Sequence[int]:
+    """Return the training rows that are fitted on: all, or a sample drawn by the perturbation's seed, in order."""
+    size, asked = len(fitting.train.examples), fitting.perturbation.fit_examples
+    wanted = ALL_UP_TO if asked == "auto" else int(asked)
+    if wanted >= size:
+        return range(size)
+    return sorted(np.random.default_rng(fitting.perturbation.seed).choice(size, wanted, replace=False).tolist())
+
+
+def fit_path(fitting: Fitting, what: str, fisher: str) -> Path | None:
+    """Return where this fit is kept, or None where it cannot be named or there is no cache."""
+    if fitting.key is None or fitting.cache is None:
+        return None
+    rule = fitting.perturbation
+    rows = sampled_rows(fitting)
+    name = digest(
+        FORMAT, fitting.key, what, fisher, len(rows), rule.seed, sorted(fitting.parameters), fitting.train.seed
+    )
+    return fitting.cache / "fits" / f"{name}.safetensors"
+
+
+def fitted(
+    fitting: Fitting, what: str, add: Add, finish: Callable[[Fit], Fit] = lambda fit: fit, title: str = ""
+) -> Fit:
+    """Return a fit: recalled, or summed over the training data (going on where a killed one stopped) and kept.
+
+    Args:
+        fitting: Settings, training data, parameters, cache; takes the fit's notes.
+        what: The fit's name, part of its digest.
+        add: Adds one part's uses in one batch to the sums, in place.
+        finish: Makes of the sums what is kept.
+        title: What the progress bar says.
+    """
+    feed, fisher, notes = fisher_feed(fitting)
+    path = fit_path(fitting, what, fisher)
+    found = recall(path, fitting.train.device)
+    if found is None:
+        swept = sweep(fitting, feed, sampled_rows(fitting), add, title or f"fitting {what}", path)
+        found = finish(swept)
+        keep(path, found)
+        if path is not None:
+            _partial(path).unlink(missing_ok=True)
+    for note in [*notes, *found.notes]:
+        if note not in fitting.notes:
+            fitting.notes.append(note)
+    return found
+
+
+def sweep(
+    fitting: Fitting, feed: Feed, rows: Sequence[int], add: Add, title: str = "fitting", path: Path | None = None
+) -> Fit:
+    """Return the sums over these rows. Interrupted, it goes on from the last partial sums beside ``path``.
+
+    Parameters used in a way that has no factors are read one example at a time. Sums of two disjoint sets of rows add up
+    to the sums of both.
+    """
+    odd: dict[str, str] = {}
+    while True:
+        try:
+            return _sweep(fitting, feed, rows, add, title, path, odd)
+        except NewlyOdd:
+            continue
+
+
+def _sweep(
+    fitting: Fitting, feed: Feed, rows: Sequence[int], add: Add, title: str, path: Path | None, odd: dict[str, str]
+) -> Fit:
+    kept = _recall(None if path is None else _partial(path), feed.device)
+    fit, done, size = Fit(odd=dict(odd)), 0, fitting.batch_size
+    if kept is not None and set(odd) <= set(kept[1]["odd"]):
+        fit, done, size = Fit.from_header(*kept), int(kept[1]["done"]), int(kept[1]["batch_size"])
+        odd.update(fit.odd)
+    saved, patience = time.monotonic(), SECONDS_BETWEEN
+    with progress(title, len(rows), fitting.progress) as advance:
+        advance(done)
+        for piece, _, uses, strange in watched(feed, rows[done:], fitting.parameters, size):
+            known, several = sorted_uses(uses)
+            fresh = {**strange, **several}
+            if not set(fresh) <= set(odd):
+                odd.update(fresh)
+                raise NewlyOdd
+            with torch.no_grad():
+                for key, (part, members) in known.items():
+                    if part.name not in odd:
+                        fit.parts[key] = part
+                        add(fit.tensors, part, members)
+            _add_one_by_one(fit, feed, piece, fitting, add)
+            fit.units += len(feed.examples.units_of(piece))
+            done += len(piece)
+            advance(len(piece))
+            if path is not None and time.monotonic() - saved > patience and done < len(rows):
+                began = time.monotonic()
+                _write(_partial(path), fit.tensors, {**fit.to_header(), "done": done, "batch_size": size})
+                saved = time.monotonic()
+                patience = max(SECONDS_BETWEEN, 9 * (saved - began))
+    return fit
+
+
+def _add_one_by_one(fit: Fit, feed: Feed, piece: Sequence[int], fitting: Fitting, add: Add) -> None:
+    """Add the odd parameters' gradients, formed one example at a time, as plain rows of numbers."""
+    chosen = {name: fitting.parameters[name] for name in fit.odd}
+    if not chosen:
+        return
+    flags = {name: parameter.requires_grad for name, parameter in chosen.items()}
+    try:
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+        for gradient, _ in per_example_gradients(feed, piece, chosen):
+            for name, tensor in gradient.items():
+                use = Direct(name, tensor.shape, -1, lambda back: back)
+                use.back = tensor.detach()[None]
+                part = Part(name, (1, 1, tensor.numel()))
+                fit.parts[part.key] = part
+                with torch.no_grad():
+                    add(fit.tensors, part, [use])
+    finally:
+        for name, parameter in chosen.items():
+            parameter.requires_grad_(flags[name])
+
+
+def kept_dtype(fitting: Fitting) -> torch.dtype:
+    """Return what fits are kept in: float32, or float64 where the model is."""
+    wide = any(parameter.dtype == torch.float64 for parameter in fitting.parameters.values())
+    return torch.float64 if wide else torch.float32
+
+
+def recall(path: Path | None, device: torch.device) -> Fit | None:
+    """Return a kept fit, or None. A damaged one counts as none (and is fitted again)."""
+    kept = _recall(path, device)
+    return None if kept is None else Fit.from_header(*kept)
+
+
+def keep(path: Path | None, fit: Fit) -> None:
+    """Keep a fit for later calls."""
+    if path is not None:
+        _write(path, fit.tensors, fit.to_header())
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.partial.safetensors")
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    with written(path) as part:
+        plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(plain, part, metadata={"format": FORMAT, "about": json.dumps(header, sort_keys=True)})
+
+
+def _recall(path: Path | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["about"])  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError):
+        path.unlink(missing_ok=True)
+        return None
