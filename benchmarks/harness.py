@@ -54,13 +54,13 @@ def _conv(inside: int, outside: int) -> nn.Sequential:
 
 
 def resnet() -> tuple[nn.Module, Any, Any]:
-    """W2: a ResNet-9 with BatchNorm, 1.6 M parameters, on 32×32 colour images, N = 400."""
+    """W2: a ResNet-9 with BatchNorm, 1.6 M parameters, on 32×32 colour images, N = 1,000."""
     torch.manual_seed(0)
     model = nn.Sequential(
         _conv(3, 32), _conv(32, 64), nn.MaxPool2d(2), Residual(64), _conv(64, 128), nn.MaxPool2d(2), _conv(128, 256),
         nn.MaxPool2d(2), Residual(256), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(256, 10),
     )  # fmt: skip
-    return model.eval(), torch.randn(400, 3, 32, 32), torch.randint(10, (400,))
+    return model.eval(), torch.randn(1000, 3, 32, 32), torch.randint(10, (1000,))
 
 
 class Decoder(nn.Module):
@@ -81,9 +81,9 @@ class Decoder(nn.Module):
 
 
 def decoder() -> tuple[nn.Module, Any, Any]:
-    """W3: a decoder of 2.2 M parameters, context 128, vocabulary 2,048, N = 200 rows."""
+    """W3: a decoder of 2.2 M parameters, context 128, vocabulary 2,048, N = 500 rows."""
     torch.manual_seed(0)
-    return Decoder().eval(), torch.randint(2048, (200, 128)), None
+    return Decoder().eval(), torch.randint(2048, (500, 128)), None
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {"cnn": cnn, "resnet": resnet, "decoder": decoder}

@@ -13,12 +13,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Bank": "forwardinf.score.bank",
     "Classification": "forwardinf.core.task",
     "DataError": "forwardinf.core.errors",
     "Diffusion": "forwardinf.core.task_diffusion",
     "Error": "forwardinf.core.errors",
+    "Evaluation": "forwardinf.use.evaluation",
     "FileError": "forwardinf.core.errors",
     "CausalLM": "forwardinf.core.task_text",
+    "Lds": "forwardinf.score.lds",
     "MissingExtra": "forwardinf.core.errors",
     "ModelError": "forwardinf.core.errors",
     "MultiLabel": "forwardinf.core.task",
@@ -35,7 +38,10 @@ _HOMES = {
     "Task": "forwardinf.core.task",
     "TaskError": "forwardinf.core.errors",
     "attribute": "forwardinf.method",
+    "evaluate": "forwardinf.use.evaluate",
     "from_trainer": "forwardinf.core.trainer",
+    "lds": "forwardinf.score.lds",
+    "load_bank": "forwardinf.score.bank",
     "load_data": "forwardinf.core.load_data",
     "load_model": "forwardinf.core.load_model",
     "load_scores": "forwardinf.score.scores",

@@ -102,12 +102,15 @@ def test_the_floors_would_notice(tmp_path, monkeypatch):
 
 def test_the_front_door():
     assert fi.__all__ == [
+        "Bank",
         "CausalLM",
         "Classification",
         "DataError",
         "Diffusion",
         "Error",
+        "Evaluation",
         "FileError",
+        "Lds",
         "MissingExtra",
         "ModelError",
         "MultiLabel",
@@ -125,7 +128,10 @@ def test_the_front_door():
         "TaskError",
         "__version__",
         "attribute",
+        "evaluate",
         "from_trainer",
+        "lds",
+        "load_bank",
         "load_data",
         "load_model",
         "load_scores",

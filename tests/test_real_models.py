@@ -15,7 +15,7 @@ from torch import nn
 import forwardinf as fi
 
 WHY = "a two-sided difference of float64 losses of a float64 model, kept in float32"
-LONGER = {"backwards": (1e-4, 2e-3)}  # T5 takes its norms and softmaxes in float32 whatever it is given: length, rtol
+LONGER = {"backwards": (3e-6, 5e-3)}  # T5 takes its norms and softmaxes in float32 whatever it is given: length, rtol
 
 
 @pytest.fixture

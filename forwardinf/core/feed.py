@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,7 @@ def one_each(values: Any, size: int, where: str, *, finite: bool = True) -> Tens
         raise TaskError(f"loss of {where}", expected=f"shape ({size},)", got=str(tuple(values.shape)),
                         do="Sum over tokens, average over pixels or outputs: one number for each example.")  # fmt: skip
     plain = values.detach().double().cpu()
-    if finite and not bool(torch.isfinite(plain).all()):
+    if finite and not math.isfinite(float(plain.sum())) and not bool(torch.isfinite(plain).all()):
         bad = int((~torch.isfinite(plain)).nonzero()[0])
         raise TaskError(f"loss of {where}, place {bad} in the batch", expected="a finite number", got=str(plain[bad].item()),
                         do="Look at that example and at the model's output for it.")  # fmt: skip

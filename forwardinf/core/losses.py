@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TOKENS_AT_ONCE = 4096  # float64 logits of this many tokens at a time: 1 GiB at a vocabulary of 32k
+LOGITS_AT_ONCE = {"cpu": 2**18}  # in float64: what stays in a CPU's cache is half as dear
+ELSEWHERE = 2**27  # a GPU wants few launches: 1 GiB
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
@@ -30,9 +31,10 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | Non
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each token's loss: ``(B, T, V), (B, T) → (B, T)`` float64, in nats; 0 where the label is −100."""
     flat, targets = logits.flatten(0, 1), labels.flatten()
+    size = max(1, LOGITS_AT_ONCE.get(logits.device.type, ELSEWHERE) // max(logits.shape[-1], 1))
     parts = [
-        cross_entropy(flat[start : start + TOKENS_AT_ONCE], targets[start : start + TOKENS_AT_ONCE])
-        for start in range(0, len(targets), TOKENS_AT_ONCE)
+        cross_entropy(flat[start : start + size], targets[start : start + size])
+        for start in range(0, len(targets), size)
     ]
     return torch.cat(parts).view(labels.shape) if parts else labels.double()
 

@@ -487,6 +487,11 @@ def _classes(label: Tensor, logits: Tensor) -> Tensor:
         raise TaskError("label", expected=f"one class number for each of {len(logits)} examples",
                         got=f"shape {tuple(label.shape)}", do="One-hot labels: pass their argmax(1).")  # fmt: skip
     classes = logits.shape[1]
+    if len(found) == 0:
+        return found
+    low, high = found.aminmax()
+    if int(low) >= 0 and int(high) < classes:  # what nearly every batch is
+        return found
     strange = (found >= classes) | ((found < 0) & (found != NOT_COUNTED))
     if bool(strange.any()):
         raise TaskError("label", expected=f"class numbers from 0 to {classes - 1} (or {NOT_COUNTED}: not counted)",

@@ -187,7 +187,10 @@ class CausalLM(Task):
         return self._token_losses(batch, self._put_out(model, batch))
 
     def _token_losses(self, batch: Batch, logits: Tensor) -> Tensor:
-        return losses.token_losses(logits[:, :-1], self._labels(batch)[:, 1:])  # (B, T-1)
+        following = nn.functional.pad(self._labels(batch)[:, 1:], (0, 1), value=NOT_COUNTED)
+        return losses.token_losses(logits, following)[
+            :, :-1
+        ]  # (B, T-1); cutting the logits instead would copy them all
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
         labels, inputs = self._labels(batch), inputs_of(model, batch)

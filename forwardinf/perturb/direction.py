@@ -11,12 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from forwardinf.core.feed import Feed
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
 from forwardinf.perturb.select import Parameters
+
+PIECE = 2**20  # numbers widened to float64 at a time: no second copy of a large tensor
 
 Tensors = dict[str, Tensor]
 Direction = Callable[[Tensors], Tensors]  # may work in place
@@ -60,9 +63,16 @@ def sign(gradient: Tensors) -> Tensors:
 
 def norm(tensors: Tensors) -> float:
     """Return the Euclidean norm over all tensors, summed in float64."""
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+    return math.sqrt(
+        sum(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for tensor in tensors.values())
+    )
 
 
 def dot(one: Tensors, other: Tensors) -> float:
     """Return the inner product over the tensors that both have, summed in float64."""
-    return sum(float((one[name].double() * other[name].double()).sum()) for name in one if name in other)
+    found = 0.0
+    for name in one:
+        if name in other:
+            pieces = zip(one[name].flatten().split(PIECE), other[name].flatten().split(PIECE), strict=True)
+            found += sum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
+    return found

@@ -55,8 +55,10 @@ class Ruler:
 
     def step_for(self, change: Tensors, length: float) -> float:
         """Return the step that makes ``step · change`` this long, to 1e-6 (one division where no adapter moves)."""
-        own = norm({name: parameter.detach() for name, parameter in self.parameters.items()})
-        step = length * (own if self.adapted else self.size) / norm(change)
+        own = self.size
+        if self.adapted:
+            own = norm({name: parameter.detach() for name, parameter in self.parameters.items()})
+        step = length * own / norm(change)
         for _ in range(60 if self.adapted else 0):  # BA is quadratic in the step, nearly linear where it matters
             got = self.relative(change, step)
             if abs(got - length) <= 1e-6 * length:

@@ -80,6 +80,6 @@ def _share_moved(parameters: Parameters, moved: Tensors, direction: Tensors) -> 
         if name not in direction:  # touched at an earlier step only
             continue
         wanted = direction[name] != 0
-        asked += int(wanted.sum())
-        changed += int(((tensor != parameters[name].detach()) & wanted).sum())
+        asked += int(torch.count_nonzero(wanted))
+        changed += int(torch.count_nonzero((tensor != parameters[name].detach()).logical_and_(wanted)))
     return changed / asked if asked else 0.0

@@ -150,7 +150,7 @@ def _save(path: Path, found: Mapping[str, Array]) -> None:
 
 def _load(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # a damaged file is closed too
             return {name: kept[name] for name in kept.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise FileError(str(path), expected="the outputs of one training", got=f"a damaged file ({error})",

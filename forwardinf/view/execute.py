@@ -7,9 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from forwardinf import method
 from forwardinf.core.borrow import borrowed
-from forwardinf.core.errors import SettingError, choose
+from forwardinf.core.errors import FileError, SettingError, choose
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
 from forwardinf.core.load_code import CODE, import_name
@@ -19,10 +21,13 @@ from forwardinf.core.task import Classification, MultiLabel, Regression, Task, a
 from forwardinf.core.task_text import CausalLM, Seq2Seq, SequenceClassification
 from forwardinf.job import Job, Options, as_perturbation, device_of, open_examples, prepare
 from forwardinf.read.predict import misclassified
-from forwardinf.score.scores import Scores
+from forwardinf.score.bank import load_bank
+from forwardinf.score.scores import Scores, load_scores
 from forwardinf.score.self_influence import SelfInfluence
+from forwardinf.use.evaluate import evaluate as hold
+from forwardinf.use.evaluation import Evaluation
 from forwardinf.view.clean import for_csv
-from forwardinf.view.config import DataSpec, RunConfig, as_yaml
+from forwardinf.view.config import DataSpec, RunConfig, TaskSpec, as_yaml
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
@@ -88,8 +93,39 @@ def self_influence(config: RunConfig) -> SelfInfluence:
     """Run self-influence over a configuration's model, data and task."""
     model = _model(config)
     train = load_data(config.data.spec, **config.data.options)
-    return method.self_influence(model, train, task=_task(config), ids=config.options.get("ids"),
+    return method.self_influence(model, train, task=_task(config.task), ids=config.options.get("ids"),
                                  seed=int(config.options.get("seed", 0)))  # fmt: skip
+
+
+def evaluate(
+    scores: Path, bank: Path | None, output: str | None, train: str | None, queries: DataSpec | None, task: TaskSpec,
+    options: dict[str, Any],
+) -> Evaluation:  # fmt: skip
+    """Hold saved scores against a bank, or against retraining by the user's function."""
+    spoken = _task(task)
+    asked = None
+    if queries is not None:
+        asked = load_data(queries.spec, **queries.options)
+        asked = asked if queries.where is None else load_rows(asked, select_rows(asked, queries.where))
+    yardstick = None
+    if bank is not None:
+        yardstick = load_bank(bank)
+        yardstick = yardstick if output is None else yardstick.named(output)
+    elif output is not None:
+        raise SettingError("--output", expected="--bank", got="none", do="It names one of a bank's outputs.")
+    return hold({scores.stem: read_scores(scores)}, asked, task=spoken, bank=yardstick,
+                    train_fn=None if train is None else import_name(train), **options)  # fmt: skip
+
+
+def read_scores(path: Path) -> Any:
+    """Return the scores of a run folder, or an array file ``(Q, N)``."""
+    if path.suffix != ".npy":
+        return load_scores(path)
+    try:
+        with path.open("rb") as file:
+            return np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise FileError(str(path), expected="scores (queries, training examples)", got=str(error)) from error
 
 
 def write_csv(path: Path, table: Any) -> None:
@@ -100,7 +136,7 @@ def write_csv(path: Path, table: Any) -> None:
 
 
 def _loaded(config: RunConfig) -> tuple[Any, Any, tuple[Any, list[int] | None], Task]:
-    model, task = _model(config), _task(config)
+    model, task = _model(config), _task(config.task)
     train = load_data(config.data.spec, **config.data.options)
     return model, train, _queries(config, model, task), task
 
@@ -111,16 +147,16 @@ def _model(config: RunConfig) -> Any:
                       dtype=spec.dtype)  # fmt: skip
 
 
-def _task(config: RunConfig) -> Task:
-    name = config.task.name
+def _task(spec: TaskSpec) -> Task:
+    name = spec.name
     if name in TASKS:
         try:
-            return TASKS[name](**config.task.options)
+            return TASKS[name](**spec.options)
         except TypeError as error:
             raise SettingError(f"--task-option for {name}", expected="arguments of the task", got=str(error)) from error
     if CODE.fullmatch(name):
         made = import_name(name)
-        return as_task(made(**config.task.options) if config.task.options or isinstance(made, type) else made)
+        return as_task(made(**spec.options) if spec.options or isinstance(made, type) else made)
     raise choose("--task", name, TASKS)
 
 

@@ -77,8 +77,8 @@ def test_token_losses_are_those_of_each_token_in_pieces_of_any_size(monkeypatch)
     logits, labels = torch.randn(3, 7, 5), torch.randint(5, (3, 7))
     labels[1, 2:] = -100
     want = torch.stack([slow_cross_entropy(row, label) for row, label in zip(logits, labels, strict=True)])
-    for size in (1, 4, 21, 4096):
-        monkeypatch.setattr(losses, "TOKENS_AT_ONCE", size)
+    for size in (1, 5, 20, 21 * 5, 2**18):  # less than a token, one, four, all, more
+        monkeypatch.setitem(losses.LOGITS_AT_ONCE, "cpu", size)
         assert_close(losses.token_losses(logits, labels), want, rtol=1e-12, why=ROUNDING)
     assert (losses.token_losses(logits, labels)[1, 2:] == 0).all()
 
