@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from forwardinf.core.errors import ModelError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
+from forwardinf.core.prediction import NOT_COUNTED
 from forwardinf.core.progress import Advance
 from forwardinf.core.task import accepted
-from forwardinf.core.task_text import NOT_COUNTED, inputs_of
+from forwardinf.core.task_text import inputs_of
 from forwardinf.use.sketch import silent, unit
 from forwardinf.use.texts import encodes
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.examples import Examples
-from forwardinf.core.task_text import NOT_COUNTED
+from forwardinf.core.prediction import NOT_COUNTED
 
 Row = dict[str, Any]
 Span = str | tuple[int, int] | None
