@@ -22,6 +22,9 @@ _HOMES = {
     "FileError": "forwardinf.core.errors",
     "CausalLM": "forwardinf.core.task_text",
     "Lds": "forwardinf.score.lds",
+    "Leaks": "forwardinf.use.leakage",
+    "Memorized": "forwardinf.use.memorize",
+    "Mislabeled": "forwardinf.use.mislabel",
     "MissingExtra": "forwardinf.core.errors",
     "ModelError": "forwardinf.core.errors",
     "MultiLabel": "forwardinf.core.task",
@@ -41,10 +44,13 @@ _HOMES = {
     "evaluate": "forwardinf.use.evaluate",
     "from_trainer": "forwardinf.core.trainer",
     "lds": "forwardinf.score.lds",
+    "leaks": "forwardinf.use.leakage",
     "load_bank": "forwardinf.score.bank",
     "load_data": "forwardinf.core.load_data",
     "load_model": "forwardinf.core.load_model",
     "load_scores": "forwardinf.score.scores",
+    "memorized": "forwardinf.use.memorize",
+    "mislabeled": "forwardinf.use.mislabel",
     "self_influence": "forwardinf.method",
 }
 

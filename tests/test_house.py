@@ -111,6 +111,9 @@ def test_the_front_door():
         "Evaluation",
         "FileError",
         "Lds",
+        "Leaks",
+        "Memorized",
+        "Mislabeled",
         "MissingExtra",
         "ModelError",
         "MultiLabel",
@@ -131,10 +134,13 @@ def test_the_front_door():
         "evaluate",
         "from_trainer",
         "lds",
+        "leaks",
         "load_bank",
         "load_data",
         "load_model",
         "load_scores",
+        "memorized",
+        "mislabeled",
         "self_influence",
     ]
     assert dir(fi) == fi.__all__

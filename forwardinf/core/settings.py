@@ -49,6 +49,7 @@ class Perturbation:
             ``"draws"``: the training loss of each timestep and noise by itself (denoisers, ``direction="diagonal"``).
         fit_examples: How many training examples the curvature is fitted on; ``"auto"``: all, up to what its memory and
             time allow.
+        unit: For ``hold``: every training gradient counts at length 1, so that a few with large losses do not rule.
         replay: None, or for how many optimiser steps training is continued on training data with the query added.
         behaviour: ``"as_published"`` reproduces the authors' released notebook (one Adam step in training mode on a
             doubled example, absolute difference); exists for comparison only. See :meth:`preset`.
@@ -75,6 +76,7 @@ class Perturbation:
     damping: float | Literal["auto"] = "auto"
     fisher: str = "true"
     fit_examples: int | Literal["auto"] = "auto"
+    unit: bool = False
     replay: int | None = None
     behaviour: str = "clean"
     seed: int = 0
@@ -93,6 +95,7 @@ class Perturbation:
         damping: float | Literal["auto"] = "auto",
         fisher: Fisher | str = "true",
         fit_examples: int | Literal["auto"] = "auto",
+        unit: bool = False,
         replay: int | None = None,
         behaviour: Behaviour | str = "clean",
         seed: int = 0,
@@ -146,6 +149,10 @@ class Perturbation:
             value = getattr(self, name)
             if value not in ("auto", None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise SettingError(f"Perturbation({name}=)", expected="a whole number ≥ 1", got=repr(value))
+        if not isinstance(self.unit, bool) or (self.unit and self.direction != "hold"):
+            raise SettingError(
+                "Perturbation(unit=)", expected="True or False, beside direction='hold'", got=repr(self.unit)
+            )
         if self.steps > 1 and self.length == "linear":
             raise SettingError(
                 "Perturbation(steps=)", expected="1 with length='linear' (a rate has no steps)", got=str(self.steps),

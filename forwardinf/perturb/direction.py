@@ -73,6 +73,8 @@ def dot(one: Tensors, other: Tensors) -> float:
     found = 0.0
     for name in one:
         if name in other:
-            pieces = zip(one[name].flatten().split(PIECE), other[name].flatten().split(PIECE), strict=True)
-            found += sum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
+            a, b = one[name].flatten(), other[name].flatten()
+            for start in range(0, len(a), PIECE):
+                part = slice(start, start + PIECE)
+                found += float(torch.dot(a[part].double(), b[part].double()))
     return found

@@ -33,6 +33,7 @@ from forwardinf.perturb.parts import Part, sorted_uses
 FORMAT = "forwardinf.fit/1"
 ALL_UP_TO = 100_000  # examples that fit_examples="auto" reads: what a fit needs grows with its numbers, not with N
 SECONDS_BETWEEN = 10.0  # what a killed fit loses at most (longer where writing itself takes long)
+NOT_WRITING = 9.0  # seconds of fitting for each second of writing partial sums
 
 Add = Callable[[dict[str, Tensor], Part, Sequence[Use]], None]
 
@@ -110,6 +111,9 @@ def fitted(
     if found is None:
         swept = sweep(fitting, feed, sampled_rows(fitting), add, title or f"fitting {what}", path)
         found = finish(swept)
+        found.tensors = {
+            name: tensor.contiguous() for name, tensor in found.tensors.items()
+        }  # as they will be recalled
         keep(path, found)
         if path is not None:
             _partial(path).unlink(missing_ok=True)
@@ -165,7 +169,7 @@ def _sweep(
                 began = time.monotonic()
                 _write(_partial(path), fit.tensors, {**fit.to_header(), "done": done, "batch_size": size})
                 saved = time.monotonic()
-                patience = max(SECONDS_BETWEEN, 9 * (saved - began))
+                patience = max(SECONDS_BETWEEN, NOT_WRITING * (saved - began))
     return fit
 
 
@@ -216,7 +220,7 @@ def _partial(path: Path) -> Path:
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     with written(path) as part:
         plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(plain, part, metadata={"format": FORMAT, "about": json.dumps(header, sort_keys=True)})
+        save_file(plain, part, metadata={"about": json.dumps({"format": FORMAT, **header})})
 
 
 def _recall(path: Path | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -224,10 +228,11 @@ def _recall(path: Path | None, device: torch.device) -> tuple[dict[str, Tensor],
         return None
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            header = json.loads((file.metadata() or {})["about"])
+            if header["format"] != FORMAT:
                 return None
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["about"])  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError):
+            names = list(file.keys())  # cloned: products round differently where memory is not aligned
+            return {name: file.get_tensor(name).clone() for name in names}, header
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         path.unlink(missing_ok=True)
         return None

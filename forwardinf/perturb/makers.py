@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forwardinf.perturb.diagonal import diagonal
 from forwardinf.perturb.direction import Direction, Fitting, Maker, plain, sign
+from forwardinf.perturb.hold import hold
 from forwardinf.perturb.kronecker import ekfac, kfac
 
 MAKERS: dict[str, Maker] = {
@@ -12,6 +13,7 @@ MAKERS: dict[str, Maker] = {
     "diagonal": diagonal,
     "kfac": kfac,
     "ekfac": ekfac,
+    "hold": hold,
 }
 
 

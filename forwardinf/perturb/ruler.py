@@ -38,7 +38,7 @@ class Ruler:
         squares = norm({name: parameters[name].detach() for name in self.plain}) ** 2
         for module, *_ in self.adapted:
             squares += float(module.get_base_layer().weight.detach().double().square().sum())
-        self.size = squares**0.5
+        self.size = float(squares**0.5)
 
     @torch.no_grad()
     def relative(self, change: Tensors, step: float = 1.0) -> float:
@@ -55,7 +55,7 @@ class Ruler:
 
     def step_for(self, change: Tensors, length: float) -> float:
         """Return the step that makes ``step · change`` this long, to 1e-6 (one division where no adapter moves)."""
-        own = self.size
+        own: float = self.size
         if self.adapted:
             own = norm({name: parameter.detach() for name, parameter in self.parameters.items()})
         step = length * own / norm(change)

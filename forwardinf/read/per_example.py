@@ -1,4 +1,4 @@
-"""Self-influence: how strongly each example acts on its own loss, one example at a time."""
+"""How strongly each example acts on its own loss, one example at a time: slow and obvious."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core.feed import Feed
-from forwardinf.core.per_example import Tensors, per_example_gradients
+from forwardinf.core.per_example import per_example_gradients as per_example_gradients
+
+Tensors = dict[str, Tensor]
 
 
 def self_products(

@@ -27,18 +27,15 @@ from forwardinf.perturb.push import Pusher
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.lexical import Lexical, available
-from forwardinf.use.neighbours import hidden_states
 from forwardinf.use.sketch import Sketcher, compared, kept_rows, place_of
 from forwardinf.use.spans import token_changes
+from forwardinf.use.states import hidden_states
 from forwardinf.use.texts import Question, Row, Texts, asked, encodes
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-STAGE = 100  # candidates that each first stage names
 FIT = 2000  # rows beside the candidates that whitening learns from
-STAGES = ("two-stage", "bm25", "neighbours")
 SPANS_BY = Perturbation(rise=0.5, two_sided=True)  # half a nat for each token of the answer
-TABLE = ["question", "rank", "train", "score", "share", "bm25", "fused"]
 
 
 class _Weighted:

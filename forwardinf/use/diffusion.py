@@ -26,7 +26,8 @@ from forwardinf.method import attribute
 from forwardinf.perturb.select import select
 from forwardinf.score.scores import Scores
 from forwardinf.use.checkpoints import each_checkpoint
-from forwardinf.use.sketch import HOW, Sketcher, compared, kept_rows, place_of, silent, unit
+from forwardinf.use.responses import unit
+from forwardinf.use.sketch import HOW, Sketcher, compared, kept_rows, place_of, silent
 from forwardinf.use.traced import Traced, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -172,7 +173,7 @@ def trace_images(
         return Traced(
             use="trace-images", table=table, baselines=_baselines(scores, pixels, k), scores=scores,
             how=(how or HOW[0]) if rule is None else str(rule), notes=job.notes,
-            cost={**{name: round(value, 3) for name, value in job.clock.items()}, "total_s": round(time.perf_counter() - began, 3)},
+            cost={name: round(value, 3) for name, value in (job.clock | {"total_s": time.perf_counter() - began}).items()},
             shown=job.shown(table),
         )  # fmt: skip
 

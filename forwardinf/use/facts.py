@@ -26,9 +26,7 @@ from forwardinf.use.traced import Traced, ranked
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 STAGE = 100  # candidates that each first stage names
-FIT = 2000  # rows beside the candidates that whitening learns from
 STAGES = ("two-stage", "bm25", "neighbours")
-SPANS_BY = Perturbation(rise=0.5, two_sided=True)  # half a nat for each token of the answer
 TABLE = ["question", "rank", "train", "score", "share", "bm25", "fused"]
 
 

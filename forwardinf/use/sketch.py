@@ -27,6 +27,7 @@ from forwardinf.core.noise import seed_of
 from forwardinf.core.progress import Advance
 from forwardinf.core.uses import Convolved, Lookup, Outer, Use
 from forwardinf.core.watch import watched
+from forwardinf.use.responses import unit
 
 Ask = Callable[[nn.Module, Batch], Tensor]
 SIDE = 16  # numbers that each side of a weight is projected to
@@ -148,12 +149,6 @@ def place_of(cache: Path | None, *made_from: object) -> Path | None:
     if cache is None or any(part is None for part in made_from):
         return None
     return cache / "sketches" / f"{digest(*made_from)}.safetensors"
-
-
-def unit(rows: Tensor) -> Tensor:
-    """Return rows of length one; a row of zeros stays."""
-    length: Tensor = rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-    return rows / length
 
 
 def compared(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -12,15 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from forwardinf.core import machine
-from forwardinf.core.files import write_json, write_table
 from forwardinf.score.scores import Scores
-from forwardinf.score.store import id_column
+from forwardinf.use.tables import records, save
 
-FORMAT = "forwardinf.trace/1"
-IDS = ("question", "image", "train")
 DRAWN_BY = "forwardinf.view.trace"  # the view stands above: named, not imported, so that floors stay floors
 
 
@@ -74,12 +67,7 @@ class Traced:
 
         No training text is written but what stands in the spans.
         """
-        target = Path(folder).expanduser()
-        for name, frame in self.frames.items():
-            columns = {str(column): _column(str(column), frame[column]) for column in frame.columns}
-            write_table(target / f"{name}.parquet", columns, FORMAT)
-        write_json(target / "use.json", {"format": FORMAT, **self.facts(), "versions": machine.versions()})
-        return target
+        return save(folder, self.frames, self.facts())
 
     def report(self, path: str | Path, show: Callable[[Any], Any] | None = None, *, k: int = 8) -> Path:
         """Write one HTML file: each question beside its top training examples.
@@ -92,28 +80,7 @@ class Traced:
         return import_module(DRAWN_BY).report(self, Path(path), show, k)  # type: ignore[no-any-return]
 
 
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a frame's rows as plain values."""
-    return [{str(name): _finite(value) for name, value in row.items()} for row in frame.to_dict("records")]
-
-
 def ranked(values: Any, k: int) -> Any:
     """Return the places of the k highest, best first; ties by position; what is NaN is left out."""
     found = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")
     return found[: min(k, int(np.isfinite(values).sum()))]
-
-
-def _finite(value: Any) -> Any:
-    plain = value.item() if hasattr(value, "item") else value
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
-
-
-def _column(name: str, values: pd.Series[Any]) -> Any:
-    plain = values.tolist()
-    if name in IDS and plain:
-        return id_column(plain)
-    if values.dtype == object:
-        return pa.array(
-            [value if value is None or isinstance(value, str) else json.dumps(value) for value in plain], pa.string()
-        )
-    return pa.array(values.to_numpy())

@@ -12,6 +12,9 @@ from forwardinf.use.demo import PERTURBATION, Demo, demonstrate, describe
 from forwardinf.view.gallery import report
 from forwardinf.view.report import Table
 from forwardinf.view.terminal import table
+from forwardinf.view.uses import show
+
+SHOWN = 6  # rows of each use
 
 LEGEND = (
     "Each test image is asked: which training images made the model predict what it predicts? A proponent (positive) supports "
@@ -24,7 +27,6 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
     began = time.perf_counter()
     found = demonstrate(output_dir=out / "run")
     page = _page(found, out / "report.html")
-    seconds = time.perf_counter() - began
     planted = found.planted
     console.print(
         f"Trained a small CNN on {len(planted.truth)} digits: {len(planted.flipped)} labels flipped, {len(planted.copies)} test "
@@ -36,13 +38,21 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
     )
     console.print()
     table(found.found, console, title="What was planted, and who finds it (1 is perfect; random is .5 for AUROC)")
-    console.print(
-        f"\nPictures: {page}\nRun folder: {out / 'run'}\n{seconds:.0f} s in all", markup=False, highlight=False
-    )
+    console.print()
+    table(found.hits, console, title="The three uses on what was planted: hits and misses")
+    for use, result in found.uses.items():
+        console.print()
+        show(result, console, SHOWN)
+        result.report(out / f"{use}.html")
+    seconds = time.perf_counter() - began
+    pages = ", ".join(f"{use}.html" for use in found.uses)
+    told = f"\nPictures: {page}, and {pages} beside it\nRun folder: {out / 'run'}\n{seconds:.0f} s in all"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
     return {
         "accuracy": found.accuracy, "training": len(planted.truth), "flipped": len(planted.flipped),
         "copied": len(planted.copies), "seconds": round(seconds, 1), "report": str(page), "run": str(out / "run"),
         "queries": found.queries.to_dict("records"), "found": found.found.to_dict("records"),
+        "hits": found.hits.to_dict("records"),
     }  # fmt: skip
 
 
@@ -58,6 +68,7 @@ def _page(found: Demo, path: Path) -> Path:
     return report(
         found.scores, path, title="What made these digits come out so?", captions=caption,
         tables=[Table.from_frame(found.queries, "Test predictions", LEGEND),
+                Table.from_frame(found.hits, "The three uses on what was planted", "Hits and misses."),
                 Table.from_frame(found.found, "What was planted, and who finds it", "1 is perfect; random is .5 for AUROC.")],
         summary=[("test accuracy", f"{found.accuracy:.1%}"), ("labels flipped", len(planted.flipped)),
                  ("test images copied in", len(planted.copies))],

@@ -19,10 +19,11 @@ def texts():
     found = []
     for place, (person, town) in enumerate(zip(PEOPLE, TOWNS, strict=True)):
         colour = COLOURS[place % 4]
-        for template in TEMPLATES[:1] + TEMPLATES[2:]:
-            found.append(template.format(p=person, t=town, c=colour))
-        for other, filler in enumerate(FILLER):
-            found.append(filler.format(p=person, t=TOWNS[(place + other + 1) % 8], c=COLOURS[(place + other) % 4]))
+        found += [template.format(p=person, t=town, c=colour) for template in TEMPLATES[:1] + TEMPLATES[2:]]
+        found += [
+            filler.format(p=person, t=TOWNS[(place + other + 1) % 8], c=COLOURS[(place + other) % 4])
+            for other, filler in enumerate(FILLER)
+        ]
     return found
 
 
@@ -70,9 +71,7 @@ def decoder_loss(model, rows):
     """Return the mean loss of a decoder over rows of token ids."""
     ids = _padded(rows, 1)
     logits = model(input_ids=ids).logits
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), _padded(rows, -100)[:, 1:].flatten(), ignore_index=-100
-    )
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), _padded(rows, -100)[:, 1:].flatten(), ignore_index=-100)
 
 
 @cache

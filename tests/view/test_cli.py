@@ -103,13 +103,10 @@ def test_tables_for_people_go_to_stderr(here, run):
 def test_queries_chosen_by_being_misclassified_keep_their_positions_as_ids(here, run):
     code, out, err = run("attribute", *BASIC, "--where", "misclassified", "--json", "-k", "1")
     assert code == 0, err
-    file = np.load("digits.npz")
     model = fi.load_model("cli_net:Net", weights="net.safetensors")
-    with torch.no_grad():
-        guesses = model(torch.from_numpy(file["x_test"])).argmax(1).numpy()
-    assert [entry["query"] for entry in json.loads(out)["queries"]] == np.flatnonzero(
-        guesses != file["y_test"]
-    ).tolist()
+    with np.load("digits.npz") as file, torch.no_grad():
+        wrong = model(torch.from_numpy(file["x_test"])).argmax(1).numpy() != file["y_test"]
+    assert [entry["query"] for entry in json.loads(out)["queries"]] == np.flatnonzero(wrong).tolist()
 
 
 def test_a_run_folder_replays_from_its_own_config(here, run):

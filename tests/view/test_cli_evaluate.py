@@ -15,8 +15,8 @@ from forwardinf.view.cli import main
 FIT = """
 import numpy as np, torch
 from torch import nn
-found = np.load("digits.npz")
-x, y = torch.tensor(found["x_train"]).flatten(1), torch.tensor(found["y_train"])
+with np.load("digits.npz") as found:
+    x, y = torch.tensor(found["x_train"]).flatten(1), torch.tensor(found["y_train"])
 
 def fit(positions, seed):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))

@@ -1,0 +1,209 @@
+"""Hold the rest: push on the query while the training examples stay where they are, as well as they can.
+
+The empirical Fisher in example space. With G (N×P) the training gradients, K = GGᵀ and P⁻¹ = GᵀG/N + λI,
+P g_q = (g_q − Σᵢ aᵢ gᵢ)/λ where a = (K + λN)⁻¹ G g_q: the query's gradient minus a weighted training gradient. So a
+direction is two passes over the training set, for any architecture: one that reads G g_q, one weighted backward.
+Beyond a few thousand examples K is replaced by responses to shared probes. Linear scores under P come cheaper by
+whitening plain ones (``score/whiten.py``): N(K + λN)⁻¹ s, equal to reading along this direction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core.dots import dots
+from forwardinf.core.examples import Batch
+from forwardinf.core.feed import Feed
+from forwardinf.core.fingerprint import digest
+from forwardinf.core.gram import Part, joined, parts_of, products
+from forwardinf.core.noise import seed_of
+from forwardinf.core.per_example import factored
+from forwardinf.core.progress import Advance, progress
+from forwardinf.core.ridge import Ridge
+from forwardinf.perturb.direction import Fitting, Tensors
+from forwardinf.perturb.gradient import only_these
+from forwardinf.perturb.probes import Probes, tables_of
+from forwardinf.perturb.select import Parameters
+from forwardinf.perturb.shards import Shards, joined_rows
+
+EXACT_EXAMPLES = 5_000  # K is N² numbers and N³/3 multiplications to factor
+EXACT_WORK = 1e13  # multiplications that K itself may take: minutes
+BLOCK = 2**28  # bytes of per-example gradients held at a time
+PROBES = 4_096  # of a sketch, fewer where N × M would not fit:
+SKETCH = 2**30  # bytes of responses
+SHARD = 1_024  # examples of one part of a sketch
+
+
+@dataclass
+class Held:
+    """How the training examples respond to one another: what ``hold`` is fitted to.
+
+    Attributes:
+        rows: The training rows that are held: all, or a sample (``fit_examples``).
+        whole: Whether they are all, so that linear scores may be whitened with them.
+        gram: K, ``(N, N)`` float32, or None.
+        responses: R with K ≈ RRᵀ, ``(N, M)`` float32, or None.
+    """
+
+    rows: Sequence[int]
+    whole: bool
+    gram: Tensor | None = None
+    responses: Tensor | None = None
+
+    def ridge(self, damping: float | str = "auto", unit: bool = False) -> Ridge:
+        """Return (K + λN)⁻¹, factored."""
+        return Ridge(self.gram, responses=self.responses, damping=damping, unit=unit)
+
+
+def fit_held(fitting: Fitting, *, probes: int | None = None) -> Held:
+    """Return the training examples' inner products, or a sketch of them; kept in the cache, resumed where interrupted.
+
+    Args:
+        fitting: Its ``fit_examples`` limits the examples to a sample drawn by its seed.
+        probes: Force a sketch by so many probes; default: K itself up to 5,000 examples where that takes minutes at most.
+
+    Cost: K: a forward and an activation-only backward over the training set for each block of gradients that fits into
+    256 MiB, and N²/2 inner products; a sketch: about 3 F whatever M.
+    """
+    rows = _held_rows(fitting)
+    units = len(fitting.train.examples.units_of(rows))
+    held = Held(rows, units == fitting.train.examples.units)
+    if probes is None and units <= EXACT_EXAMPLES:
+        kept = Shards(fitting, "gram", digest(list(rows)))
+        if kept.rows == units or _work(fitting, rows) * units**2 / 2 <= EXACT_WORK:
+            with progress("fitting: responses to one another", units * (units + 1) // 2, fitting.progress) as advance:
+                held.gram = _gram(fitting, rows, units, kept, advance)
+            return held
+    count = probes or max(64, min(PROBES, 2 ** int(math.log2(max(SKETCH // (4 * units), 1)))))
+    with progress("fitting: responses to probes", units, fitting.progress) as advance:
+        held.responses = _sketch(fitting, rows, count, advance)
+    if probes is None:
+        fitting.notes.append(f"hold: {units} examples, so their inner products are estimated by {count} shared probes")
+    return held
+
+
+def hold(fitting: Fitting) -> Callable[[Tensors], Tensors]:
+    """Return the direction P g_q. Fits first; then about 5 F for each new gradient, 3 F for one seen before."""
+    rule = fitting.perturbation
+    held = fit_held(fitting)
+    ridge = held.ridge(rule.damping, rule.unit)
+    seen: dict[str, Tensor] = {}
+
+    def direction(gradient: Tensors) -> Tensors:
+        key = digest({name: tensor.cpu() for name, tensor in gradient.items()})
+        if key not in seen:  # the weights are N numbers, worth keeping: a query is pushed when checked and when read
+            plain = linear_scores(fitting.train, held.rows, fitting.parameters, fitting.batch_size, gradient)
+            seen[key] = ridge.solve(plain * ridge.inverse) * ridge.inverse
+        rest = weighted_gradient(fitting.train, held.rows, seen[key], fitting.parameters, fitting.batch_size)
+        for name, tensor in rest.items():
+            gradient[name] = gradient[name].sub_(tensor) if name in gradient else tensor.neg_()
+        return {name: tensor.div_(ridge.damping) for name, tensor in gradient.items()}
+
+    return direction
+
+
+def linear_scores(train: Feed, rows: Sequence[int], parameters: Parameters, batch_size: int, vector: Tensors) -> Tensor:
+    """Return gᵢᵀv of every unit in these rows, ``(units,)`` float64. Cost: a forward and an activation-only backward."""
+    return torch.cat(
+        [dots(uses, vector, len(units)) for units, _, uses in factored(train, rows, parameters, batch_size)]
+    )
+
+
+def weighted_gradient(
+    train: Feed, rows: Sequence[int], weights: Tensor, parameters: Parameters, batch_size: int
+) -> Tensors:
+    """Return Σᵢ wᵢ gᵢ over the units in these rows, float32 or wider, by parameter name. Cost: a forward and a backward."""
+    total: Tensors = {}
+    at = 0
+
+    def ask(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal at
+        losses = train.task.loss(model, batch)
+        own = weights[at : at + len(losses)].to(losses)
+        at += len(losses)
+        if losses.requires_grad:
+            grads = torch.autograd.grad((losses * own).sum(), list(parameters.values()), allow_unused=True)
+            for name, grad in zip(parameters, grads, strict=True):
+                if grad is not None:
+                    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+                    total[name] = total[name].add_(wide) if name in total else wide.contiguous()
+        return losses.detach()
+
+    with only_these(train.model, parameters), torch.enable_grad():
+        for _ in train.each(ask, rows, batch_size):
+            pass
+    return total
+
+
+def _held_rows(fitting: Fitting) -> Sequence[int]:
+    """Return all rows, or a sample of them by the seed."""
+    size, most = len(fitting.train.examples), fitting.perturbation.fit_examples
+    if most == "auto" or int(most) >= size:
+        return range(size)
+    draw = torch.Generator().manual_seed(seed_of("hold", fitting.perturbation.seed))
+    return sorted(torch.randperm(size, generator=draw)[: int(most)].tolist())
+
+
+def _work(fitting: Fitting, rows: Sequence[int]) -> int:
+    """Return how many multiplications one inner product takes, from the first batch."""
+    few = rows[: fitting.batch_size]
+    units, _, uses = next(iter(factored(fitting.train, few, fitting.parameters, fitting.batch_size)))
+    return sum(part.size()[1] for part in parts_of(uses, len(units)).values())
+
+
+def _gram(fitting: Fitting, rows: Sequence[int], units: int, kept: Shards, advance: Advance) -> Tensor:
+    """Return K. A block of gradients is held at a time, and all that comes after it is read past it."""
+    found = torch.zeros(units, units)
+    start = 0
+    for part in kept.parts:
+        found[start : start + len(part), start:] = part
+        start += len(part)
+        advance(int(part.numel()))
+    ends = torch.from_numpy(fitting.train.examples.offsets)[torch.as_tensor(list(rows)) + 1]
+    sizes = (ends - torch.from_numpy(fitting.train.examples.offsets)[torch.as_tensor(list(rows))]).cumsum(0).tolist()
+    while start < units:
+        first = sizes.index(start) + 1 if start else 0
+        batches = _batches(fitting, rows[first:])
+        block, size, bytes_held = [], 0, 0
+        for count, parts in batches:
+            block.append((count, parts))
+            size += count
+            bytes_held += count * sum(part.size()[0] for part in parts.values())
+            if bytes_held >= BLOCK:
+                break
+        own = joined(block)
+        pieces = [products(own, own, size, size)]
+        advance(size * (size + 1) // 2)
+        for count, parts in batches:
+            pieces.append(products(own, parts, size, count))
+            advance(size * count)
+        kept.add(torch.cat(pieces, 1))
+        found[start : start + size, start:] = kept.parts[-1]
+        start += size
+    return found.triu() + found.triu(1).T
+
+
+def _batches(fitting: Fitting, rows: Sequence[int]) -> Iterator[tuple[int, dict[str, Part]]]:
+    for units, _, uses in factored(fitting.train, rows, fitting.parameters, fitting.batch_size):
+        yield len(units), parts_of(uses, len(units))
+
+
+def _sketch(fitting: Fitting, rows: Sequence[int], count: int, advance: Advance) -> Tensor:
+    """Return R, a part at a time."""
+    parameters, seed = fitting.parameters, fitting.perturbation.seed
+    probes = Probes(parameters, count, seed=seed, tables=tables_of(fitting.train.model, parameters))
+    kept = Shards(fitting, "probes", count, seed, probes.kind, digest(list(rows)))
+    advance(kept.rows)
+    for number in range(len(kept.parts), -(-len(rows) // SHARD)):
+        found = []
+        piece = rows[number * SHARD : (number + 1) * SHARD]
+        for units, _, uses in factored(fitting.train, piece, parameters, fitting.batch_size):
+            found.append(probes.responses(uses, len(units)).float().cpu())
+            advance(len(units))
+        kept.add(torch.cat(found) / math.sqrt(count))
+    return joined_rows(kept.parts)

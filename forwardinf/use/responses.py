@@ -1,0 +1,161 @@
+"""How examples respond to shared probes of the weights: a sketch of each one's gradient, of the loss or of the logits.
+
+A probe is a sparse vector of signs: every coordinate of the weights belongs to one of M probes, drawn by chance with its
+sign (a count sketch, Charikar, Chen & Farach-Colton 2002). An example's response to probe m, the rate at which its loss
+moves when the weights move along it, is the signed sum of its gradient over the probe's coordinates. Forward passes along
+the probes would measure the same numbers; here one gradient pass fills in all of them. Inner products of responses estimate
+inner products of gradients, with a relative error of about 1/√M; with M at least the number of weights they are exact.
+
+Everything else in the uses goes through :func:`responses`: another sketch takes its place here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core.examples import Batch
+from forwardinf.core.feed import Feed, one_each
+from forwardinf.core.progress import Advance
+from forwardinf.core.watch import watched
+
+Ask = Callable[[nn.Module, Batch], Tensor]
+Parameters = Mapping[str, nn.Parameter]
+HELD = 2**22  # numbers that a batch's gradients may take: more, and they leave the cache
+MOST_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What :func:`responses` returns.
+
+    Attributes:
+        values: ``(N, M)`` float32: the response of each example to each probe.
+        square: ``(N,)`` float64: the exact ‖gᵢ‖² (of the loss: the plain self-influence).
+        asked: ``(N,)`` float64: what was differentiated (the losses).
+    """
+
+    values: Tensor
+    square: Tensor
+    asked: Tensor
+
+    @property
+    def unit(self) -> Tensor:
+        """The responses of unit gradients, ``(N, M)``; an example without a gradient has none."""
+        return unit(self.values)
+
+
+class Probes:
+    """M shared probes of some parameters, the same for every example and call with the same seed.
+
+    Args:
+        parameters: Those that the probes move.
+        count: M; at least as many as there are weights: every weight its own probe.
+        seed: Of the draw.
+    """
+
+    def __init__(self, parameters: Parameters, count: int, seed: int = 0) -> None:
+        """Draw them."""
+        total = sum(parameter.numel() for parameter in parameters.values())
+        self.count = min(count, total)
+        self._of: dict[str, tuple[Tensor, Tensor | None]] = {}
+        draw, start = torch.Generator().manual_seed(seed), 0
+        for name, parameter in parameters.items():
+            size, device = parameter.numel(), parameter.device
+            if self.count == total:
+                self._of[name] = torch.arange(start, start + size, device=device), None
+            else:
+                slot = torch.randint(self.count, (size,), generator=draw)
+                sign = torch.randint(2, (size,), generator=draw, dtype=torch.int8) * 2 - 1
+                self._of[name] = slot.to(device), sign.to(device=device, dtype=parameter.dtype)
+            start += size
+
+    def add(self, into: Tensor, name: str, gradient: Tensor) -> None:
+        """Add one parameter's share ``(B, size)`` of the responses to ``into (B, M)``."""
+        slot, sign = self._of[name]
+        into.index_add_(1, slot, gradient if sign is None else gradient * sign)
+
+
+def responses(
+    feed: Feed, parameters: Parameters, probes: Probes, *, ask: Ask | None = None, rows: Sequence[int] | None = None,
+    advance: Advance = lambda done: None,
+) -> Responses:  # fmt: skip
+    """Return every row's responses to the probes.
+
+    Args:
+        feed: Model (in eval mode), task and examples, one example a row.
+        parameters: Those that count.
+        probes: Drawn for the same parameters.
+        ask: What is differentiated, ``(model, batch) -> (B,)``; default the training loss.
+        rows: Which; default all.
+        advance: Told of examples done.
+
+    Cost: one forward, one activation-only backward and the gradients' formation, about 4 F. Memory: a batch's gradients
+    (at most 16 MiB, or one example's), and the result.
+    """
+    wanted = range(len(feed.examples)) if rows is None else rows
+    values = torch.zeros(len(wanted), probes.count)
+    square, asked, at = torch.zeros(len(wanted), dtype=torch.float64), torch.zeros(len(wanted), dtype=torch.float64), 0
+    for found, grads in gradients(feed, wanted, parameters, ask):
+        here = slice(at, at + len(found))
+        block = torch.zeros(len(found), probes.count, dtype=torch.float32, device=feed.device)
+        for name, gradient in grads.items():
+            flat = gradient.flatten(1)
+            probes.add(block, name, flat.float())
+            square[here] += flat.float().square().sum(1).double().cpu()
+        values[here], asked[here] = block.cpu(), found
+        at += len(found)
+        advance(len(found))
+    return Responses(values, square, asked)
+
+
+def gradients(
+    feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None = None
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Yield (what was asked ``(B,)``, each example's gradient by name ``(B, *shape)``) of batches of rows, in order.
+
+    Layers whose uses are not known are read one example at a time, by autograd.
+    """
+    total = sum(parameter.numel() for parameter in parameters.values())
+    size, done, strange = max(1, min(MOST_AT_ONCE, HELD // max(total, 1))), 0, False
+    for piece, values, uses, unknown in watched(feed, rows, parameters, size, ask):
+        if unknown:
+            strange = True
+            break
+        grads: dict[str, Tensor] = {}
+        for use in uses:
+            found = use.gradient().detach()
+            grads[use.name] = grads[use.name] + found if use.name in grads else found
+        yield values, grads
+        done += len(piece)
+    if strange:
+        yield from _one_by_one(feed, rows[done:], parameters, ask or feed.task.loss)
+
+
+def _one_by_one(
+    feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    with torch.enable_grad():
+        for row in rows:
+            (values,) = feed.each(ask, [row], 1)
+            one_each(values, 1, f"{feed.examples.name}, row {row}")
+            found = torch.autograd.grad(values.sum(), list(parameters.values()), allow_unused=True)
+            pairs = zip(parameters, found, strict=True)
+            yield values.detach().double().cpu(), {name: grad[None] for name, grad in pairs if grad is not None}
+
+
+def unit(values: Tensor) -> Tensor:
+    """Return rows of length one; a row of zeros stays."""
+    length: Tensor = values.norm(dim=1, keepdim=True)
+    return values / length.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def probe_count(examples: int, budget: float, most: int = 4096, least: int = 256) -> int:
+    """Return how many probes ``examples`` rows of responses may have within ``budget`` numbers: a power of two."""
+    count = most
+    while count > least and count * examples > budget:
+        count //= 2
+    return count

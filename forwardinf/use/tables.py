@@ -1,0 +1,131 @@
+"""What every use returns: rows with scores and a decision, its threshold, and the free alternatives on the same rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from forwardinf.core import machine
+from forwardinf.core.examples import Id
+from forwardinf.core.files import write_json, write_table
+from forwardinf.score.store import id_column
+
+FORMAT = "forwardinf.use/1"
+IDS = ("query", "question", "image", "train", "id")
+# The view stands above: it is named here, not imported, so that `found.report()` reads naturally and floors stay floors.
+DRAWN_BY = "forwardinf.view.uses"
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What :func:`forwardinf.leaks`, :func:`forwardinf.mislabeled` and :func:`forwardinf.memorized` have in common.
+
+    Attributes:
+        use: ``"leaks"``, ``"mislabeled"`` or ``"memorized"``.
+        table: The rows.
+        decision: The column that holds the decision.
+        threshold: What the decided score is compared with.
+        false_positive_rate: How often a clean row crosses the threshold; None where that cannot be had.
+        calibration: Where that rate is from, in words.
+        baselines: The free alternatives on the same rows.
+        units: The unit of each column that has one.
+        notes: What a person should know.
+        cost: Seconds and passes.
+        pictured: The examples that a report may show, by kind (``"train"``, ``"queries"``).
+    """
+
+    use: str
+    table: pd.DataFrame
+    decision: str
+    threshold: float
+    false_positive_rate: float | None
+    calibration: str
+    baselines: pd.DataFrame
+    units: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    pictured: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """All tables by name."""
+        return {"table": self.table, "baselines": self.baselines}
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the rows, as plain values."""
+        count = int(self.table[self.decision].sum())
+        return {
+            "use": self.use, "rows": len(self.table), self.decision: count, "threshold": _finite(self.threshold),
+            "false_positive_rate": self.false_positive_rate, "calibration": self.calibration, "units": dict(self.units),
+            "notes": list(self.notes), "cost": dict(self.cost),
+        }  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, fit for JSON; numbers that there are none of are None."""
+        frames = {name: records(frame) for name, frame in self.frames.items()}
+        return {**self.facts(), **frames}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write each table as Parquet and the rest as ``use.json`` into a folder; files are whole or absent."""
+        return save(folder, self.frames, self.facts())
+
+    def report(self, path: str | Path, show: Any = None) -> Path:
+        """Write one HTML file with the tables, and pictures of what was found.
+
+        Args:
+            path: The file.
+            show: ``show(example)`` gives a PIL image or text.
+        """
+        return import_module(DRAWN_BY).report(self, path, show=show)  # type: ignore[no-any-return]
+
+
+def save(folder: str | Path, frames: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> Path:
+    """Write each table as Parquet and the facts as ``use.json`` into a folder; files are whole or absent."""
+    target = Path(folder).expanduser()
+    for name, frame in frames.items():
+        plain = frame.reset_index() if frame.index.name is not None else frame
+        columns = {str(column): _column(str(column), plain[column]) for column in plain.columns}
+        write_table(target / f"{name}.parquet", columns, FORMAT)
+    write_json(target / "use.json", {"format": FORMAT, **facts, "versions": machine.versions()})
+    return target
+
+
+def id_values(ids: Sequence[Id]) -> pd.Series[Any]:
+    """Return ids as a column: whole numbers, or objects as they are (broken Unicode fits no string column)."""
+    return pd.Series(list(ids), dtype=None if all(isinstance(value, int) for value in ids) else object)
+
+
+def id_index(ids: Sequence[Id], name: str = "id") -> pd.Index[Any]:
+    """Return ids as an index."""
+    found: pd.Index[Any] = pd.Index(id_values(ids), name=name)
+    return found
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a frame's rows, its named index included, as plain values."""
+    plain = frame.reset_index() if frame.index.name is not None else frame
+    return [{str(name): _finite(value) for name, value in row.items()} for row in plain.to_dict("records")]
+
+
+def _finite(value: Any) -> Any:
+    plain = value.item() if hasattr(value, "item") else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def _column(name: str, values: pd.Series[Any]) -> Any:
+    plain = values.tolist()
+    if name in IDS or name.endswith("_neighbour"):
+        return id_column(plain)
+    if not pd.api.types.is_numeric_dtype(values):
+        return pa.array(
+            [value if value is None or isinstance(value, str) else json.dumps(value) for value in plain], pa.string()
+        )
+    return pa.array(values.to_numpy())

@@ -1,0 +1,42 @@
+"""From a run configuration to the use it stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forwardinf.use.leakage import Leaks, leaks
+from forwardinf.use.memorize import Memorized, memorized
+from forwardinf.use.mislabel import Mislabeled, mislabeled
+from forwardinf.view import execute
+from forwardinf.view.config import DataSpec, RunConfig
+
+
+def run_leaks(config: RunConfig, clean: str | None, clean_where: str | None, **settings: Any) -> Leaks:
+    """Find leaks."""
+    model, train, (queries, query_ids), task = execute._loaded(config)
+    return leaks(model, train, queries, task=task, query_ids=query_ids, clean=_clean(config, model, task, clean, clean_where),
+                 **_given(config), **settings)  # fmt: skip
+
+
+def run_mislabeled(config: RunConfig, clean: str | None, clean_where: str | None) -> Mislabeled:
+    """Find wrong labels."""
+    model, train, _, task = execute._loaded(config)
+    return mislabeled(model, train, task=task, clean=_clean(config, model, task, clean, clean_where), **_given(config))
+
+
+def run_memorized(config: RunConfig, with_queries: bool, **settings: Any) -> Memorized:
+    """Find what is memorised."""
+    model, train, (queries, query_ids), task = execute._loaded(config)
+    asked = {"queries": queries, "query_ids": query_ids} if with_queries else {}
+    return memorized(model, train, task=task, **asked, **_given(config), **settings)
+
+
+def _given(config: RunConfig) -> dict[str, Any]:
+    return {name: config.options[name] for name in ("ids", "batch_size", "seed") if name in config.options}
+
+
+def _clean(config: RunConfig, model: Any, task: Any, spec: str | None, where: str | None) -> Any:
+    if spec is None:
+        return None
+    asked = DataSpec(spec=spec, options=config.data.options, where=where)
+    return execute._queries(config.model_copy(update={"queries": asked}), model, task)[0]
