@@ -40,6 +40,7 @@ _HOMES = {
     "SettingError": "forwardinf.core.errors",
     "Task": "forwardinf.core.task",
     "TaskError": "forwardinf.core.errors",
+    "Traced": "forwardinf.use.traced",
     "attribute": "forwardinf.method",
     "evaluate": "forwardinf.use.evaluate",
     "from_trainer": "forwardinf.core.trainer",
@@ -52,6 +53,8 @@ _HOMES = {
     "memorized": "forwardinf.use.memorize",
     "mislabeled": "forwardinf.use.mislabel",
     "self_influence": "forwardinf.method",
+    "trace": "forwardinf.use.facts",
+    "trace_images": "forwardinf.use.diffusion",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -129,6 +129,7 @@ def test_the_front_door():
         "SettingError",
         "Task",
         "TaskError",
+        "Traced",
         "__version__",
         "attribute",
         "evaluate",
@@ -142,6 +143,8 @@ def test_the_front_door():
         "memorized",
         "mislabeled",
         "self_influence",
+        "trace",
+        "trace_images",
     ]
     assert dir(fi) == fi.__all__
     with pytest.raises(AttributeError, match="no attribute 'atribute'"):
