@@ -84,6 +84,7 @@ class Asking:
             raise SettingError("documents=", expected="packed rows of a decoder", got="an encoder-decoder")
         self.task: Any = AskedSeq2Seq(pad) if self.both else AskedCausalLM(documents=documents, pad_token_id=pad)
         self.texts = Texts(train, tokenizer, text, self.both, max_length)
+        self._check_lengths()
         rows = open_examples(self.texts.data, "train", self.task, None, options)
         self.data_digest = rows.seal(range(len(rows)), lambda done: None, self.task.parts if self.task.packed else None)
         rows.label_with(ids)
@@ -93,6 +94,16 @@ class Asking:
         self.parameters: Parameters = select(model, globs)
         self.globs = globs
         self.batch_size = 16 if options.batch_size == "auto" else int(options.batch_size)
+
+    def _check_lengths(self) -> None:
+        """Refuse rows that are longer than the model has learned places for."""
+        inner: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
+        most, lengths = getattr(getattr(inner, "config", None), "max_position_embeddings", None), self.texts.lengths
+        learned = {module.num_embeddings for module in self.model.modules() if isinstance(module, nn.Embedding)}
+        if lengths and not self.both and most in learned and max(lengths) > most:
+            row = lengths.index(max(lengths))
+            raise DataError(f"train, row {row}", expected=f"at most {most} tokens, the model's places", got=str(max(lengths)),
+                            do=f"Cut with max_length={most}, or split it.")  # fmt: skip
 
     def ask(
         self, questions: Any, answers: Any, span: Any, contrast: Any, new_tokens: int, question_ids: Sequence[Id] | None
@@ -154,7 +165,8 @@ class Asking:
         found: dict[str, Array] = {}
         if needs["bm25"] or (wanted and available()):
             began = time.perf_counter()
-            index = Lexical([self.text(place) for place in range(self.units)])
+            told = self.text if self.task.packed else lambda place: self.texts.searched(self.train.examples, place)
+            index = Lexical([told(place) for place in range(self.units)])
             self.clock["bm25_index_s"], began = time.perf_counter() - began, time.perf_counter()
             found["bm25"] = np.stack([index.scores(question.filled) for question in self.asked])
             self.clock["bm25_s"] = time.perf_counter() - began

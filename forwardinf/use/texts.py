@@ -41,6 +41,7 @@ class Texts:
         """Tokenise what is text."""
         self.tokenizer, self.both, self.max_length = tokenizer, both, max_length
         self.tokenised = _has_tokens(data)
+        self._pairs: dict[int, str] = {}
         self.data = data if self.tokenised else [self._row(one, text, row) for row, one in enumerate(_rows(data))]
         self._text: dict[int, str] = {}
 
@@ -70,6 +71,7 @@ class Texts:
         if isinstance(text, str):
             return self._row(one[text], text, row)
         made = answer_row(self.tokenizer, one[text[0]], one[text[1]], None, self.both, closed=True)
+        self._pairs[row] = f"{one[text[0]]} {one[text[1]]}"
         return {name: ids[: self.max_length] for name, ids in made.items()} | {"text": one[text[1]]}
 
     @property
@@ -88,6 +90,10 @@ class Texts:
             else:
                 self._text[row] = ""
         return self._text[row]
+
+    def searched(self, examples: Examples, row: int) -> str:
+        """Return what lexical search reads of a row: its text, of a pair both sides."""
+        return self._pairs[row] if row in self._pairs else self.text(examples, row)
 
     def pieces(self, examples: Examples, row: int) -> list[tuple[int, int, str]]:
         """Return (start, end, text) of every token of the row (of its answer, for an encoder-decoder)."""
@@ -205,15 +211,30 @@ def asked(
         if not isinstance(answer, str) or not answer.strip():
             raise DataError(f"answer to {where}", expected="text", got=repr(answer),
                             do="" if answers is not None else "The model says nothing here: pass answers=.")  # fmt: skip
-        row = answer_row(tokenizer, question, answer, spans[at], both)
+        row = _led(model, tokenizer, answer_row(tokenizer, question, answer, spans[at], both), answer)
         if all(label == NOT_COUNTED for label in row["labels"]):
             raise DataError(f"answer to {where}", expected="at least one token", got=repr(answer))
         others = (
             [] if contrast is None else [contrast[at]] if isinstance(contrast[at], str) else list(contrast[at] or ())
         )
-        wrong = [answer_row(tokenizer, question, other, None, both) for other in others]
+        wrong = [_led(model, tokenizer, answer_row(tokenizer, question, other, None, both), other) for other in others]
         found.append(Question(question, answer, row, wrong))
     return found
+
+
+def _led(model: nn.Module, tokenizer: Any, row: Row, answer: str) -> Row:
+    """Return an encoder-decoder's question with all of its answer before the decoder, also the tokens that do not count.
+
+    Made from the labels alone, what does not count would reach the decoder as padding.
+    """
+    if not encodes(model):
+        return row
+    inner: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
+    shift = getattr(inner, "prepare_decoder_input_ids_from_labels", None)
+    if shift is None:
+        return row
+    whole = list(tokenizer(text_target=answer)["input_ids"])
+    return {**row, "decoder_input_ids": shift(labels=torch.tensor([whole]))[0].tolist()}
 
 
 def continuation(model: nn.Module, tokenizer: Any, prompt: str, both: bool, new_tokens: int) -> str:
