@@ -35,7 +35,7 @@ from forwardinf.use.states import hidden_states
 from forwardinf.use.texts import answer_row
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-TUNE, MOST, WRONG = 200, 400, 200
+TUNE, MOST, WRONG = 200, 300, 200
 HOW = ("dot", "cosine", "whitened", "unit-whitened")
 WEIGHTS, CONSTANTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), (1.0, 3.0, 10.0, 30.0, 60.0)
 

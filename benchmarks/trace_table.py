@@ -29,7 +29,8 @@ def tables(result: dict[str, Any]) -> str:
     for kind in ("answered right", "answered wrong"):
         rows = result[kind]
         lines += ["", f"**{rows[0]['MRR']['count']} questions {kind}** (mean, 95 % interval over questions)", "",
-                  "| | MRR | Recall@10 | P@10 | MRR less filled BM25's | P@10 less filled BM25's |", "|---|---|---|---|---|---|"]  # fmt: skip
+                  "| | MRR | Recall@10 | P@10 | MRR less filled BM25's | P@10 less filled BM25's |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
         for row in rows:
             few = row["MRR"]["count"] != rows[0]["MRR"]["count"]
             name = row["row"] + (f" ({row['setting']})" if row["setting"] else "")

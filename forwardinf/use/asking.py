@@ -87,7 +87,7 @@ class Asking:
         self._check_lengths()
         rows = open_examples(self.texts.data, "train", self.task, None, options)
         self.data_digest = rows.seal(range(len(rows)), lambda done: None, self.task.parts if self.task.packed else None)
-        rows.label_with(ids)
+        rows.label_with(self.texts.named(ids))
         self.notes += rows.notes
         self.device = device_of(model, options.device)
         self.train = Feed(model, self.task, rows, self.device, seed=options.seed)

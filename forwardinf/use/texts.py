@@ -42,7 +42,8 @@ class Texts:
         self.tokenizer, self.both, self.max_length = tokenizer, both, max_length
         self.tokenised = _has_tokens(data)
         self._pairs: dict[int, str] = {}
-        self.data = data if self.tokenised else [self._row(one, text, row) for row, one in enumerate(_rows(data))]
+        self._given = [] if self.tokenised else list(_rows(data))
+        self.data = data if self.tokenised else [self._row(one, text, row) for row, one in enumerate(self._given)]
         self._text: dict[int, str] = {}
 
     @property
@@ -51,6 +52,16 @@ class Texts:
         if not isinstance(self.data, list):
             return None
         return [len(row["input_ids"]) + (len(row["labels"]) if self.both else 0) for row in self.data]
+
+    def named(self, ids: Any) -> Any:
+        """Return ids as they are, or a column of the given rows: rows of token ids have no other columns left."""
+        if not isinstance(ids, str) or self.tokenised:
+            return ids
+        for row, one in enumerate(self._given):
+            if not isinstance(one, Mapping) or ids not in one:
+                got = f"keys {sorted(map(str, one))}" if isinstance(one, Mapping) else type(one).__name__
+                raise DataError(f"train, row {row}", expected=f"its id in {ids!r}", got=got)
+        return [one[ids] for one in self._given]
 
     def _row(self, one: Any, text: str | tuple[str, str], row: int) -> Row:
         if self.tokenizer is None:

@@ -396,4 +396,4 @@ def _out(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-from forwardinf.view import cli_uses  # noqa: E402, F401  (its commands join `app`; they need what is defined above)
+from forwardinf.view import cli_traces, cli_uses  # noqa: E402, F401  (their commands join `app`; they need what is defined above)

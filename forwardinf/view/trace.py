@@ -113,6 +113,17 @@ def show_trace(found: Traced, console: Console, k: int) -> None:
     _line(console, [("positive = proponent: it supports the answer; marked words reacted most", "dim")])
 
 
+def show_images(found: Traced, console: Console, k: int) -> None:
+    """Print each generated image's strongest training images, with what their pixels would have said beside them."""
+    for name in dict.fromkeys(found.table["image"]):
+        _line(console, [(f"{name}", "bold"), ("  rank, score, share, pixel similarity, training image", "dim")])
+        for row in found.table[found.table["image"] == name].head(k).to_dict("records"):
+            figures = f"{row['rank']:>3}  {number(row['score'], signed=True, minus='-'):>9}  "
+            figures += f"{percent(row['share'], minus='-'):>6}  {number(row['pixel_similarity'], minus='-'):>7}  "
+            _line(console, [(figures, "dim"), (str(row["train"]), "")])
+    _line(console, [("positive = proponent: it supports the generated image", "dim")])
+
+
 def _line(console: Console, parts: Sequence[tuple[str, str]]) -> None:
     """Print pieces of text in their styles; no control character of theirs reaches the terminal."""
     line = Text()
