@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from forwardinf.core.borrow import borrowed
 from forwardinf.core.errors import DataError, ModelError, SettingError
+from forwardinf.core.fingerprint import row_digest
 from forwardinf.core.task import Batch, accepted
 from forwardinf.core.task_diffusion import Diffusion
 
@@ -42,7 +43,7 @@ class PipelineDiffusion(Diffusion):
 
     def collate(self, examples: list[Any]) -> Batch:
         """Join rows: images as numbers between −1 and 1, texts as a list, classes as whole numbers."""
-        rows = [example if isinstance(example, Mapping) else {self.image: example} for example in examples]
+        rows = [self._row(example) for example in examples]
         missing = [name for name in (self.image, *self._needs) if any(name not in row for row in rows)]
         if missing:
             raise DataError("image rows", expected=f"a column {missing[0]!r}", got=f"{sorted(map(str, rows[0]))}",
@@ -59,6 +60,14 @@ class PipelineDiffusion(Diffusion):
             batch[self.text] = torch.tensor([int(row[self.text]) for row in rows])
         return batch
 
+    def _row(self, example: Any) -> Mapping[Any, Any]:
+        """Return a row by name; of a row without names the image comes first, then the text or class."""
+        if isinstance(example, Mapping):
+            return example
+        return dict(
+            zip((self.image, self.text), example if isinstance(example, tuple | list) else [example], strict=False)
+        )
+
     @property
     def _needs(self) -> tuple[str, ...]:
         return (self.text,) if self.encoder is not None or self.classes else ()
@@ -69,11 +78,20 @@ class PipelineDiffusion(Diffusion):
             batch = {self.image: batch[0] if isinstance(batch, tuple | list) else batch}
         images = batch[self.image]
         found: dict[str, Tensor] = {"latents": images if self.vae is None else self._latents(images)}
+        if self.vae is not None:  # latents differ in their last bits from batch to batch: noise is keyed by the pixels
+            digests = [list(row_digest(image)) for image in images.detach().cpu()]
+            found["content"] = torch.tensor(digests, dtype=torch.uint8)
         if self.encoder is not None:
             found["encoder_hidden_states"] = self._hidden(batch[self.text])
         elif self.classes:
             found["class_labels"] = batch[self.text]
         return found
+
+    def contents(self, batch: Batch, images: Tensor) -> list[bytes]:
+        """Return what each image's noise is keyed by: its pixels."""
+        if isinstance(batch, Mapping) and "content" in batch:
+            return [bytes(row) for row in batch["content"].tolist()]
+        return super().contents(batch, images)
 
     def _latents(self, images: Tensor) -> Tensor:
         with borrowed(self.vae), torch.no_grad():

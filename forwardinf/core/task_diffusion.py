@@ -126,13 +126,17 @@ class Diffusion(Task):
                             do="Scale them first, say to [-1, 1].")  # fmt: skip
         views = {"none": [images], "mean": [images, images.flip(-1)], "mirror": [images.flip(-1)]}[self.flips]
         total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        with content_of([row_digest(image) for image in images.detach().cpu()]):  # whatever else the row holds
+        with content_of(self.contents(batch, images)):
             for step, weight in zip(self.timesteps, self.weighting, strict=True):
                 for draw in range(self.noises) if self.only is None else [self.only]:
                     noise = normal(images.shape[1:], size=len(images), draw=step * self.noises + draw).to(images)
                     for view in views:
                         total = total + weight * self._error(model, batch, view, noise, step)
         return total / (len(self.timesteps) * (self.noises if self.only is None else 1) * len(views))
+
+    def contents(self, batch: Batch, images: Tensor) -> list[bytes]:
+        """Return what each image's noise is keyed by: the image, whatever else the row holds."""
+        return [row_digest(image) for image in images.detach().cpu()]
 
     def whole(self) -> Diffusion:
         """Return the task that queries are read by: never mirrored alone."""
