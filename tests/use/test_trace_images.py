@@ -186,7 +186,8 @@ def test_a_pipeline_encodes_images_and_texts_once():
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vae = diffusers.AutoencoderKL(in_channels=1, out_channels=1, latent_channels=1, block_out_channels=(4, 4), norm_num_groups=2,
+        vae = diffusers.AutoencoderKL(in_channels=1, out_channels=1, latent_channels=1, block_out_channels=(4, 4),
+                                      norm_num_groups=2,
                                       down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
                                       sample_size=16, scaling_factor=0.5).eval()  # fmt: skip
         words = tokenizer()
