@@ -123,7 +123,10 @@ def test_unlearning_is_the_step_that_the_paper_writes():
             p.copy_(kept[name])
     want = (after - before).numpy()
     assert_close(
-        found.values[0], want, rtol=0.02, why="a difference of losses about 1e-5 of their size, in float32 forwards"
+        found.values[0],
+        want,
+        rtol=1e-4,
+        why="float32 weights and forwards, differences of about 1e-2 between losses of about 1",
     )
 
 
