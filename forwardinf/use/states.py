@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -29,11 +30,28 @@ def hidden_states(feed: Feed, rows: Sequence[int], batch_size: int, advance: Adv
         ModelError: The model does not give its hidden states (``output_hidden_states=True``).
     """
     found = []
-    with torch.no_grad():
+    with torch.no_grad(), _without_traces(feed.model):
         for values in feed.each(_mean_states, rows, batch_size):
             found.append(values.float().cpu())
             advance(len(values))
     return unit(torch.cat(found))
+
+
+@contextmanager
+def _without_traces(model: nn.Module) -> Iterator[None]:
+    """Take off what transformers puts on a model when it is first asked for hidden states: hooks, and a note of them."""
+    tables = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks")
+    before = [(module, {name: set(getattr(module, name)) for name in tables}, set(vars(module)))
+              for module in model.modules()]  # fmt: skip
+    try:
+        yield
+    finally:
+        for module, hooks, names in before:
+            for name in tables:
+                for key in set(getattr(module, name)) - hooks[name]:
+                    del getattr(module, name)[key]
+            for name in set(vars(module)) - names:
+                delattr(module, name)
 
 
 def _mean_states(model: nn.Module, batch: Batch) -> Tensor:

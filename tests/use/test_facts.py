@@ -11,6 +11,7 @@ from texts_cases import COLOURS, PEOPLE, TOWNS, decoder, encoder_decoder, pairs,
 import forwardinf as fi
 from forwardinf.core.examples import examples
 from forwardinf.core.feed import Feed
+from forwardinf.core.fingerprint import model_digest
 from forwardinf.use.fuse import ranks, reciprocal
 from forwardinf.use.lexical import available
 from forwardinf.use.sketch import Sketcher, compared
@@ -175,6 +176,17 @@ def test_checkpoints_are_averaged_and_the_model_is_given_back():
     each = [traced(one, how="cosine", spans=0, baselines=False).scores.values for one in (model, other)]
     assert_close(both, (each[0] + each[1]) / 2, rtol=1e-5, why="a mean")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_asking_for_hidden_states_leaves_no_hooks_behind():
+    model = decoder()
+    before, hooks = model_digest(model), [len(module._forward_hooks) for module in model.modules()]
+    for _ in range(2):
+        found = traced(model, spans=0)
+        assert "hidden" in set(found.baselines["method"])
+        assert [len(module._forward_hooks) for module in model.modules()] == hooks
+        assert model_digest(model) == before
+    assert model(torch.tensor([[0, 5]]), output_hidden_states=True).hidden_states is not None
 
 
 def test_packed_documents_are_ranked_one_by_one():
