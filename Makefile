@@ -33,7 +33,7 @@ docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from
 	$(BIN)/python docs/make_published.py
 
 evaluate-trace: .venv/dev   ## fact tracing on WebNLG (FORWARDINF_DATA): 20 minutes, and an hour more to train the decoder once
-	$(BIN)/python benchmarks/evaluate_trace.py --checkpoints --forward 100
+	$(BIN)/python benchmarks/evaluate_trace.py
 
 smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
 	rm -rf .smoke && $(PYTHON) -m venv .smoke
