@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data),)
 export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test lint docs bench bench-published evaluate-verify smoke pythons constraints clean
+.PHONY: demo test lint docs bench bench-published evaluate-trace evaluate-verify smoke pythons constraints clean
 
 demo: .venv/core            ## train, attribute, show: about a minute
 	$(BIN)/forwardinf demo
@@ -36,6 +36,9 @@ docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_demo_picture.py
 	$(BIN)/python docs/make_tables.py
+
+evaluate-trace: .venv/dev   ## fact tracing on WebNLG (FORWARDINF_DATA): 20 minutes, and an hour more to train the decoder once
+	$(BIN)/python benchmarks/evaluate_trace.py
 
 smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
 	rm -rf .smoke && $(PYTHON) -m venv .smoke

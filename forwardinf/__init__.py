@@ -40,6 +40,7 @@ _HOMES = {
     "SettingError": "forwardinf.core.errors",
     "Task": "forwardinf.core.task",
     "TaskError": "forwardinf.core.errors",
+    "Traced": "forwardinf.use.traced",
     "Verification": "forwardinf.use.verify",
     "attribute": "forwardinf.method",
     "evaluate": "forwardinf.use.evaluate",
@@ -53,6 +54,8 @@ _HOMES = {
     "memorized": "forwardinf.use.memorize",
     "mislabeled": "forwardinf.use.mislabel",
     "self_influence": "forwardinf.method",
+    "trace": "forwardinf.use.facts",
+    "trace_images": "forwardinf.use.diffusion",
     "verify": "forwardinf.use.verify",
 }
 

@@ -129,6 +129,7 @@ def test_the_front_door():
         "SettingError",
         "Task",
         "TaskError",
+        "Traced",
         "Verification",
         "__version__",
         "attribute",
@@ -143,6 +144,8 @@ def test_the_front_door():
         "memorized",
         "mislabeled",
         "self_influence",
+        "trace",
+        "trace_images",
         "verify",
     ]
     assert dir(fi) == fi.__all__

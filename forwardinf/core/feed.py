@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Feed:
         seed: Of the examples' noise.
         asked: For queries: batches as :meth:`Task.ask` filled them in, at the first call, by the unperturbed model.
         skipped: Rows set aside (``on_bad_query="skip"``): their losses may be anything, NaN too.
+        prepared: What :meth:`Task.prepare` made of each row, on the CPU: encoders run once.
     """
 
     model: nn.Module
@@ -41,13 +42,25 @@ class Feed:
     seed: int = 0
     asked: dict[tuple[int, ...], Batch] | None = None
     skipped: frozenset[int] = frozenset()
+    prepared: dict[int, Batch] = field(default_factory=dict)
 
     def each(self, ask: Ask, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
         for piece, batch in self.examples.batches(rows, batch_size):
             keys = self.examples.keys(piece) if self.task.keyed else [b""] * len(piece)
             with noise.belonging_to(keys, self.seed):
-                yield ask(self.model, self._filled(tuple(piece), self.place(batch)))
+                yield ask(self.model, self._filled(tuple(piece), self._ready(piece, batch)))
+
+    def _ready(self, rows: Sequence[int], batch: Batch) -> Batch:
+        """Return the batch placed, and prepared where the task prepares: by encoders the first time, then from memory."""
+        if not self.task.prepares:
+            return self.place(batch)
+        if not all(row in self.prepared for row in rows):
+            with torch.no_grad():
+                made = self.task.prepare(self.place(batch))
+            for place, row in enumerate(rows):
+                self.prepared[row] = taken(made, place)
+        return self.place(joined([self.prepared[row] for row in rows]))
 
     def place(self, batch: Batch) -> Batch:
         """Return the batch on the model's device, images in the chosen layout."""
@@ -116,6 +129,27 @@ class Feed:
 
     def _units(self, rows: Sequence[int]) -> int:
         return len(rows) if self.examples.units == len(self.examples) else len(self.examples.units_of(rows))
+
+
+def taken(batch: Batch, place: int) -> Batch:
+    """Return one example of a batch of tensors, on the CPU."""
+    if isinstance(batch, Tensor):
+        return batch[place].detach().cpu().clone()
+    if isinstance(batch, Mapping):
+        return {name: taken(value, place) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(taken(value, place) for value in batch)
+    raise TaskError("prepare(batch)", expected="tensors, or a mapping or tuple of them", got=type(batch).__name__)
+
+
+def joined(examples: Sequence[Batch]) -> Batch:
+    """Undo :func:`taken`."""
+    first = examples[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(examples))
+    if isinstance(first, Mapping):
+        return {name: joined([example[name] for example in examples]) for name in first}
+    return type(first)(joined(list(part)) for part in zip(*examples, strict=True))
 
 
 def one_each(values: Any, size: int, where: str, *, finite: bool = True) -> Tensor:

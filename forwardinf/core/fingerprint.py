@@ -29,7 +29,8 @@ LIBRARIES = {
     "numpy",
     *sys.stdlib_module_names,
 }  # told by name
-PROVENANCE = {"name_or_path", "transformers_version", "architectures", "model_type", "dtype", "torch_dtype"}
+PROVENANCE = {"name_or_path", "transformers_version", "architectures", "model_type", "dtype", "torch_dtype",
+              "generation_config"}  # fmt: skip  # how a model generates is no part of what a forward gives
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 

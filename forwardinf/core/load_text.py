@@ -26,7 +26,7 @@ class TokenizedText(Dataset[dict[str, Any]]):
             if name not in names:
                 raise choose("column", name, names)
         if isinstance(tokenizer, str | Path):
-            tokenizer = _load_tokenizer(str(tokenizer))
+            tokenizer = load_tokenizer(str(tokenizer))
         if max_length is not None and max_length < 1:
             raise SettingError("max_length", expected="1 or more", got=repr(max_length))
         self._texts, self._tokenizer, self._max_length = _values(data, text), tokenizer, max_length
@@ -61,7 +61,8 @@ def _values(data: Any, name: str) -> list[Any]:
     return list(column.to_pylist() if isinstance(column, pa.ChunkedArray) else column)
 
 
-def _load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str) -> Any:
+    """Return the tokenizer of a folder or hub id; no code of its own is run."""
     transformers = import_extra("transformers", extra="hf", need=f"the tokenizer {source}")
     try:
         return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)

@@ -62,6 +62,19 @@ class Task:
         """Return the batch with what the unperturbed model decides filled in (its predicted label, say)."""
         return batch
 
+    @property
+    def prepares(self) -> bool:
+        """Whether :meth:`prepare` has something to do."""
+        return type(self).prepare is not Task.prepare
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Return the batch as the model is fed it, after frozen encoders (VAE, text).
+
+        Asked once for each example; tensors, or a mapping or tuple of them, whose first dimension is the batch are kept in
+        memory between readings.
+        """
+        return batch
+
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the model's logits, shape ``(B, C)``. Uses that need them say so."""
         raise TaskError(type(self).__name__, expected="logits(model, batch)", got="a task without it", do="Define it.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -13,6 +15,7 @@ from forwardinf.core.fingerprint import row_digest
 from forwardinf.core.noise import content_of, normal
 from forwardinf.core.task import Batch, Task
 
+FLIPS = ("none", "mean", "mirror")
 TARGETS = ("auto", "epsilon", "v_prediction", "sample")
 
 
@@ -27,7 +30,8 @@ class Diffusion(Task):
             reading, and the same for an exact copy.
         target: What the model predicts: ``"epsilon"``, ``"v_prediction"``, ``"sample"``; ``"auto"``: the scheduler says.
         weighting: One weight for each timestep, as in training; None: all 1.
-        flips: ``"none"``, or ``"mean"``: the mean over the image and its mirror image.
+        flips: ``"none"``; ``"mean"``: the mean over the image and its mirror image; ``"mirror"``: training images are read
+            as their mirror images, queries as they are.
         latents: Where the images (or latents) are in the batch: a name or position. Default: the batch itself, its
             first column, or ``images``, ``image``, ``pixel_values``, ``latents``.
         condition: Keyword(s) of the model's forward → where its value is in the batch, like
@@ -63,8 +67,8 @@ class Diffusion(Task):
                                got=type(scheduler).__name__)  # fmt: skip
         if target not in TARGETS:
             raise choose("Diffusion(target=)", str(target), TARGETS)
-        if flips not in ("none", "mean"):
-            raise choose("Diffusion(flips=)", str(flips), ("none", "mean"))
+        if flips not in FLIPS:
+            raise choose("Diffusion(flips=)", str(flips), FLIPS)
         if isinstance(noises, bool) or not isinstance(noises, int) or noises < 1:
             raise SettingError("Diffusion(noises=)", expected="a whole number ≥ 1", got=repr(noises))
         self.alphas = alphas.detach().double().cpu()
@@ -87,23 +91,73 @@ class Diffusion(Task):
             )
         self.noises, self.target, self.flips = noises, target, flips
         self.latents, self.condition = latents, dict(condition or {})
+        self.only: int | None = None  # one of the noises
+
+    @classmethod
+    def from_pipeline(
+        cls, pipe: Any, image: str = "image", text: str = "text", **settings: Any
+    ) -> tuple[nn.Module, Task]:
+        """Return (denoiser, task) of a diffusers pipeline: what ``attribute`` and ``trace_images`` take.
+
+        Images are encoded to latents (the posterior's mean, scaled as in training) and texts to hidden states, once for each
+        row, and kept in memory between readings.
+
+        Args:
+            pipe: DDPM, Stable Diffusion 1 and 2, latent text-to-image, DiT: a U-Net or DiT with at most one VAE and one text
+                encoder, and a scheduler with ``alphas_cumprod``.
+            image: The rows' column of images.
+            text: The rows' column of texts, or of class numbers for a class-conditional denoiser.
+            **settings: As in :class:`Diffusion` (timesteps, noises, target, weighting, flips).
+
+        Raises:
+            ModelError: Another kind of pipeline.
+
+        Example:
+            >>> model, task = fi.Diffusion.from_pipeline(pipe, image="image", text="caption")  # doctest: +SKIP
+        """
+        return import_module("forwardinf.core.pipeline").from_pipeline(pipe, image, text, **settings)  # type: ignore[no-any-return]
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean squared error of each image, ``(B,)`` float64."""
-        images = self._images(batch)
+        images = self.images_of(batch)
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
             raise TaskError("Diffusion", expected="images as numbers with a fraction, scaled as in training", got=got,
                             do="Scale them first, say to [-1, 1].")  # fmt: skip
-        views = [images, images.flip(-1)] if self.flips == "mean" else [images]
+        views = {"none": [images], "mean": [images, images.flip(-1)], "mirror": [images.flip(-1)]}[self.flips]
         total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        with content_of([row_digest(image) for image in images.detach().cpu()]):  # whatever else the row holds
+        with content_of(self.contents(batch, images)):
             for step, weight in zip(self.timesteps, self.weighting, strict=True):
-                for draw in range(self.noises):
+                for draw in range(self.noises) if self.only is None else [self.only]:
                     noise = normal(images.shape[1:], size=len(images), draw=step * self.noises + draw).to(images)
                     for view in views:
                         total = total + weight * self._error(model, batch, view, noise, step)
-        return total / (len(self.timesteps) * self.noises * len(views))
+        return total / (len(self.timesteps) * (self.noises if self.only is None else 1) * len(views))
+
+    def contents(self, batch: Batch, images: Tensor) -> list[bytes]:
+        """Return what each image's noise is keyed by: the image, whatever else the row holds."""
+        return [row_digest(image) for image in images.detach().cpu()]
+
+    def whole(self) -> Diffusion:
+        """Return the task that queries are read by: never mirrored alone."""
+        return self.varied(flips="none") if self.flips == "mirror" else self
+
+    def varied(self, **settings: Any) -> Diffusion:
+        """Return the same task with other ``timesteps`` (a list), ``weighting``, ``noises`` or ``flips``."""
+        other = copy.copy(self)  # a subclass keeps its encoders
+        for name, value in settings.items():
+            setattr(other, name, value)
+        if "timesteps" in settings and "weighting" not in settings:
+            other.weighting = [1.0] * len(other.timesteps)
+        return other
+
+    def draws(self) -> list[Diffusion]:
+        """Return one task for each (timestep, noise): a denoiser's Fisher is a mean over single draws, not of their mean."""
+        return [
+            self.varied(timesteps=[step], weighting=[weight], only=number)
+            for step, weight in zip(self.timesteps, self.weighting, strict=True)
+            for number in range(self.noises)
+        ]
 
     def _error(self, model: nn.Module, batch: Batch, clean: Tensor, noise: Tensor, step: int) -> Tensor:
         alpha = float(self.alphas[step])
@@ -122,7 +176,8 @@ class Diffusion(Task):
         error: Tensor = output.double() - wanted.double()
         return error.square().flatten(1).mean(1)
 
-    def _images(self, batch: Batch) -> Tensor:
+    def images_of(self, batch: Batch) -> Tensor:
+        """Return the images (or latents) of a batch."""
         if self.latents is not None:
             return cast("Tensor", _at(batch, self.latents, "latents="))
         if isinstance(batch, Tensor):

@@ -93,6 +93,7 @@ class CausalLM(Task):
             raise SettingError("CausalLM(documents=)", expected="a column name or a token id", got=repr(documents))
         self.query, self.documents = query, documents
         self.pad_token_id, self.padding_side = pad_token_id, padding_side
+        self.only: int | None = None
 
     def collate(self, examples: list[Any]) -> Batch:
         """Pad to the longest row."""
@@ -117,7 +118,9 @@ class CausalLM(Task):
     def _summed(self, batch: Batch, each: Tensor) -> Tensor:
         if not self.packed:
             return each.sum(1)
-        numbers = torch.stack([self._numbers(row) for row in _rows(batch)]).to(each.device)[:, 1:]  # (B, T-1)
+        numbers = torch.stack([self.numbers(row) for row in _rows(batch)]).to(each.device)[:, 1:]  # (B, T-1)
+        if self.only is not None:
+            return each.masked_fill(numbers != self.only, 0.0).sum(1)
         sizes = torch.tensor([self.parts(row) for row in _rows(batch)], device=each.device)
         first = sizes.cumsum(0) - sizes
         found = each.new_zeros(int(sizes.sum()))
@@ -125,7 +128,7 @@ class CausalLM(Task):
 
     def measure(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return minus the loss, or the margin, summed over each row's counted tokens, ``(B,)``."""
-        each = self._token_losses(batch, self._put_out(model, batch))  # −log p, 0 where not counted
+        each = self.token_losses(model, batch)  # −log p, 0 where not counted
         return -each.sum(1) if self.query == "labels" else losses.margin_of(each).sum(1)
 
     def count(self, batch: Batch) -> Tensor:
@@ -139,7 +142,7 @@ class CausalLM(Task):
 
     def parts(self, example: Any) -> int:
         """Return how many documents a row holds."""
-        return int(self._numbers(example).max()) + 1 if self.packed else 1
+        return int(self.numbers(example).max()) + 1 if self.packed else 1
 
     def whole(self) -> CausalLM:
         """Return this task with every row one example."""
@@ -147,7 +150,13 @@ class CausalLM(Task):
         rows.documents = None
         return rows
 
-    def _numbers(self, row: Any) -> Tensor:
+    def nth(self, number: int) -> CausalLM:
+        """Return this task with only the number-th document of each packed row counted: one loss a row, 0 where none is."""
+        one = copy.copy(self)
+        one.only = number
+        return one
+
+    def numbers(self, row: Any) -> Tensor:
         """Return each token's document number inside its row, ``(T,)`` from 0."""
         ids = torch.as_tensor(row["input_ids"] if isinstance(row, Mapping) else row)
         starts = torch.zeros(len(ids), dtype=torch.bool)
@@ -173,6 +182,10 @@ class CausalLM(Task):
         before = mask.cumsum(1) - mask == 0  # nothing but padding in front: a row's first token is predicted by nothing
         return cast("Tensor", labels.masked_fill(before, NOT_COUNTED))
 
+    def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of every token but the first, ``(B, T - 1)`` float64; 0 where it is not counted."""
+        return self._token_losses(batch, self._put_out(model, batch))
+
     def _token_losses(self, batch: Batch, logits: Tensor) -> Tensor:
         following = nn.functional.pad(self._labels(batch)[:, 1:], (0, 1), value=NOT_COUNTED)
         return losses.token_losses(logits, following)[
@@ -180,7 +193,7 @@ class CausalLM(Task):
         ]  # (B, T-1); cutting the logits instead would copy them all
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
-        labels, inputs = self._labels(batch), _inputs(model, batch)
+        labels, inputs = self._labels(batch), inputs_of(model, batch)
         if labels.ndim != 2:
             raise TaskError("CausalLM", expected="rows of token ids: a batch (B, T)", got=f"shape {tuple(labels.shape)}",
                             do="If this is one example, put it in a list: [test[0]].")  # fmt: skip
@@ -211,7 +224,11 @@ class Seq2Seq(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum over each answer's counted tokens, ``(B,)``."""
-        return losses.token_losses(self._put_out(model, batch), _answers(batch)).sum(1)
+        return self.token_losses(model, batch).sum(1)
+
+    def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of every token of the answers, ``(B, T)`` float64; 0 where it is not counted."""
+        return losses.token_losses(self._put_out(model, batch), _answers(batch))
 
     def predicted(self, model: nn.Module, batch: Batch) -> Prediction:
         """Return logits and what the loss makes of them."""
@@ -223,7 +240,7 @@ class Seq2Seq(Task):
         )
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs, labels = _inputs(model, batch), _answers(batch)
+        inputs, labels = inputs_of(model, batch), _answers(batch)
         if "decoder_input_ids" not in inputs:
             shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
             if shift is None and hasattr(model, "get_base_model"):
@@ -284,7 +301,7 @@ def _redrawn(logits: Tensor, labels: Tensor, draw: int) -> Tensor:
     return classes(logits, labels != NOT_COUNTED, draw)
 
 
-def _inputs(model: nn.Module, batch: Batch) -> Any:
+def inputs_of(model: nn.Module, batch: Batch) -> Any:
     """Return what the model is fed: everything but the labels (it would reduce their loss), and no key-value cache."""
     if not isinstance(batch, Mapping):
         return _ids(batch)

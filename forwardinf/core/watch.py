@@ -173,4 +173,6 @@ def watched(
                 todo += [piece[-1:], piece[:-1]]
                 continue
             losses = feed.checked(values, piece, len(piece))
-            yield piece, losses, [use for use in found.uses if use.back is not None], found.strange
+            uses = [use for use in found.uses if use.back is not None]
+            found.uses.clear()  # a use may refer to its watch: together they would wait for the garbage collector
+            yield piece, losses, uses, found.strange

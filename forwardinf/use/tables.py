@@ -19,7 +19,7 @@ from forwardinf.core.files import write_json, write_table
 from forwardinf.score.store import id_column
 
 FORMAT = "forwardinf.use/1"
-IDS = ("query", "train", "id")
+IDS = ("query", "question", "image", "train", "id")
 # The view stands above: it is named here, not imported, so that `found.report()` reads naturally and floors stay floors.
 DRAWN_BY = "forwardinf.view.uses"
 
@@ -75,13 +75,7 @@ class Found:
 
     def save(self, folder: str | Path) -> Path:
         """Write each table as Parquet and the rest as ``use.json`` into a folder; files are whole or absent."""
-        target = Path(folder).expanduser()
-        for name, frame in self.frames.items():
-            plain = frame.reset_index() if frame.index.name is not None else frame
-            columns = {str(column): _column(str(column), plain[column]) for column in plain.columns}
-            write_table(target / f"{name}.parquet", columns, FORMAT)
-        write_json(target / "use.json", {"format": FORMAT, **self.facts(), "versions": machine.versions()})
-        return target
+        return save(folder, self.frames, self.facts())
 
     def report(self, path: str | Path, show: Any = None) -> Path:
         """Write one HTML file with the tables, and pictures of what was found.
@@ -91,6 +85,17 @@ class Found:
             show: ``show(example)`` gives a PIL image or text.
         """
         return import_module(DRAWN_BY).report(self, path, show=show)  # type: ignore[no-any-return]
+
+
+def save(folder: str | Path, frames: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> Path:
+    """Write each table as Parquet and the facts as ``use.json`` into a folder; files are whole or absent."""
+    target = Path(folder).expanduser()
+    for name, frame in frames.items():
+        plain = frame.reset_index() if frame.index.name is not None else frame
+        columns = {str(column): _column(str(column), plain[column]) for column in plain.columns}
+        write_table(target / f"{name}.parquet", columns, FORMAT)
+    write_json(target / "use.json", {"format": FORMAT, **facts, "versions": machine.versions()})
+    return target
 
 
 def id_values(ids: Sequence[Id]) -> pd.Series[Any]:

@@ -399,4 +399,4 @@ def _out(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-from forwardinf.view import cli_uses, cli_verify  # noqa: E402, F401  (their commands join `app` and need what is above)
+from forwardinf.view import cli_traces, cli_uses, cli_verify  # noqa: E402, F401  (their commands join `app`)

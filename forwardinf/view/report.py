@@ -35,7 +35,10 @@ LONGEST_TEXT = 2_000  # characters of one example
 
 @dataclass(frozen=True)
 class Card:
-    """One training example beside a query. ``rank`` counts from 1 within its row; numbers that are not had are None."""
+    """One training example beside a query. ``rank`` counts from 1 within its row; numbers that are not had are None.
+
+    ``marks`` is a text in pieces, each with how strongly it is to be marked, 0 to 4; it takes the place of the example.
+    """
 
     train_id: object
     rank: int
@@ -45,6 +48,7 @@ class Card:
     uncertainty: float | None = None
     example: Example = None
     caption: str = ""
+    marks: Sequence[tuple[str, int]] = ()
 
 
 @dataclass(frozen=True)

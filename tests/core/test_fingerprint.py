@@ -3,7 +3,10 @@ import datetime
 import decimal
 import functools
 import logging
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -530,3 +533,18 @@ def test_differences_lists_what_differs_on_either_side():
         "d": (None, 4),
     }
     assert differences({}, {}) == {}
+
+
+def test_a_hugging_face_decoder_has_the_same_digest_in_every_process():
+    pytest.importorskip("transformers")
+    script = (
+        "import torch, transformers as t; from forwardinf.core.fingerprint import model_digest as d; torch.manual_seed(0); "
+        "c = t.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10, n_positions=8, bos_token_id=0, eos_token_id=1); "
+        "print(d(t.GPT2LMHeadModel(c)))"
+    )
+    told = set()
+    for seed in "12":
+        run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True, text=True,
+                             timeout=120, env={**os.environ, "PYTHONHASHSEED": seed})  # fmt: skip
+        told.add(run.stdout.split()[-1])
+    assert len(told) == 1

@@ -1,5 +1,7 @@
 """The watched forward stands for all per-example gradients at once: against autograd, one example at a time."""
 
+import gc
+
 import pytest
 import torch
 from cases import NAMES, case, feed
@@ -189,3 +191,22 @@ def test_the_model_and_its_flags_are_left_alone():
     for name, parameter in given.model.named_parameters():
         assert torch.equal(parameter, before[name][0])
         assert (parameter.requires_grad, parameter.grad) == before[name][1:]
+
+
+def test_a_batch_leaves_nothing_for_the_garbage_collector():
+    given = case("transformer")  # its normalisations refer to the watch, and the watch to them
+
+    def tensors():
+        return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        counts = []
+        for _ in range(3):
+            for _ in watched(feed(given), range(8), select(given.model, None), 4):
+                pass
+            counts.append(tensors())
+    finally:
+        gc.enable()
+    assert counts[2] <= counts[1]

@@ -1,0 +1,56 @@
+"""docs/trace.md: the tables, from the JSON. Only what stands between the two marks is written by this."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs" / "trace.md"
+BEGIN, END = "<!-- table: benchmarks/evaluate_trace.py -->", "<!-- end of table -->"
+KINDS = ("MRR", "Recall@10", "P@10")
+
+
+def write_docs(result: dict[str, Any]) -> None:
+    """Put the tables into the page."""
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCS.write_text(before + BEGIN + "\n\n" + tables(result) + "\n" + END + after, encoding="utf-8")
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Return Markdown: what was asked, and a row for each method."""
+    asked = result["questions"]
+    lines = [
+        f"{result['parameters']:,} parameters, {result['texts']:,} texts, {asked['with the mask at the end']:,} questions, "
+        f"{asked['answered right']:,} answered right; {result['candidates']:.0f} candidates each, a median of "
+        f"{result['proponents, median']:.0f} true."
+    ]
+    for kind in ("answered right", "answered wrong"):
+        rows = result[kind]
+        lines += ["", f"**{rows[0]['MRR']['count']} questions {kind}** (mean, 95 % interval over questions)", "",
+                  "| | MRR | Recall@10 | P@10 | MRR less filled BM25's | P@10 less filled BM25's |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
+        for row in rows:
+            few = row["MRR"]["count"] != rows[0]["MRR"]["count"]
+            name = row["row"] + (f" ({row['setting']})" if row["setting"] else "")
+            name += f" (the first {row['MRR']['count']})" if few else ""
+            beside = [_signed(row["beside filled BM25"][which]) for which in ("MRR", "P@10")]
+            lines.append("| " + " | ".join([name, *(_interval(row[which]) for which in KINDS), *beside]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{_short(found['mean'])} [{_short(found['low'])}, {_short(found['high'])}]"
+
+
+def _signed(found: dict[str, float]) -> str:
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]".replace("0.", ".")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".replace("0.", ".", 1) if value < 1 else "1"
+
+
+if __name__ == "__main__":
+    write_docs(json.loads((Path(__file__).parent / "results" / "trace.json").read_text(encoding="utf-8")))

@@ -1,0 +1,364 @@
+"""A model, its documents and the questions put to it, opened and checked: what `trace` reads."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core.errors import DataError, ModelError, QueryError, SettingError
+from forwardinf.core.examples import Batch, Id, examples
+from forwardinf.core.feed import Feed
+from forwardinf.core.fingerprint import code_digest, model_digest
+from forwardinf.core.progress import progress
+from forwardinf.core.settings import Perturbation
+from forwardinf.core.task_text import CausalLM, Seq2Seq
+from forwardinf.job import Options, as_perturbation, device_of, open_examples
+from forwardinf.method import attribute
+from forwardinf.perturb.direction import Fitting
+from forwardinf.perturb.push import Pusher
+from forwardinf.perturb.select import Parameters, select
+from forwardinf.use.checkpoints import each_checkpoint
+from forwardinf.use.lexical import Lexical, available
+from forwardinf.use.sketch import Sketcher, compared, kept_rows, place_of
+from forwardinf.use.spans import token_changes
+from forwardinf.use.states import hidden_states
+from forwardinf.use.texts import Question, Row, Texts, asked, encodes
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+FIT = 2000  # rows beside the candidates that whitening learns from
+SPANS_BY = Perturbation(rise=0.5, two_sided=True)  # half a nat for each token of the answer
+
+
+class _Weighted:
+    """A language task whose query rows carry a weight: a contrast is an answer less the mean of its wrong ones."""
+
+    def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Run the model; the weight is none of its business."""
+        return super()._put_out(model, _without_weight(batch))  # type: ignore[misc,no-any-return]
+
+    def measure(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the weighted measurement."""
+        found: Tensor = super().measure(model, batch)  # type: ignore[misc]
+        return found * batch["weight"].to(found) if isinstance(batch, Mapping) and "weight" in batch else found
+
+
+class AskedCausalLM(_Weighted, CausalLM):
+    """A decoder, with weighted questions."""
+
+
+class AskedSeq2Seq(_Weighted, Seq2Seq):
+    """An encoder-decoder, with weighted questions."""
+
+
+@dataclass
+class Unit:
+    """Where one document stands."""
+
+    row: int
+    number: int
+
+
+class Asking:
+    """A model, its documents and questions, opened and checked."""
+
+    def __init__(
+        self, model: nn.Module, options: Options, train: Any, tokenizer: Any, text: str | tuple[str, str],
+        documents: str | int | None, max_length: int | None, ids: Any, globs: tuple[str, ...] | None,
+    ) -> None:  # fmt: skip
+        self.model, self.options, self.tokenizer = model, options, tokenizer
+        self.notes: list[str] = []
+        self.clock: dict[str, float] = {}
+        self.both = encodes(model)
+        pad = getattr(tokenizer, "pad_token_id", None)
+        pad = pad if pad is not None else getattr(tokenizer, "eos_token_id", None) or 0
+        if self.both and documents is not None:
+            raise SettingError("documents=", expected="packed rows of a decoder", got="an encoder-decoder")
+        self.task: Any = AskedSeq2Seq(pad) if self.both else AskedCausalLM(documents=documents, pad_token_id=pad)
+        self.texts = Texts(train, tokenizer, text, self.both, max_length)
+        self._check_lengths()
+        rows = open_examples(self.texts.data, "train", self.task, None, options)
+        self.data_digest = rows.seal(range(len(rows)), lambda done: None, self.task.parts if self.task.packed else None)
+        rows.label_with(self.texts.named(ids))
+        self.notes += rows.notes
+        self.device = device_of(model, options.device)
+        self.train = Feed(model, self.task, rows, self.device, seed=options.seed)
+        self.parameters: Parameters = select(model, globs)
+        self.globs = globs
+        self.batch_size = 16 if options.batch_size == "auto" else int(options.batch_size)
+
+    def _check_lengths(self) -> None:
+        """Refuse rows that are longer than the model has learned places for."""
+        inner: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
+        most, lengths = getattr(getattr(inner, "config", None), "max_position_embeddings", None), self.texts.lengths
+        learned = {module.num_embeddings for module in self.model.modules() if isinstance(module, nn.Embedding)}
+        if lengths and not self.both and most in learned and max(lengths) > most:
+            row = lengths.index(max(lengths))
+            raise DataError(f"train, row {row}", expected=f"at most {most} tokens, the model's places", got=str(max(lengths)),
+                            do=f"Cut with max_length={most}, or split it.")  # fmt: skip
+
+    def ask(
+        self, questions: Any, answers: Any, span: Any, contrast: Any, new_tokens: int, question_ids: Sequence[Id] | None
+    ) -> None:
+        """Take the questions: one row each, and one for each wrong answer, weighted so that a group's mean is the contrast."""
+        self.asked: list[Question] = asked(self.model, self.tokenizer, questions, answers, span, contrast, new_tokens)
+        self.rows: list[Row] = []
+        self.members: list[list[int]] = []
+        for question in self.asked:
+            count = 1 + len(question.wrong)
+            self.members.append(list(range(len(self.rows), len(self.rows) + count)))
+            self.rows.append({**question.row, "weight": float(count)})
+            self.rows += [{**row, "weight": -count / len(question.wrong)} for row in question.wrong]
+        self.names: list[Id] = list(question_ids) if question_ids is not None else list(range(len(self.asked)))
+        if len(self.names) != len(self.asked) or len(set(self.names)) != len(self.names):
+            raise DataError("question_ids", expected=f"{len(self.asked)} unique ids", got=f"{len(self.names)}")
+        opened = examples(self.rows, name="questions", task_collate=self.task.collate, seed=self.options.seed)
+        self.queries = Feed(self.model, self.task.whole(), opened, self.device, seed=self.options.seed)
+
+    # -- documents ---------------------------------------------------------------------------------------------------
+
+    @property
+    def units(self) -> int:
+        """How many documents there are."""
+        return self.train.examples.units
+
+    def unit(self, place: int) -> Unit:
+        """Return where a document stands."""
+        (row,) = self.train.examples.rows_of([place])
+        return Unit(row, place - int(self.train.examples.offsets[row]))
+
+    def text(self, place: int) -> str:
+        """Return a document's text."""
+        if not self.task.packed:
+            return self.texts.text(self.train.examples, place)
+        return "".join(told for _, _, told in self.pieces(place))
+
+    def pieces(self, place: int) -> list[tuple[int, int, str]]:
+        """Return (start, end, text) of each of its tokens."""
+        unit = self.unit(place)
+        found = self.texts.pieces(self.train.examples, unit.row)
+        if not self.task.packed:
+            return found
+        numbers = self.task.numbers(self.train.examples[unit.row]).tolist()
+        own = [piece for piece, number in zip(found, numbers, strict=True) if number == unit.number]
+        start = own[0][0] if own else 0
+        return [(first - start, last - start, told) for first, last, told in own]
+
+    def counts(self) -> Array:
+        """Return each document's counted tokens."""
+        if self.task.packed:
+            raise SettingError("per_token=", expected="one document in each row", got="packed rows")
+        return self.train.counts(range(self.units), self.batch_size).clamp_min(1).numpy().astype(np.float64)
+
+    # -- what is free ------------------------------------------------------------------------------------------------
+
+    def free(self, needs: Mapping[str, bool], wanted: bool) -> dict[str, Array]:
+        """Return the free rankings, ``(Q, N)`` each: those that are needed, and those that can be had."""
+        found: dict[str, Array] = {}
+        if needs["bm25"] or (wanted and available()):
+            began = time.perf_counter()
+            told = self.text if self.task.packed else lambda place: self.texts.searched(self.train.examples, place)
+            index = Lexical([told(place) for place in range(self.units)])
+            self.clock["bm25_index_s"], began = time.perf_counter() - began, time.perf_counter()
+            found["bm25"] = np.stack([index.scores(question.filled) for question in self.asked])
+            self.clock["bm25_s"] = time.perf_counter() - began
+        elif wanted:
+            self.notes.append("BM25 beside it needs bm25s: pip install 'forwardinf[text]'")
+        if needs["neighbours"] or wanted:
+            began = time.perf_counter()
+            try:
+                found["hidden"] = self._hidden()
+            except ModelError as error:
+                if needs["neighbours"]:
+                    raise
+                self.notes.append(f"no hidden-state neighbours: {error}")
+            self.clock["hidden_s"] = time.perf_counter() - began
+        return found
+
+    def _hidden(self) -> Array:
+        if self.task.packed:
+            raise ModelError("hidden states", expected="one document in each row", got="packed rows")
+        order = self._order(range(self.units))
+        with progress("hidden states", self.units, self.options.progress) as advance:
+            states = torch.empty(0)
+            found = hidden_states(self.train, order, self.batch_size, advance)
+            states = found.new_empty(found.shape)
+            states[torch.tensor(order)] = found
+        own = [members[0] for members in self.members]
+        return (hidden_states(self.queries, own, 1).double() @ states.double().T).numpy()
+
+    # -- scores ------------------------------------------------------------------------------------------------------
+
+    def indexed(
+        self, how: str, damping: float | None, chosen: list[Array] | None, checkpoints: Sequence[Any] | None
+    ) -> tuple[Array, Array]:
+        """Return (scores, each question's score with itself) from gradient sketches, averaged over checkpoints."""
+        places = np.arange(self.units)
+        if chosen is not None:
+            draw = np.random.default_rng(self.options.seed)
+            others = draw.choice(self.units, min(FIT, self.units), replace=False)
+            places = np.unique(np.concatenate([*chosen, others]))
+        total, own, count = np.zeros((len(self.asked), len(places))), np.zeros(len(self.asked)), 0
+        for _ in each_checkpoint(self.model, checkpoints):
+            found, self_score = self._compared(how, damping, places)
+            total, own, count = total + found, own + self_score, count + 1
+        values = np.full((len(self.asked), self.units), np.nan)
+        values[:, places] = total / count
+        return _only(values, chosen), own / count
+
+    def _compared(self, how: str, damping: float | None, places: Any) -> tuple[Array, Array]:
+        sketcher = Sketcher(self.parameters, seed=self.options.seed)
+        cache = self.options.cache
+        file = None
+        if cache is not None:
+            file = place_of(cache, model_digest(self.model), self.data_digest, code_digest(self.task), sorted(self.parameters),
+                            sketcher.side, sketcher.seed, places.tolist())  # fmt: skip
+        began = time.perf_counter()
+        index = kept_rows(file, lambda: self._sketched(sketcher, places))
+        self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
+        began = time.perf_counter()
+        ask: Callable[[nn.Module, Batch], Tensor] = lambda model, batch: -self.queries.task.measure(model, batch)  # noqa: E731
+        each = sketcher.rows(self.queries, range(len(self.rows)), 1, ask)
+        joined = torch.stack([each[members].mean(0) for members in self.members])
+        for name, length in zip(self.names, joined.norm(dim=1).tolist(), strict=True):
+            if not 0 < length < float("inf"):
+                raise QueryError(f"question {name!r}", expected="a finite gradient that is not zero", got=f"length {length}",
+                                 do="Ask an earlier checkpoint, or contrast it with a wrong answer.")  # fmt: skip
+        if sketcher.strange:
+            name, function = next(iter(sketcher.strange.items()))
+            self._note(f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}")
+        found, own = compared(index, joined, how, damping)
+        self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
+        return found.numpy(), own.numpy()
+
+    def _sketched(self, sketcher: Sketcher, places: Any) -> Tensor:
+        """Return the documents' sketched gradients, ``(places, width)``; of packed rows one document at a time."""
+        found = torch.zeros(len(places), sketcher.width)
+        if not self.task.packed:
+            order = self._order(places.tolist())
+            back = {place: at for at, place in enumerate(places.tolist())}
+            with progress("gradients", len(order), self.options.progress) as advance:
+                rows = sketcher.rows(self.train, order, self.batch_size, None, advance)
+            found[torch.tensor([back[place] for place in order])] = rows
+            return found
+        units = [self.unit(int(place)) for place in places]
+        with progress("gradients", len(units), self.options.progress) as advance:
+            for number in sorted({unit.number for unit in units}):
+                at = [place for place, unit in enumerate(units) if unit.number == number]
+                feed = copy.copy(self.train)
+                object.__setattr__(feed, "task", self.task.nth(number))
+                object.__setattr__(feed, "examples", _one_each(self.train.examples))
+                found[at] = sketcher.rows(feed, [units[place].row for place in at], self.batch_size, None, advance)
+        return found
+
+    def read(
+        self, rule: Perturbation, chosen: list[Array] | None, checkpoints: Sequence[Any] | None
+    ) -> tuple[Array, Array]:
+        """Return (scores, rises) read by forward passes, averaged over checkpoints."""
+        values, own, count = np.zeros((len(self.asked), self.units)), np.zeros(len(self.asked)), 0
+        began = time.perf_counter()
+        if self.globs is not None and rule.parameters is None:
+            rule = Perturbation.from_dict({**rule.to_dict(), "parameters": list(self.globs)})
+        labels = [self.names[q] for q, members in enumerate(self.members) for _ in members]
+        for _ in each_checkpoint(self.model, checkpoints):
+            found = attribute(
+                self.model, self.texts.data, self.rows, task=self.task, perturbation=rule, groups=labels,
+                candidates=None if chosen is None else [list(map(int, places)) for places in chosen],
+                batch_size=self.options.batch_size, device=self.options.device, keep="all", cache_dir=self.options.cache_dir,
+                progress=self.options.progress, seed=self.options.seed,
+            )  # fmt: skip
+            values, own, count = values + found.values, own + found.rise, count + 1
+            self.notes += [note for note in found.notes if note not in self.notes]
+        self.clock["questions_s"] = time.perf_counter() - began
+        return values / count, own / count
+
+    # -- what is shown -----------------------------------------------------------------------------------------------
+
+    def cost(self, total: float) -> dict[str, float]:
+        """Return the seconds of each part and in all."""
+        return {**{name: round(value, 3) for name, value in self.clock.items()}, "total_s": round(total, 3)}
+
+    def spans(self, table: pd.DataFrame, count: int, perturbation: Any) -> pd.DataFrame:
+        """Return the change of every token of each question's top documents under the push."""
+        rule = SPANS_BY if perturbation is None else as_perturbation(perturbation)
+        if rule.kind == "linear" or not rule.signed:
+            rule = SPANS_BY
+        if self.globs is not None:
+            rule = Perturbation.from_dict({**rule.to_dict(), "parameters": list(self.globs)})
+        began = time.perf_counter()
+        fitting = Fitting(
+            rule, self.train, select(self.model, rule.parameters), self.batch_size, progress=self.options.progress
+        )
+        pusher = Pusher(self.queries, fitting)
+        place_of_id = {name: place for place, name in enumerate(self.train.examples.ids)}
+        records: list[dict[str, Any]] = []
+        for name, members in zip(self.names, self.members, strict=True):
+            top = table[(table["question"] == name) & (table["rank"] <= count)]
+            places = [place_of_id[value] for value in top["train"]]
+            rows = [self.unit(place).row for place in places]
+            for place, rank, change in zip(
+                places, top["rank"], token_changes(pusher, members, name, self.train, rows), strict=True
+            ):
+                records += self._span(name, place, int(rank), change)
+        self.clock["spans_s"] = time.perf_counter() - began
+        return pd.DataFrame(records, columns=["question", "rank", "train", "start", "end", "text", "change"])
+
+    def _span(self, name: Id, place: int, rank: int, change: Tensor) -> list[dict[str, Any]]:
+        unit = self.unit(place)
+        moved = (
+            change.tolist() if self.both else [0.0, *change.tolist()]
+        )  # a decoder's first token is predicted by nothing
+        if self.task.packed:
+            numbers = self.task.numbers(self.train.examples[unit.row]).tolist()
+            moved = [value for value, number in zip(moved, numbers, strict=True) if number == unit.number]
+        return [
+            {"question": name, "rank": rank, "train": self.train.examples.ids[place], "start": start, "end": end,
+             "text": told, "change": value}
+            for (start, end, told), value in zip(self.pieces(place), moved, strict=False)
+        ]  # fmt: skip
+
+    def shown(self, table: pd.DataFrame) -> dict[str, Any]:
+        """Return what a report shows: the questions, and the texts of their top documents."""
+        place_of_id = {name: place for place, name in enumerate(self.train.examples.ids)}
+        return {
+            "questions": {name: (question.prompt, question.answer)
+                          for name, question in zip(self.names, self.asked, strict=True)},
+            "texts": {value: self.text(place_of_id[value]) for value in dict.fromkeys(table["train"])},
+        }  # fmt: skip
+
+    def _order(self, places: Sequence[int]) -> list[int]:
+        """Return places sorted by length, where it is known: less padding."""
+        lengths = self.texts.lengths
+        return list(places) if lengths is None else sorted(places, key=lambda place: lengths[place])
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _without_weight(batch: Batch) -> Batch:
+    if isinstance(batch, Mapping) and "weight" in batch:
+        return {name: value for name, value in batch.items() if name != "weight"}
+    return batch
+
+
+def _one_each(rows: Any) -> Any:
+    """Return the same rows, each one unit: read for one of its documents."""
+    one = copy.copy(rows)
+    one.offsets = np.arange(len(rows) + 1)
+    return one
+
+
+def _only(values: Array, chosen: list[Array] | None) -> Array:
+    if chosen is not None:
+        for row, places in zip(values, chosen, strict=True):
+            row[np.setdiff1d(np.arange(len(row)), places)] = np.nan
+    return values

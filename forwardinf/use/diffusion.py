@@ -1,0 +1,366 @@
+"""Which training images made this image? Generated images, and the training images that support them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core.borrow import borrowed
+from forwardinf.core.errors import DataError, QueryError, SettingError, choose
+from forwardinf.core.examples import Batch, Examples, Id
+from forwardinf.core.feed import Feed
+from forwardinf.core.fingerprint import code_digest, model_digest
+from forwardinf.core.progress import Setting, progress
+from forwardinf.core.settings import Perturbation
+from forwardinf.core.task import Task, as_task
+from forwardinf.core.task_diffusion import Diffusion
+from forwardinf.job import Options, as_perturbation, device_of, open_examples
+from forwardinf.method import attribute
+from forwardinf.perturb.select import select
+from forwardinf.score.scores import Scores
+from forwardinf.use.checkpoints import each_checkpoint
+from forwardinf.use.responses import unit
+from forwardinf.use.sketch import HOW, Sketcher, compared, kept_rows, place_of, silent
+from forwardinf.use.traced import Traced, ranked
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+KEYS_AND_VALUES = ("*attn2.to_k.weight", "*attn2.to_v.weight")  # diffusers' cross-attention
+FIT = 2000  # images beside the candidates that whitening learns from
+FLIPS = ("none", "max")
+TABLE = ["image", "rank", "train", "score", "share", "pixel_similarity"]
+
+
+def unlearning(
+    model: nn.Module,
+    *,
+    examples: int | None = None,
+    alpha: float = 0.01,
+    steps: int = 1,
+    floor: float = 0.01,
+    length: float | None = None,
+    parameters: str | Sequence[str] | None = None,
+) -> Perturbation:
+    """Return the setting of Attribution by Unlearning (Wang et al., NeurIPS 2024): θ ← θ + (α/N) F⁻¹∇L(query).
+
+    F is the diagonal Fisher, the mean over single (image, timestep, noise) draws of squared gradients, averaged in float64.
+
+    Args:
+        model: The denoiser: its cross-attention keys and values move, where it has any.
+        examples: N of α/N. None: the length is relative, ``length``.
+        alpha: α: .01 with one step, .1 with a hundred, in the paper.
+        steps: How many steps the length is walked in.
+        floor: ε: ε · mean(F) is added to F, which a parameter without gradients would make infinite (the original has 0).
+        length: ‖Δθ‖/‖θ‖ in place of α/N; default .01 where ``examples`` is not given.
+        parameters: Globs over what moves instead. Default without cross-attention: everything with ``requires_grad``.
+
+    Example:
+        >>> unlearning(nn.Linear(2, 2), examples=1000).lr
+        1e-05
+    """
+    if examples is not None and length is not None:
+        raise SettingError("unlearning()", expected="one of examples and length", got="both", do="Keep one.")
+    if parameters is None:
+        names = [name for name, _ in model.named_parameters()]
+        has = all(any(name.endswith(glob[1:]) for name in names) for glob in KEYS_AND_VALUES)
+        parameters = KEYS_AND_VALUES if has else None
+    how = {"lr": alpha / examples} if examples is not None else {"length": 0.01 if length is None else length}
+    globs = (parameters,) if isinstance(parameters, str) else None if parameters is None else tuple(parameters)
+    return Perturbation("diagonal", fisher="draws", damping=floor, steps=steps, parameters=globs, **how)  # type: ignore[arg-type]
+
+
+def trace_images(
+    model: nn.Module,
+    train: Any,
+    images: Any,
+    *,
+    task: Any,
+    candidates: Any = None,
+    how: str | None = None,
+    perturbation: Perturbation | str | Mapping[str, Any] | None = None,
+    damping: float | None = None,
+    flips: str = "none",
+    checkpoints: Sequence[Any] | None = None,
+    parameters: str | Sequence[str] | None = None,
+    ids: str | Sequence[Id] | None = None,
+    image_ids: Sequence[Id] | None = None,
+    k: int = 20,
+    baselines: bool = True,
+    batch_size: int | Literal["auto"] = "auto",
+    num_workers: int = 0,
+    device: str = "auto",
+    cache_dir: str | Path | None = None,
+    progress: Setting = "auto",
+    seed: int = 0,
+) -> Traced:
+    """Rank training images by how much they support each generated image; positive = proponent.
+
+    By default every training image's gradient is sketched once (kept in ``cache_dir``), at length one, and the generated
+    image's is compared with all of them, whitened by how the training images answer one another. A ``perturbation`` is read
+    by forward passes instead; ``"unlearning"`` is Attribution by Unlearning, on cross-attention keys and values where the
+    model has them.
+
+    Cost, T timesteps: about 3 T forwards of each training image once, then one gradient for each generated image; with a
+    perturbation T forwards of each training image for each generated one (and as many once).
+
+    Args:
+        model: The denoiser; put in eval mode and given back.
+        train: Images, in any form that :func:`attribute` takes (latents, or rows for :meth:`Diffusion.from_pipeline`).
+        images: The generated images, likewise.
+        task: ``fi.Diffusion(...)``, or from ``fi.Diffusion.from_pipeline``.
+        candidates: ``(Q, K)`` positions, or ``{image id: ids}``: only those are scored.
+        how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
+        perturbation: Instead of ``how``: ``"unlearning"``, or any :class:`Perturbation`.
+        damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖².
+        flips: ``"max"``: the larger of the scores of a training image and of its mirror image. (The mean over both is the
+            task's own ``flips="mean"``.)
+        checkpoints: Earlier states of the model: scores are the mean over it and them.
+        parameters: Globs over the parameters that count; default those with ``requires_grad``.
+        ids: Training ids: a column or a list.
+        image_ids: Likewise; default the position.
+        k: Training images in the table for each generated one.
+        baselines: Also rank by the pixels' (latents') cosine.
+        batch_size: Images at a time; ``"auto"``: 32 for sketches, the fastest found for perturbations.
+        num_workers: Worker processes that fetch training rows.
+        device: ``"auto"``: where the model is.
+        cache_dir: Where sketches, baselines and fits are kept.
+        progress: Show progress on stderr.
+        seed: Of noise and projections.
+
+    Returns:
+        :class:`Traced`: ``table`` (image, rank, train, score, share, pixel_similarity), ``baselines``, ``scores``.
+
+    Raises:
+        Error: With where / expected / got / do.
+
+    Example:
+        >>> found = trace_images(unet, train, generated, task=fi.Diffusion(scheduler))  # doctest: +SKIP
+        >>> found.report("images.html")  # doctest: +SKIP
+    """
+    began = time.perf_counter()
+    if how is not None and perturbation is not None:
+        raise SettingError("trace_images()", expected="one of how and perturbation", got="both", do="Keep one.")
+    if how is not None and how not in HOW:
+        raise choose("trace_images(how=)", how, HOW)
+    if flips not in FLIPS:
+        raise choose("trace_images(flips=)", flips, FLIPS)
+    if k < 1:
+        raise SettingError("trace_images(k=)", expected="k ≥ 1", got=str(k))
+    options = Options(batch_size=batch_size, num_workers=num_workers, device=device, cache_dir=cache_dir, progress=progress,
+                      seed=seed)  # fmt: skip
+    globs = tuple([parameters] if isinstance(parameters, str) else parameters) if parameters is not None else None
+    rule = _rule(model, perturbation, globs)
+    with borrowed(model):
+        job = _Job(model, train, images, as_task(task), options, globs, ids, image_ids)
+        views = [job.task] if flips == "none" else job.both_views()
+        chosen = job.chosen(candidates)
+        found = [job.indexed(view, how or HOW[0], damping, chosen, checkpoints) if rule is None
+                 else job.read(view, rule, chosen, checkpoints) for view in views]  # fmt: skip
+        values = np.maximum.reduce([values for values, _ in found])
+        kind = "linear" if rule is None else rule.kind
+        free = job.task.unit if rule is not None or how in ("whitened", "dot") else None
+        scores = Scores.from_array(
+            values, ids=job.train.examples.ids, query_ids=job.names, rise=found[0][1], unit=free, kind=kind
+        )
+        pixels = job.pixels() if baselines else None
+        table = _table(scores, pixels, k)
+        return Traced(
+            use="trace-images", table=table, baselines=_baselines(scores, pixels, k), scores=scores,
+            how=(how or HOW[0]) if rule is None else str(rule), notes=job.notes,
+            cost={name: round(value, 3) for name, value in (job.clock | {"total_s": time.perf_counter() - began}).items()},
+            shown=job.shown(table),
+        )  # fmt: skip
+
+
+def _rule(model: nn.Module, perturbation: Any, globs: tuple[str, ...] | None) -> Perturbation | None:
+    if perturbation is None:
+        return None
+    rule = unlearning(model, parameters=globs) if perturbation == "unlearning" else as_perturbation(perturbation)
+    if globs is not None and rule.parameters is None:
+        rule = Perturbation.from_dict({**rule.to_dict(), "parameters": list(globs)})
+    return rule
+
+
+class _Job:
+    """Model, training images and generated images, opened and checked."""
+
+    def __init__(
+        self, model: nn.Module, train: Any, images: Any, task: Task, options: Options, globs: tuple[str, ...] | None, ids: Any,
+        image_ids: Sequence[Id] | None,
+    ) -> None:  # fmt: skip
+        self.model, self.task, self.options = model, task, options
+        self.data, self.asked = train, images
+        self.device = device_of(model, options.device)
+        rows, asked = (
+            open_examples(data, name, task, None, options) for data, name in ((train, "train"), (images, "images"))
+        )
+        self.digest = rows.seal(range(len(rows)), silent, None)
+        asked.seal(range(len(asked)), silent, None)
+        rows.label_with(ids)
+        asked.label_with(image_ids)
+        self.names, self.ids = asked.ids, rows.ids
+        self.train = Feed(model, task, rows, self.device, seed=options.seed)
+        self.images = Feed(model, task.whole(), asked, self.device, seed=options.seed)
+        self.parameters = select(model, globs)
+        self.batch_size = 32 if options.batch_size == "auto" else int(options.batch_size)
+        self.notes, self.clock = list(rows.notes), dict[str, float]()
+
+    def both_views(self) -> list[Task]:
+        """Return the task that reads training images as they are, and as their mirror images."""
+        if not isinstance(self.task, Diffusion) or self.task.flips != "none":
+            raise SettingError(
+                "trace_images(flips='max')", expected="fi.Diffusion(flips='none')", got=type(self.task).__name__
+            )
+        return [self.task, self.task.varied(flips="mirror")]
+
+    def chosen(self, candidates: Any) -> list[Array] | None:
+        """Return each image's candidate positions, sorted, or None for all."""
+        if candidates is None:
+            return None
+        if isinstance(candidates, Mapping):
+            place = {value: position for position, value in enumerate(self.ids)}
+            missing = [name for name in self.names if name not in candidates]
+            if missing:
+                raise DataError("candidates", expected="an entry for each image id", got=f"missing {missing[:3]}")
+            strange = [value for name in self.names for value in candidates[name] if value not in place]
+            if strange:
+                raise DataError("candidates", expected="training ids", got=repr(strange[0]))
+            lists = [[place[value] for value in candidates[name]] for name in self.names]
+        else:
+            lists = [list(map(int, entry)) for entry in candidates]
+        flat = [value for entry in lists for value in entry]
+        if len(lists) != len(self.names) or not all(lists) or not all(0 <= value < len(self.ids) for value in flat):
+            raise DataError("candidates", expected=f"for each of {len(self.names)} images positions below {len(self.ids)}",
+                            got=f"{len(lists)} lists")  # fmt: skip
+        return [np.unique(np.asarray(entry)) for entry in lists]
+
+    def indexed(
+        self, view: Task, how: str, damping: float | None, chosen: list[Array] | None, checkpoints: Sequence[Any] | None
+    ) -> tuple[Array, Array]:
+        """Return (scores, each image's score with itself) from gradient sketches."""
+        places = np.arange(len(self.ids))
+        if chosen is not None:
+            draw = np.random.default_rng(self.options.seed)
+            places = np.unique(np.concatenate([*chosen, draw.choice(places, min(FIT, len(places)), replace=False)]))
+        values, own, count = np.full((len(self.names), len(self.ids)), np.nan), np.zeros(len(self.names)), 0
+        total = np.zeros((len(self.names), len(places)))
+        for _ in each_checkpoint(self.model, checkpoints):
+            found, self_score = self._compared(view, how, damping, places)
+            total, own, count = total + found.numpy(), own + self_score.numpy(), count + 1
+        values[:, places] = total / count
+        if chosen is not None:
+            for row, kept in zip(values, chosen, strict=True):
+                row[np.setdiff1d(np.arange(len(row)), kept)] = np.nan
+        return values, own / count
+
+    def _compared(self, view: Task, how: str, damping: float | None, places: Any) -> tuple[Tensor, Tensor]:
+        sketcher = Sketcher(self.parameters, seed=self.options.seed)
+        cache, file = self.options.cache, None
+        if cache is not None:
+            file = place_of(cache, model_digest(self.model), self.digest, code_digest(view), sorted(self.parameters),
+                            sketcher.side, self.options.seed, places.tolist())  # fmt: skip
+        feed = Feed(
+            self.model, view, self.train.examples, self.device, seed=self.options.seed, prepared=self.train.prepared
+        )
+
+        def make() -> Tensor:
+            with progress("gradients", len(places), self.options.progress) as advance:
+                return sketcher.rows(feed, places.tolist(), self.batch_size, None, advance)
+
+        began = time.perf_counter()
+        index = kept_rows(file, make)
+        self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
+        began = time.perf_counter()
+        ask: Callable[[nn.Module, Batch], Tensor] = lambda model, batch: -self.images.task.measure(model, batch)  # noqa: E731
+        queries = sketcher.rows(self.images, range(len(self.names)), self.batch_size, ask)
+        for name, length in zip(self.names, queries.norm(dim=1).tolist(), strict=True):
+            if not 0 < length < float("inf"):
+                raise QueryError(
+                    f"image {name!r}", expected="a finite gradient that is not zero", got=f"length {length}"
+                )
+        if sketcher.strange:
+            name, function = next(iter(sketcher.strange.items()))
+            note = f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}"
+            self.notes += [note] if note not in self.notes else []
+        found = compared(index, queries, how, damping)
+        self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
+        return found
+
+    def read(
+        self, view: Task, rule: Perturbation, chosen: list[Array] | None, checkpoints: Sequence[Any] | None
+    ) -> tuple[Array, Array]:
+        """Return (scores, rises) read by forward passes, averaged over checkpoints."""
+        values, own, count = np.zeros((len(self.names), len(self.ids))), np.zeros(len(self.names)), 0
+        began = time.perf_counter()
+        for _ in each_checkpoint(self.model, checkpoints):
+            found = attribute(
+                self.model, self.data, self.asked, task=view, perturbation=rule, ids=self.ids, query_ids=self.names,
+                candidates=None if chosen is None else [list(map(int, places)) for places in chosen],
+                num_workers=self.options.num_workers, batch_size=self.options.batch_size, device=self.options.device, keep="all",
+                cache_dir=self.options.cache_dir, progress=self.options.progress, seed=self.options.seed,
+            )  # fmt: skip
+            values, own, count = values + found.values, own + found.rise, count + 1
+            self.notes += [note for note in found.notes if note not in self.notes]
+        self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
+        return values / count, own / count
+
+    def pixels(self) -> Array:
+        """Return the cosine of images (latents) as they are fed, centred on the training set's mean, ``(Q, N)``."""
+        train, images = (self._fed(feed) for feed in (self.train, self.images))
+        middle = train.mean(0)
+        return (unit(images - middle).double() @ unit(train - middle).double().T).numpy()
+
+    def _fed(self, feed: Feed) -> Tensor:
+        task = self.task
+
+        def flat(model: nn.Module, batch: Batch) -> Tensor:
+            taken = task.images_of(batch) if isinstance(task, Diffusion) else _first(batch)
+            return taken.flatten(1).float().cpu()
+
+        with torch.no_grad():
+            return torch.cat(list(feed.each(flat, range(len(feed.examples)), 256)))
+
+    def shown(self, table: pd.DataFrame) -> dict[str, Any]:
+        """Return what a report draws: the generated images, and the training images of the table."""
+        place = {value: position for position, value in enumerate(self.ids)}
+        return {
+            "images": {name: _seen(self.images.examples, row) for row, name in enumerate(self.names)},
+            "train": {value: _seen(self.train.examples, place[value]) for value in dict.fromkeys(table["train"])},
+        }
+
+
+def _seen(rows: Examples, row: int) -> Any:
+    return rows[row]
+
+
+def _first(batch: Batch) -> Tensor:
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    return next(value for value in values if isinstance(value, Tensor) and value.is_floating_point())
+
+
+def _table(scores: Scores, pixels: Array | None, k: int) -> pd.DataFrame:
+    records, share = [], scores.share
+    for q, name in enumerate(scores.query_ids):
+        records += [
+            {"image": name, "rank": rank, "train": scores.ids[place], "score": float(scores.values[q, place]),
+             "share": float(share[q, place]), "pixel_similarity": np.nan if pixels is None else float(pixels[q, place])}
+            for rank, place in enumerate(ranked(scores.values[q], k), start=1)
+        ]  # fmt: skip
+    return pd.DataFrame(records, columns=TABLE)
+
+
+def _baselines(scores: Scores, pixels: Array | None, k: int) -> pd.DataFrame:
+    records: list[dict[str, Any]] = []
+    for q, name in enumerate(scores.query_ids if pixels is not None else ()):
+        there = np.where(np.isfinite(scores.values[q]), pixels[q], np.nan)  # type: ignore[index]
+        records += [
+            {"image": name, "method": "pixels", "rank": rank, "train": scores.ids[place], "score": float(there[place])}
+            for rank, place in enumerate(ranked(there, k), start=1)
+        ]  # fmt: skip
+    return pd.DataFrame(records, columns=["image", "method", "rank", "train", "score"])

@@ -1,0 +1,200 @@
+"""Gradient sketches for the uses that search a whole training set: short rows whose products stand for gradients' own.
+
+One gradient pass with random projections on both sides of every weight gives a few thousand numbers for each example. Their
+Gram matrix tells how the training examples answer one another, and whitening by it is the linear score preconditioned by
+the empirical Fisher: G P g = N (K + λN)⁻¹ G g. Unit gradients whitened are the default of the uses: of all linear scores
+they found most of what was to be found (docs/trace.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from forwardinf.core.errors import ModelError
+from forwardinf.core.examples import Batch
+from forwardinf.core.feed import Feed
+from forwardinf.core.files import written
+from forwardinf.core.fingerprint import digest
+from forwardinf.core.noise import seed_of
+from forwardinf.core.progress import Advance
+from forwardinf.core.uses import Convolved, Lookup, Outer, Use
+from forwardinf.core.watch import watched
+from forwardinf.use.responses import unit
+
+Ask = Callable[[nn.Module, Batch], Tensor]
+SIDE = 16  # numbers that each side of a weight is projected to
+DAMPING = {"unit-whitened": 0.02, "whitened": 0.2}  # λN as a multiple of mean‖gᵢ‖²
+HOW = ("unit-whitened", "whitened", "cosine", "dot")
+AT_ONCE = 4096  # rows whose products are added at a time
+
+
+def silent(done: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass
+class Sketcher:
+    """Projects per-example gradients to short rows; the same seed gives the same projections, for any model state.
+
+    A weight ``(out, in)`` becomes a block of ``side × side`` numbers, a vector ``4 × side``; what is that small already is
+    kept as it is. Products of rows are unbiased for products of gradients.
+
+    Attributes:
+        parameters: Whose gradients count.
+        side: See above. Memory: ``side² × weights`` numbers for each example.
+        seed: Of the projections.
+        strange: Parameters that were used in a way that is not known, with the function: they are missing.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    side: int = SIDE
+    seed: int = 0
+    strange: dict[str, str] = field(default_factory=dict)
+    _sides: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Draw the projections."""
+        self.places: dict[str, slice] = {}
+        at = 0
+        for name, parameter in self.parameters.items():
+            flat = parameter.reshape(len(parameter), -1) if parameter.ndim > 1 else parameter.reshape(-1, 1)
+            tall, wide = flat.shape
+            one = self._projection(f"{name}/0", tall, self.side if parameter.ndim > 1 else 4 * self.side, parameter)
+            other = self._projection(f"{name}/1", wide, self.side, parameter) if parameter.ndim > 1 else None
+            self._sides[name] = one, other
+            size = one.shape[1] * (1 if other is None else other.shape[1])
+            self.places[name] = slice(at, at + size)
+            at += size
+        self.width = at
+
+    def _projection(self, name: str, size: int, to: int, like: nn.Parameter) -> Tensor:
+        """Return ``(size, min(size, to))``: Gaussian with rows of mean square 1, or the identity where it is small."""
+        if size <= to:
+            return torch.eye(size, device=like.device)
+        draw = torch.Generator().manual_seed(seed_of(self.seed, name))
+        found: Tensor = torch.randn(size, to, generator=draw) / to**0.5
+        return found.to(like.device)
+
+    def rows(
+        self, feed: Feed, rows: Sequence[int], batch_size: int, ask: Ask | None = None, advance: Advance = silent
+    ) -> Tensor:
+        """Return each row's sketched gradient of ``ask`` (default: the training loss), ``(rows, width)`` float32.
+
+        Cost: one forward, one activation-only backward and the projections: about 3 F.
+
+        Raises:
+            ModelError: None of the parameters is used in a way that is known.
+        """
+        found = torch.zeros(len(rows), self.width)
+        at = 0
+        for piece, _, uses, strange in watched(feed, rows, self.parameters, batch_size, ask):
+            self.strange |= strange
+            block = torch.zeros(len(piece), self.width, device=feed.device)
+            for use in uses:
+                block[:, self.places[use.name]] += self._of(use).flatten(1)
+            found[at : at + len(piece)] = block.cpu()
+            at += len(piece)
+            advance(len(piece))
+        if self.strange and len(self.strange) == len(self.parameters):
+            name, function = next(iter(self.strange.items()))
+            raise ModelError("gradient index", expected="layers whose gradients are known",
+                             got=f"{name} used by {function}", do="Pass a perturbation=: it is read forward.")  # fmt: skip
+        return found
+
+    def _of(self, use: Use) -> Tensor:
+        """Return one use's gradient, projected: ``(B, side, side)`` or ``(B, 4 side)``."""
+        one, other = self._sides[use.name]
+        if other is None:
+            return use.gradient().float().flatten(1) @ one
+        if isinstance(use, Outer):
+            a, d = (factor.float() for factor in use.factors())
+            if use.turned:
+                return torch.einsum("bti,bto->bio", a @ one, d @ other)
+            one = one if use.rows is None else one[use.rows]
+            return torch.einsum("bto,bti->boi", d @ one, a @ other)
+        if isinstance(use, Lookup):
+            index, back = use.factors()
+            index, back = index.reshape(len(index), -1), back.float().reshape(len(back), -1, back.shape[-1])
+            return torch.einsum("bto,bti->boi", one[index], back @ other)
+        if isinstance(use, Convolved) and use.settings["groups"] == 1:
+            a, d = (factor[:, 0].float() for factor in use.factors())
+            return torch.einsum("bto,bti->boi", d @ one, a @ other)
+        whole = use.gradient().float()
+        return torch.einsum("bxy,xo,yi->boi", whole.reshape(len(whole), len(one), -1), one, other)
+
+
+def kept_rows(path: Path | None, make: Callable[[], Tensor]) -> Tensor:
+    """Return rows from a file of an earlier call, or make them and keep them there."""
+    if path is not None and path.is_file():
+        with suppress(SafetensorError, KeyError):  # half a file: made again
+            kept: Tensor = load_file(path)["rows"]
+            return kept
+    found = make()
+    if path is not None:
+        with written(path) as part:
+            save_file({"rows": found.contiguous()}, part)
+    return found
+
+
+def place_of(cache: Path | None, *made_from: object) -> Path | None:
+    """Return where rows that were made from this are kept, or None where they must not be."""
+    if cache is None or any(part is None for part in made_from):
+        return None
+    return cache / "sketches" / f"{digest(*made_from)}.safetensors"
+
+
+def compared(
+    train: Tensor, queries: Tensor, how: str, damping: float | None = None, fit: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (scores ``(Q, N)``, each query's score with itself ``(Q,)``), float64.
+
+    Args:
+        train: ``(N, M)`` sketched training gradients.
+        queries: ``(Q, M)`` sketched query gradients.
+        how: ``"dot"``: gᵢᵀg_q. ``"cosine"``: of unit gradients. ``"whitened"``: gᵢᵀ(GᵀG + λN)⁻¹g_q. ``"unit-whitened"``:
+            the same with unit gradients everywhere.
+        damping: λN as a multiple of mean‖gᵢ‖²; None: :data:`DAMPING`.
+        fit: ``(N', M)``: the rows G that whiten; default ``train``.
+
+    Example:
+        >>> train = torch.eye(3)[:, :2]
+        >>> compared(train, train[:1], "dot")[0].tolist()
+        [[1.0, 0.0, 0.0]]
+    """
+    fit = train if fit is None else fit
+    if how in ("cosine", "unit-whitened"):
+        train, queries, fit = unit(train), unit(queries), unit(fit)
+    asked = queries.double()
+    if how in ("dot", "cosine"):
+        return _products(train, asked), asked.square().sum(1)
+    ridge = (DAMPING[how] if damping is None else damping) * float(fit.double().square().sum(1).mean())
+    solved = _solved(fit, asked, ridge)
+    return _products(train, solved), (solved * asked).sum(1)
+
+
+def _solved(fit: Tensor, asked: Tensor, ridge: float) -> Tensor:
+    """Return ``asked (GᵀG + ridge)⁻¹``, ``(Q, M)``, through the smaller of GᵀG and GGᵀ."""
+    rows, width = fit.shape
+    if rows >= width:
+        inner = torch.zeros(width, width, dtype=torch.float64)
+        for piece in torch.split(fit, AT_ONCE):
+            inner += (piece.T @ piece).double()
+        inner.diagonal().add_(ridge)
+        return torch.cholesky_solve(asked.T, torch.linalg.cholesky(inner)).T
+    wide = fit.double()
+    outer = wide @ wide.T
+    outer.diagonal().add_(ridge)
+    held = torch.cholesky_solve(wide @ asked.T, torch.linalg.cholesky(outer))  # a = (K + λN)⁻¹ G g
+    return (asked - held.T @ wide) / ridge  # push on the query, hold the rest
+
+
+def _products(train: Tensor, directions: Tensor) -> Tensor:
+    return torch.cat([directions @ piece.double().T for piece in torch.split(train, AT_ONCE)], 1)

@@ -1,0 +1,86 @@
+"""What `trace` and `trace_images` return: rows, the free alternatives on the same rows, and how to keep and show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from forwardinf.score.scores import Scores
+from forwardinf.use.tables import records, save
+
+DRAWN_BY = "forwardinf.view.trace"  # the view stands above: named, not imported, so that floors stay floors
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Traced:
+    """What :func:`forwardinf.trace` and :func:`forwardinf.trace_images` have in common.
+
+    Attributes:
+        use: ``"trace"`` or ``"trace-images"``.
+        table: Each question's (image's) strongest training examples, best first.
+        spans: ``trace``: how far each token of the top documents moved when the model was pushed off the answer.
+        baselines: The free alternatives on the same rows: what each of them would have named.
+        scores: All scores, positive = proponent; NaN where a candidate list left an example out.
+        threshold: None: a trace ranks, it decides nothing.
+        false_positive_rate: None, likewise.
+        how: How scores were made.
+        notes: What a person should know.
+        cost: Seconds and passes.
+        shown: What a report may show: questions with answers and texts, or pictures.
+    """
+
+    use: str
+    table: pd.DataFrame
+    baselines: pd.DataFrame
+    scores: Scores
+    spans: pd.DataFrame | None = None
+    threshold: float | None = None
+    false_positive_rate: float | None = None
+    how: str = ""
+    notes: Sequence[str] = ()
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """All tables by name."""
+        found = {"table": self.table, "baselines": self.baselines}
+        return found if self.spans is None else {**found, "spans": self.spans}
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the rows, as plain values."""
+        return {"use": self.use, "rows": len(self.table), "how": self.how, "threshold": self.threshold,
+                "false_positive_rate": self.false_positive_rate, "notes": list(self.notes), "cost": dict(self.cost)}  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, fit for JSON; numbers that there are none of are None."""
+        return {**self.facts(), **{name: records(frame) for name, frame in self.frames.items()}}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write each table as Parquet and the rest as ``use.json`` into a folder; files are whole or absent.
+
+        No training text is written but what stands in the spans.
+        """
+        return save(folder, self.frames, self.facts())
+
+    def report(self, path: str | Path, show: Callable[[Any], Any] | None = None, *, k: int = 8) -> Path:
+        """Write one HTML file: each question beside its top training examples.
+
+        Args:
+            path: The file.
+            show: ``show(example)`` gives a PIL image or text.
+            k: How many of each question.
+        """
+        return import_module(DRAWN_BY).report(self, Path(path), show, k)  # type: ignore[no-any-return]
+
+
+def ranked(values: Any, k: int) -> Any:
+    """Return the places of the k highest, best first; ties by position; what is NaN is left out."""
+    found = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")
+    return found[: min(k, int(np.isfinite(values).sum()))]

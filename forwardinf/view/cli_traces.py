@@ -1,0 +1,125 @@
+"""The commands of the uses on generative models: trace and trace-images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from forwardinf.view.cli import (
+    BatchSize,
+    DataArg,
+    DataOption,
+    Ids,
+    Json,
+    ModelArg,
+    ModelOption,
+    QueriesArg,
+    Seed,
+    Weights,
+    WeightsKey,
+    Where,
+    _asked,
+    _out,
+    _people,
+    app,
+)
+from forwardinf.view.cli_uses import Page, Rows, Saved
+
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="What the model reads; repeatable.")]
+Answers = Annotated[
+    list[str] | None,
+    typer.Option("--answer", help="What is explained, one for each prompt. Default: the model's own continuation."),
+]
+Questions = Annotated[
+    str | None,
+    typer.Option(
+        help="In place of --prompt: a data word with the columns prompt and, where they are known, answer and id."
+    ),
+]
+Tokenizer = Annotated[str | None, typer.Option(help="Folder or hub id of the tokenizer. Default: the model's.")]
+Span = Annotated[str | None, typer.Option(help="A part of each answer: only its tokens are asked about.")]
+Text = Annotated[str, typer.Option(help="The column of text; prompt,answer for pairs of an encoder-decoder.")]
+Documents = Annotated[
+    str | None, typer.Option(help="Packed rows: the column, or the token id, that tells documents apart.")
+]
+Stage = Annotated[
+    str | None, typer.Option("--candidates", help="two-stage, bm25 or neighbours: score only what these name.")
+]
+Fuse = Annotated[str | None, typer.Option(help="bm25, or BM25's weight: rank by reciprocal ranks of both.")]
+How = Annotated[str | None, typer.Option(help="unit-whitened (default), whitened, cosine or dot.")]
+Forward = Annotated[
+    str | None, typer.Option("--perturbation", help="In place of --how: a preset, read by forward passes.")
+]
+Longest = Annotated[int | None, typer.Option(help="Cut training texts to so many tokens.")]
+Marked = Annotated[int, typer.Option(help="In how many top documents of each question words are marked.")]
+Kept = Annotated[int, typer.Option("--keep", help="How many training examples of each question are kept.")]
+Pipeline = Annotated[
+    str | None, typer.Option(help="In place of --model and --task: a diffusers pipeline's folder or hub id.")
+]
+Denoising = Annotated[
+    str | None, typer.Option("--task", help="module:function that gives the fi.Diffusion task of --model.")
+]
+ModelOrNone = Annotated[str | None, typer.Option("--model", help="module:factory, or a Hugging Face folder or id.")]
+Timesteps = Annotated[int | None, typer.Option(help="With --pipeline: how many timesteps, spread evenly.")]
+Columns = Annotated[str, typer.Option(help="With --pipeline: the columns of images and of texts or classes.")]
+
+
+@app.command()
+def trace(
+    model: ModelArg, data: DataArg, prompt: Prompts = None, answer: Answers = None, questions: Questions = None,
+    tokenizer: Tokenizer = None, span: Span = None, text: Text = "text", documents: Documents = None,
+    candidates: Stage = None, fuse: Fuse = None, how: How = None, perturbation: Forward = None, weights: Weights = None,
+    weights_key: WeightsKey = None, model_option: ModelOption = None, data_option: DataOption = None, ids: Ids = None,
+    max_length: Longest = None, spans: Marked = 3, keep: Kept = 20, batch_size: BatchSize = "auto", seed: Seed = 0,
+    k: Rows = 5, out: Saved = None, report: Page = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Which training text taught the model this?"""
+    from forwardinf.view.execute_traces import run_trace
+
+    config = _asked(
+        model, data, data, weights, weights_key, model_option, data_option, ids=ids, batch_size=batch_size, seed=seed
+    )
+    found = run_trace(
+        config, questions, prompt, answer, tokenizer=tokenizer or model, span=span, text=text, documents=documents,
+        candidates=candidates, fuse=fuse, how=how, perturbation=perturbation, max_length=max_length, spans=spans, k=keep,
+    )  # fmt: skip
+    _traced(found, k, out, report, as_json)
+
+
+@app.command("trace-images")
+def trace_images(
+    data: DataArg, queries: QueriesArg, pipeline: Pipeline = None, model: ModelOrNone = None, task: Denoising = None,
+    timesteps: Timesteps = None, columns: Columns = "image,text", how: How = None, perturbation: Forward = None,
+    weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None, data_option: DataOption = None,
+    where: Where = None, ids: Ids = None, keep: Kept = 20, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5,
+    out: Saved = None, report: Page = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Which training images made this image? With --perturbation unlearning: by Attribution by Unlearning."""
+    from forwardinf.view.execute_traces import run_trace_images
+
+    config = _asked(model or "", data, queries, weights, weights_key, model_option, data_option, where, task or "", ids=ids,
+                    batch_size=batch_size, seed=seed)  # fmt: skip
+    found = run_trace_images(config, pipeline, timesteps, columns, how=how, perturbation=perturbation, k=keep)
+    _traced(found, k, out, report, as_json)
+
+
+def _traced(found: Any, k: int, out: Path | None, report: Path | None, as_json: bool) -> None:
+    """Save, write the page, and print to whom it is asked for."""
+    if out is not None:
+        found.save(out)
+    if report is not None:
+        found.report(report)
+    if as_json:
+        _out(found.to_dict())
+        return
+    from forwardinf.view.trace import show_images, show_trace
+
+    (show_trace if found.use == "trace" else show_images)(found, _people(), k)
+    for note in found.notes:
+        sys.stderr.write(f"note: {note}\n")
+    for what, path in (("tables", out), ("report", report)):
+        if path is not None:
+            sys.stderr.write(f"{what}: {path}\n")

@@ -1,0 +1,270 @@
+"""Tracing facts in small language models: the texts that were planted are found, marked, and shown safely."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from close import assert_close
+from texts_cases import COLOURS, PEOPLE, TOWNS, decoder, encoder_decoder, pairs, stated, texts, tokenizer
+
+import forwardinf as fi
+from forwardinf.core.examples import examples
+from forwardinf.core.feed import Feed
+from forwardinf.core.fingerprint import model_digest
+from forwardinf.use.fuse import ranks, reciprocal
+from forwardinf.use.lexical import available
+from forwardinf.use.sketch import Sketcher, compared
+
+pytest.importorskip("transformers")
+needs_bm25 = pytest.mark.skipif(not available(), reason="bm25s is not installed (extra: text)")
+HOSTILE = "<script>alert('x')</script> hal lives in quito \x1b[31m"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORWARDINF_CACHE", str(tmp_path / "cache"))
+
+
+def traced(model=None, train=None, **settings):
+    given = {"tokenizer": tokenizer(), "answers": ["quito"], "progress": False, **settings}
+    return fi.trace(model or decoder(), texts() if train is None else train, ["hal lives in"], **given)
+
+
+def gradients(model, rows, labels):
+    """Return the gradient of each row's summed loss, one at a time, as one long vector each."""
+    found = []
+    for ids, counted in zip(rows, labels, strict=True):
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+        loss = F.cross_entropy(logits, torch.tensor(counted)[1:], ignore_index=-100, reduction="sum")
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).double())
+    return torch.stack(found)
+
+
+def test_the_planted_fact_is_found_first_and_the_answers_token_reacts_most():
+    found = traced(spans=2)
+    first = found.table.iloc[0]
+    assert first["train"] in stated()
+    assert found.table["rank"].tolist() == list(range(1, 21))
+    assert found.scores.values.shape == (1, len(texts()))
+    spans = found.spans[found.spans["rank"] == 1]
+    assert spans.loc[spans["change"].idxmax(), "text"] == "quito"
+    assert found.baselines["method"].isin(["bm25", "hidden"]).all()
+    assert found.cost["total_s"] > 0
+
+
+def test_whoever_is_asked_about_a_text_that_says_so_comes_first_nearly_always():
+    found = fi.trace(decoder(), texts(), [f"{person} lives in" for person in PEOPLE], tokenizer=tokenizer(), answers=TOWNS,
+                     spans=0, baselines=False, progress=False, question_ids=PEOPLE)  # fmt: skip
+    first = found.table[found.table["rank"] == 1].set_index("question")["train"]
+    hits = [f"{person} lives in" in texts()[first[person]] or f"lives in {town}" in texts()[first[person]]
+            for person, town in zip(PEOPLE, TOWNS, strict=True)]  # fmt: skip
+    assert sum(hits) >= 7
+
+
+@pytest.mark.parametrize("how", ["dot", "cosine", "whitened", "unit-whitened"])
+def test_scores_are_those_of_whole_gradients_where_nothing_is_projected(how):
+    model = decoder()
+    rows = tokenizer()(texts())["input_ids"]
+    asked = tokenizer()("hal lives in quito")["input_ids"][:-1]
+    G, (q,) = gradients(model, rows, rows), gradients(model, [asked], [[-100] * (len(asked) - 1) + asked[-1:]])
+    if how in ("cosine", "unit-whitened"):
+        G, q = F.normalize(G, dim=1), F.normalize(q, dim=0)
+    ridge = {"whitened": 0.2, "unit-whitened": 0.02}.get(how)
+    if ridge is None:
+        want = G @ q
+    else:
+        K = G @ G.T + ridge * G.square().sum(1).mean() * torch.eye(len(G))
+        want = torch.linalg.solve(K, G @ q)  # G (GᵀG + λN)⁻¹ g = (GGᵀ + λN)⁻¹ G g
+    small = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    got = compared(*_whole(model, small, rows, asked), how)[0][0]
+    assert_close(got, want, rtol=2e-3, why="gradients in float32, a solve with condition about 1e3")
+
+
+def _whole(model, parameters, rows, asked):
+    """Return (training, question) rows of a sketcher that projects nothing."""
+    task = fi.CausalLM(pad_token_id=1)
+    sketcher = Sketcher(parameters, side=4096)
+    labels = [-100] * (len(asked) - 1) + asked[-1:]
+    found = []
+    for data in ([{"input_ids": row} for row in rows], [{"input_ids": asked, "labels": labels}]):
+        feed = Feed(model, task, examples(data, task_collate=task.collate), torch.device("cpu"))
+        found.append(sketcher.rows(feed, range(len(data)), 8))
+    assert found[0].shape[1] == sum(p.numel() for p in parameters.values())
+    return found
+
+
+def test_projected_products_stand_for_products_of_gradients():
+    model = decoder()
+    rows = tokenizer()(texts())["input_ids"][:16]
+    G = gradients(model, rows, rows)
+    total = torch.zeros(16, 16, dtype=torch.float64)
+    for seed in range(12):
+        task = fi.CausalLM(pad_token_id=1)
+        feed = Feed(
+            model, task, examples([{"input_ids": row} for row in rows], task_collate=task.collate), torch.device("cpu")
+        )
+        found = Sketcher(dict(model.named_parameters()), seed=seed).rows(feed, range(16), 8).double()
+        total += found @ found.T / 12
+    assert_close(total, G @ G.T, rtol=0.1, why="the mean of 12 draws, each with an error of about .1 of the norms")
+
+
+def test_forward_reading_finds_it_too_and_is_what_attribute_gives():
+    rule = fi.Perturbation(rise=0.5)
+    found = traced(perturbation=rule, spans=0, baselines=False)
+    assert found.table["train"].iloc[0] in stated()
+    ids = tokenizer()("hal lives in quito")["input_ids"][:-1]
+    row = {"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:]}
+    train = [{"input_ids": ids} for ids in tokenizer()(texts())["input_ids"]]
+    want = fi.attribute(decoder(), train, [row], task=fi.CausalLM(pad_token_id=1), perturbation=rule, progress=False,
+                        keep="all")  # fmt: skip
+    assert_close(found.scores.values, want.values, rtol=1e-3, why="the same reading in other batches")
+
+
+@needs_bm25
+def test_bm25_alone_fused_and_as_a_first_stage():
+    found = traced(fuse="bm25", spans=0)
+    lexical = found.baselines[found.baselines["method"] == "bm25"]
+    assert lexical["train"].iloc[0] in stated()
+    assert found.table["fused"].is_monotonic_decreasing
+    own, bm25 = found.scores.values[0].astype(float), np.full(len(texts()), -np.inf)
+    full = traced(fuse="bm25", spans=0, k=len(texts())).table.set_index("train").sort_index()
+    bm25 = full["bm25"].to_numpy()
+    assert_close(full["fused"], 1 / (10 + ranks(own)) + 1 / (10 + ranks(bm25)), rtol=1e-9, why="the formula")
+    few = traced(candidates="bm25", spans=0)
+    assert few.table["train"].iloc[0] in stated()
+
+
+def test_the_ranks_of_fusion_share_ties_and_leave_out_what_is_missing():
+    assert ranks(np.array([2.0, 5.0, 2.0, np.nan]))[:3].tolist() == [2.5, 1.0, 2.5]
+    both = reciprocal([np.array([3.0, 2.0, 1.0]), np.array([1.0, 3.0, np.nan])], [1.0, 2.0], 1.0)
+    assert_close(both[:2], [1 / 2 + 2 / 3, 1 / 3 + 2 / 2], rtol=1e-12, why="the formula")
+    assert np.isnan(both[2])
+    with pytest.raises(fi.SettingError, match="fuse="):
+        traced(fuse="bm26")
+
+
+def test_only_the_candidates_are_scored():
+    found = traced(candidates=[[3, 42, 5]], spans=0)
+    assert sorted(found.table["train"]) == [3, 5, 42]
+    assert int(np.isfinite(found.scores.values).sum()) == 3
+    assert found.table["train"].iloc[0] == 42
+    with pytest.raises(fi.DataError, match="positions"):
+        traced(candidates=[[3, 1000]])
+
+
+def test_a_span_asks_about_its_tokens_only_and_a_contrast_about_the_difference():
+    model, answer = decoder(), "quito tower"
+    whole, part = (traced(model, answers=[answer], span=span, spans=0, baselines=False) for span in (None, "quito"))
+    assert not np.allclose(whole.scores.values, part.scores.values)
+    alone = traced(model, answers=["quito"], spans=0, baselines=False)
+    assert_close(part.scores.values, alone.scores.values, rtol=1e-3, why="the same token after the same prompt")
+    against = [
+        traced(model, answers=[told], how="dot", spans=0, baselines=False).scores.values for told in ("quito", "rome")
+    ]
+    apart = traced(model, contrast=["rome"], how="dot", spans=0, baselines=False)
+    assert_close(apart.scores.values, against[0] - against[1], rtol=1e-3, why="dot products are linear in the question")
+
+
+def test_checkpoints_are_averaged_and_the_model_is_given_back():
+    model, other = decoder(), decoder()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.05)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    both = traced(model, checkpoints=[other.state_dict()], how="cosine", spans=0, baselines=False).scores.values
+    each = [traced(one, how="cosine", spans=0, baselines=False).scores.values for one in (model, other)]
+    assert_close(both, (each[0] + each[1]) / 2, rtol=1e-5, why="a mean")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_asking_for_hidden_states_leaves_no_hooks_behind():
+    model = decoder()
+    before, hooks = model_digest(model), [len(module._forward_hooks) for module in model.modules()]
+    for _ in range(2):
+        found = traced(model, spans=0)
+        assert "hidden" in set(found.baselines["method"])
+        assert [len(module._forward_hooks) for module in model.modules()] == hooks
+        assert model_digest(model) == before
+    assert model(torch.tensor([[0, 5]]), output_hidden_states=True).hidden_states is not None
+
+
+def test_packed_documents_are_ranked_one_by_one():
+    rows = tokenizer()(texts())["input_ids"]
+    packed = [{"input_ids": [token for row in rows[at : at + 2] for token in row]} for at in range(0, len(rows), 2)]
+    model = decoder()
+    found = traced(model, packed, documents=1, spans=1, baselines=False, how="dot")  # </s> ends a document
+    assert found.scores.values.shape == (1, len(rows))
+    alone = traced(model, packed, spans=0, baselines=False, how="dot")
+    pairs_of = found.scores.values.reshape(-1, 2).sum(1)
+    assert_close(pairs_of, alone.scores.values[0], rtol=1e-3, why="the documents' losses add up to the row's")
+    shown = found.spans.groupby("train", sort=False)["text"].apply(" ".join).iloc[0]
+    top = texts()[int(np.argmax(found.scores.values[0]))]
+    assert [word for word in shown.split() if word not in ("<s>", "</s>")] == top.split()
+
+
+def test_an_encoder_decoder_is_asked_and_its_pairs_are_ranked():
+    found = fi.trace(encoder_decoder(), pairs(), ["where lives hal ?"], tokenizer=tokenizer(), text=("question", "answer"),
+                     spans=1, progress=False)  # fmt: skip
+    assert found.shown["questions"][0][1].split() == ["quito"]  # the model's own answer
+    assert pairs()[found.table["train"].iloc[0]]["question"] == "where lives hal ?"
+    assert found.spans.loc[found.spans["change"].idxmax(), "text"] == "quito"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapters_gradients_are_what_counts():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = peft.get_peft_model(decoder(), peft.LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    found = traced(model.eval(), spans=0, baselines=False)
+    assert found.table["train"].iloc[0] in stated()
+
+
+def test_hostile_text_is_escaped_in_the_report_and_in_the_terminal(tmp_path):
+    from rich.console import Console
+
+    from forwardinf.view.trace import show_trace
+
+    train = [*texts(), HOSTILE]
+    with pytest.raises(fi.DataError, match="max_length=16"):
+        traced(train=train)
+    found = traced(train=train, max_length=16, spans=3, candidates=[[len(train) - 1, 42]])
+    page = found.report(tmp_path / "trace.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "\x1b" not in page
+    assert "alert(" in page  # it is shown
+    console = Console(width=200, record=True, force_terminal=False)
+    with console.capture() as told:
+        show_trace(found, console, 3)
+    assert "\x1b" not in told.get()
+    assert "alert(" in told.get()
+
+
+def test_what_is_saved_can_be_read(tmp_path):
+    found = traced(spans=1)
+    found.save(tmp_path / "found")
+    assert pd.read_parquet(tmp_path / "found" / "table.parquet")["train"].tolist() == found.table["train"].tolist()
+    assert len(pd.read_parquet(tmp_path / "found" / "spans.parquet")) == len(found.spans)
+    assert found.to_dict()["table"][0]["fused"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "told"),
+    [({"how": "best"}, fi.SettingError, "how"), ({"how": "dot", "perturbation": "linear"}, fi.SettingError, "one of"),
+     ({"answers": ["quito", "rome"]}, fi.DataError, "answers"), ({"span": "rome"}, fi.SettingError, "span"),
+     ({"candidates": "near"}, fi.Error, "candidates"), ({"k": 0}, fi.SettingError, "k ≥ 1"),
+     ({"answers": [""]}, fi.DataError, "text"), ({"tokenizer": None}, fi.SettingError, "tokenizer")],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(settings, error, told):
+    with pytest.raises(error, match=told):
+        traced(**settings)
+
+
+def test_the_town_is_as_it_was_meant():
+    assert len(stated()) == 2
+    assert len(texts()) == len(PEOPLE) * 6
+    assert len(set(COLOURS)) == 4

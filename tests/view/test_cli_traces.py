@@ -1,0 +1,59 @@
+"""The commands of the generative uses, run as a user would: a saved model, a saved tokenizer, files of rows."""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "use"))
+from test_cli import run  # noqa: F401  (a fixture)
+from texts_cases import decoder, stated, texts, tokenizer
+
+pytest.importorskip("transformers")
+BASIC = ("trace", "--model", "gpt", "--data", "texts.jsonl", "--prompt", "hal lives in", "--answer", "quito")
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """A folder with a model, its tokenizer and texts, as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORWARDINF_CACHE", str(tmp_path / "cache"))
+    decoder().save_pretrained("gpt")
+    tokenizer().save_pretrained("gpt")
+    Path("texts.jsonl").write_text(
+        "".join(json.dumps({"text": text, "key": f"t{row}"}) + "\n" for row, text in enumerate(texts()))
+    )
+    return tmp_path
+
+
+def test_trace_in_json_and_in_files(there, run):  # noqa: F811
+    code, out, err = run(*BASIC, "--ids", "key", "--keep", "4", "--out", "found", "--report", "t.html", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["table"][0]["train"] in {f"t{row}" for row in stated()}
+    assert len(pd.read_parquet("found/table.parquet")) == 4
+    assert "quito" in Path("t.html").read_text()
+
+
+def test_trace_for_people_goes_to_stderr(there, run):  # noqa: F811
+    Path("asked.jsonl").write_text(json.dumps({"prompt": "hal lives in", "answer": "quito", "id": "hal"}) + "\n")
+    code, out, err = run(*BASIC[:5], "--questions", "asked.jsonl", "--how", "cosine", "-k", "2", "--spans", "0")
+    assert (code, out) == (0, ""), err
+    assert "hal lives in" in err
+    assert "positive = proponent" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [((*BASIC[:5],), "--prompt or --questions"), ((*BASIC, "--how", "best"), "how"), ((*BASIC, "--fuse", "x"), "--fuse"),
+     ((*BASIC, "--text", "a,b,c"), "--text"), ((*BASIC, "--text", "body"), "'body'"),
+     (("trace-images", "--data", "texts.jsonl", "--queries", "texts.jsonl"), "--pipeline"),
+     (("trace-images", "--data", "texts.jsonl", "--queries", "texts.jsonl", "--pipeline", "gpt"), "model_index.json")],
+)  # fmt: skip
+def test_what_is_refused_is_one_line_and_an_exit_code(there, run, words, told):  # noqa: F811
+    code, out, err = run(*words)
+    assert code in (1, 2)
+    assert out == ""
+    assert told in err.replace("\n", " ")
