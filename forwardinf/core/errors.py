@@ -34,7 +34,7 @@ class Error(Exception):
         self.where, self.expected, self.got, self.do = where, expected, got, do
         told = [f"expected {expected}" if expected else "", f"got {got}" if got else ""]
         message = f"{where}: {', '.join(filter(None, told))}." if any(told) else f"{where}."
-        super().__init__(f"{message} {do}".strip())
+        super().__init__(f"{message} {do}" if do else message)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive a pickle (data loader workers, process pools) with its four parts."""
