@@ -24,7 +24,7 @@ def net(dtype=torch.float32):
 
 
 def attribute(model=None, train=(X, Y), queries=(QX, QY), **settings):
-    settings = {"task": fi.Classification(), "progress": False, **settings}
+    settings = {"task": fi.Classification(), "progress": False, "engine": "forward", **settings}
     return fi.attribute(model or net(), train, queries, **settings)
 
 

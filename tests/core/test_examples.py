@@ -64,7 +64,7 @@ class Stream(IterableDataset):
 
 
 def attribute(train, queries=QUERIES, model=None, **settings):
-    settings = {"task": fi.Classification(), "batch_size": 4, "progress": False, **settings}
+    settings = {"task": fi.Classification(), "batch_size": 4, "progress": False, "engine": "forward", **settings}
     return fi.attribute(model or net(), train, queries, **settings)
 
 
