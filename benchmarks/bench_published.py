@@ -27,8 +27,8 @@ SETTINGS = {
     "as_published": fi.Perturbation.preset("as_published"),
     "as_published, lr → 0 (running statistics alone)": fi.Perturbation(lr=1e-12, behaviour="as_published"),
     "clean, sign, lr 5e-3 (Adam's first step, eval mode)": fi.Perturbation("sign", lr=5e-3),
-    "clean, plain, linear (the default)": fi.Perturbation(),
-    "clean, plain, rise .5, two-sided (finite)": fi.Perturbation.preset("finite"),
+    "clean, plain, linear": fi.Perturbation(),
+    "clean, plain, rise .5, two-sided": fi.Perturbation(rise=0.5, two_sided=True),
 }
 
 

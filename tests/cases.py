@@ -56,10 +56,11 @@ def case(name, dtype=torch.float32):
 def attribute(given, **settings):
     """Call the front door with this case's model, data and task; quiet.
 
-    Read by forward passes unless the test says otherwise: "auto" goes by the clock, and two runs that are compared may have
-    been read by different engines.
+    Plain gradients, which need no fit, read by forward passes, unless the test says otherwise: "auto" goes by the clock, and
+    two runs that are compared may have been read by different engines.
     """
-    settings = {"task": given.task, "progress": False, "batch_size": 20, "engine": "forward", **settings}
+    settings = {"task": given.task, "progress": False, "batch_size": 20, "engine": "forward",
+                "perturbation": fi.Perturbation(), **settings}  # fmt: skip
     model = settings.pop("model", given.model)
     train, queries = settings.pop("train", given.train), settings.pop("queries", given.queries)
     return fi.attribute(model, train, queries, **settings)

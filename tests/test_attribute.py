@@ -24,7 +24,8 @@ def net(dtype=torch.float32):
 
 
 def attribute(model=None, train=(X, Y), queries=(QX, QY), **settings):
-    settings = {"task": fi.Classification(), "progress": False, "engine": "forward", **settings}
+    settings = {"task": fi.Classification(), "progress": False, "engine": "forward",
+                "perturbation": fi.Perturbation(), **settings}  # fmt: skip
     return fi.attribute(model or net(), train, queries, **settings)
 
 

@@ -64,7 +64,8 @@ class Stream(IterableDataset):
 
 
 def attribute(train, queries=QUERIES, model=None, **settings):
-    settings = {"task": fi.Classification(), "batch_size": 4, "progress": False, "engine": "forward", **settings}
+    settings = {"task": fi.Classification(), "batch_size": 4, "progress": False, "engine": "forward",
+                "perturbation": fi.Perturbation(), **settings}  # fmt: skip
     return fi.attribute(model or net(), train, queries, **settings)
 
 
