@@ -248,9 +248,11 @@ def test_all_queries_skipped_is_a_result_without_numbers():
 
 
 def test_the_perturbation_may_be_a_name_a_mapping_or_settings():
-    want = attribute()
-    for given in (None, "linear", {}, {"preset": "linear"}, {"length": "linear"}, fi.Perturbation()):
-        assert_same(attribute(perturbation=given), want)
+    plain, held = attribute(), attribute(perturbation=fi.Perturbation("hold"))
+    for given in ({}, {"length": "linear"}, fi.Perturbation("plain")):
+        assert_same(attribute(perturbation=given), plain)
+    for given in (None, "linear", {"preset": "linear"}):
+        assert_same(attribute(perturbation=given), held)
     finite = attribute(perturbation={"length": 0.02, "two_sided": True})
     assert finite.kind == "finite"
     assert finite.perturbation["two_sided"] is True

@@ -43,12 +43,12 @@ def test_settings_survive_a_mapping_json_and_a_pickle(setting):
     assert hash(again) == hash(setting)
 
 
-def test_the_default_is_the_linear_rate_along_the_plain_gradient():
+def test_no_setting_means_the_linear_rate_along_the_plain_gradient():
     setting = fi.Perturbation()
     assert (setting.direction, setting.length, setting.kind, setting.both_sides, setting.signed) == (
         "plain", "linear", "linear", False, True,
     )  # fmt: skip
-    assert setting == fi.Perturbation("plain") == fi.Perturbation.preset("linear") == fi.Perturbation.from_dict({})
+    assert setting == fi.Perturbation("plain") == fi.Perturbation.from_dict({})
 
 
 def test_the_direction_alone_may_be_positional():
@@ -144,9 +144,10 @@ def test_an_unknown_name_in_a_mapping_is_an_error_with_a_guess():
 
 
 def test_presets_are_what_they_say():
-    assert fi.Perturbation.preset("linear").kind == "linear"
+    assert fi.Perturbation.preset("linear") == fi.Perturbation("hold", damping="auto", temper="auto")
     finite = fi.Perturbation.preset("finite")
-    assert (finite.kind, finite.rise, finite.both_sides) == ("finite", 0.5, True)
+    assert finite == fi.Perturbation("hold", rise=0.5, two_sided=True)
+    assert (finite.kind, finite.both_sides) == ("finite", True)
     published = fi.Perturbation.preset("as_published")
     assert (published.lr, published.signed, published.kind) == (5e-3, False, "finite")
     with pytest.raises(fi.SettingError, match=r"Did you mean 'finite'\?"):
