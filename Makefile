@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data),)
 export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test lint docs bench bench-published evaluate-trace evaluate-verify smoke pythons constraints clean
+.PHONY: demo test lint docs bench bench-published evaluate-attribution evaluate-trace evaluate-verify smoke pythons constraints clean
 
 demo: .venv/core            ## train, attribute, show: about a minute
 	$(BIN)/forwardinf demo
@@ -26,6 +26,11 @@ bench: .venv/dev            ## how far from one plain forward pass: about ten mi
 
 bench-published: .venv/dev  ## what `as_published` does differently, on real models: about ten minutes
 	$(BIN)/python benchmarks/bench_published.py
+
+evaluate-attribution: .venv/dev  ## every way of scoring against retraining; says its time first, resumable; docs/faithfulness.md
+	$(BIN)/python benchmarks/evaluate_attribution.py --banks fashion cifar & \
+	$(BIN)/python benchmarks/evaluate_attribution.py --banks digits digits-short sst2 sst2-short; wait
+	$(BIN)/python benchmarks/evaluate_attribution.py --table > /dev/null
 
 evaluate-verify: .venv/dev  ## the hypothesis itself, by exact retraining, on two cores; says its time first, resumable
 	$(BIN)/python benchmarks/evaluate_verify.py --parts groups & \

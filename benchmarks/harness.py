@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from forwardinf import job
 from forwardinf.core import machine
+from forwardinf.perturb import push
 
 CLOCKS = {
     "cpu": time.process_time,  # what the process itself used: on a machine that others use too
@@ -94,7 +95,7 @@ class Clock:
 
     def __init__(self, name: str) -> None:
         self.name, self.perf_counter = name, CLOCKS[name]
-        job.time = self  # type: ignore[assignment]
+        job.time = push.time = self  # type: ignore[assignment]
 
     def seconds(self, work: Callable[[], Any]) -> float:
         """How long ``work`` takes."""

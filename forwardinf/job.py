@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from forwardinf.core.task import Classification, Task, as_task
 from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.hold import Holding
-from forwardinf.perturb.makers import make_direction
+from forwardinf.perturb.makers import PASSES_OF_A_QUERY, make_direction
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
@@ -51,7 +52,7 @@ from forwardinf.score.top import Floats, Ints, extremes
 
 ALL_UP_TO = 10**8  # scores kept whole by keep="auto"
 KEPT_BEYOND = 1000
-LOW_RANK = ("plain", "sign", "kfac")  # directions that keep the few ranks of a query's gradient
+LOW_RANK = ("plain", "sign", "kfac", "hold")  # read along the few ranks of a query's gradient (hold: and then whitened)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,13 @@ class Options:
             if value not in words and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 told = " or ".join(map(repr, words))
                 raise SettingError(name, expected=f"a whole number ≥ 1, or {told}", got=repr(value))
-        if isinstance(self.num_workers, bool) or not isinstance(self.num_workers, int) or self.num_workers < 0:
-            raise SettingError("num_workers", expected="a whole number ≥ 0", got=repr(self.num_workers))
+        for name in ("num_workers", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise SettingError(name, expected="a whole number ≥ 0", got=repr(value))
+        for name in ("output_dir", "cache_dir"):
+            if not isinstance(getattr(self, name), str | PathLike | None):
+                raise SettingError(name, expected="a path, or None", got=repr(getattr(self, name)))
 
     @property
     def cache(self) -> Path | None:
@@ -306,7 +312,8 @@ class Job:
             best=best, cross=cross.astype(np.float64), query_baseline=column("baseline"),
             rise=column("rise"),
             length=column("length"), step=column("step"), status=[query.status for query in self.asked],
-            noise_floor=self.floor(), kind=self.perturbation.kind, unit=self._unit_of_scores(),
+            noise_floor=self.floor(), kind=self.perturbation.kind,
+            unit=None if self.perturbation.unitless else self.train.task.unit,
             signed=self.perturbation.signed, kept=self.keep_rule, perturbation=self.perturbation.to_dict(),
             plan=self.plan.to_dict(), cost=self._cost(), notes=[*self.notes, *self._remarks()], made_from=self.made_from,
             pictured=(self.train.examples, self.queries.examples),
@@ -315,11 +322,6 @@ class Job:
             write_facts(self.folder, scores)
             self.folder.finish({"cost": dict(scores.cost), "notes": self._remarks()})
         return scores
-
-    def _unit_of_scores(self) -> str | None:
-        """Return the task's unit, or None where gradients are tempered: then scores are ratios."""
-        tempered = self.perturbation.kind == "linear" and self.perturbation.tempering
-        return None if tempered else self.train.task.unit
 
     def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return each query's noise floor in the unit of its scores."""
@@ -337,7 +339,7 @@ class Job:
         if self.train.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.train.device)
         expected = self.plan.seconds["reading"]
-        return {"fit_s": round(self.clock["fit_s"], 4), "setup_s": round(self.clock["setup_s"], 4),
+        return {"fit_s": round(self.pusher.fit_seconds, 4), "setup_s": round(self.clock["setup_s"], 4),
                 "queries_s": round(self.clock["queries_s"], 4), "baseline_s": round(self.clock["baseline_s"], 4),
                 "read_s": round(self.clock["read_s"] + self.clock.get("whitened_s", 0.0), 4),
                 "expected_read_s": round(expected, 4),
@@ -411,8 +413,9 @@ def prepare(
     keep_rule: int | str = options.keep
     if keep_rule == "auto":
         keep_rule = "all" if len(names) * rows.units <= ALL_UP_TO else KEPT_BEYOND
-    about = {"kind": rule.kind, "unit": spoken.unit, "signed": rule.signed, "perturbation": rule.to_dict(),
-             "notes": [*rows.notes, *questions.notes], "kept": keep_rule, "versions": machine.versions()}  # fmt: skip
+    about = {"kind": rule.kind, "unit": None if rule.unitless else spoken.unit, "signed": rule.signed,
+             "perturbation": rule.to_dict(), "notes": [*rows.notes, *questions.notes], "kept": keep_rule,
+             "versions": machine.versions()}  # fmt: skip
     if folder is not None and kept:
         _claim(folder, made_from, about, options)  # refuses another run before anything long starts
 
@@ -437,20 +440,18 @@ def prepare(
     asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
     known_fit = None if code is None else digest(whole, data, code)
     fitting = Fitting(rule, feed, parameters, plan.batch_size, known_fit, cache, options.progress, notes)
-    began = time.perf_counter()
-    pusher = Pusher(asking, fitting, exact=plan.exact)
-    clock["fit_s"] = time.perf_counter() - began
+    pusher, asked = Pusher(asking, fitting, exact=plan.exact), list[Query]()
     if folder is not None and kept:
         asked = _load_queries(folder)
-    else:
-        asked, began = [], time.perf_counter()
+    elif not dry:
+        began = time.perf_counter()
         with progress("queries", len(names), options.progress) as advance:
             for group, called in zip(members, names, strict=True):
                 asked.append(pusher.check(group, called, skip=options.on_bad_query == "skip"))
                 advance(1)
-        clock["queries_s"] = time.perf_counter() - began
+        clock["queries_s"] = time.perf_counter() - began - pusher.fit_seconds
 
-    clock["setup_s"] = time.perf_counter() - clock["started"] - clock["fit_s"]
+    clock["setup_s"] = time.perf_counter() - clock["started"] - pusher.fit_seconds
     unread = Baseline(torch.empty(0), floor)
     aside = frozenset(row for query in asked if not query.usable for row in query.rows)
     read_as_rows = replace(asking, asked=None, skipped=aside)
@@ -504,10 +505,13 @@ def _plan(
     budget = min(20.0, max(0.5, 0.02 * len(rows) * sides * queries / 100))
     kept = None if cache is None else cache / "tuning" / f"{known}.json"
     tuning = tune(feed, rows, batch_size, budget, kept)
-    plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows)
+    making = PASSES_OF_A_QUERY.get(rule.direction, 0) * queries * len(feed.examples) * rule.steps
+    plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, direction_rows=making)
     moved = digest(known, sorted(parameters), rule.direction)
     asked = Asked(
-        engine=options.engine, linear=rule.kind == "linear", signed=rule.signed, batch_size=batch_size, shard_rows=shard_rows,
+        engine=options.engine, linear=rule.kind == "linear", signed=rule.signed,
+        whitened=rule.direction == "hold" and rule.fit_examples == "auto",
+        batch_size=batch_size, shard_rows=shard_rows,
         kept=None if cache is None else cache / "tuning" / moved,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from forwardinf.core.errors import ModelError, SettingError, choose
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
-from forwardinf.core.task import as_task
+from forwardinf.core.task import Task, as_task
 from forwardinf.job import Job, Options, as_perturbation, prepare, prepare_self
 from forwardinf.perturb.lend import lend, tensors_of
 from forwardinf.read.per_example import self_products
@@ -162,13 +162,11 @@ def attribute(
 
     if checkpoints is None:
         return once(options)
-    rule = as_perturbation(perturbation)
-    about = {"kind": rule.kind, "unit": as_task(task).unit, "signed": rule.signed, "perturbation": rule.to_dict()}
-    return over_checkpoints(model, checkpoints, combine, about, options, once)
+    return over_checkpoints(model, checkpoints, combine, as_perturbation(perturbation), as_task(task), options, once)
 
 
 def over_checkpoints(
-    model: nn.Module, given: Sequence[Any], how: str, about: Mapping[str, Any], options: Options,
+    model: nn.Module, given: Sequence[Any], how: str, rule: Perturbation, task: Task, options: Options,
     once: Callable[[Options], Scores],
 ) -> Scores:  # fmt: skip
     """Score under each checkpoint, as its own resumable run, and combine; see :func:`attribute`."""
@@ -180,7 +178,10 @@ def over_checkpoints(
     checkpoints = Checkpoints(model, given)
     path = Path(options.output_dir).expanduser() if options.output_dir is not None else None
     made_from = {"model": checkpoints.digests, "combine": how}
-    meaning = {**about, "unit": None if how == "standardized" else about["unit"], "kept": "all", "notes": []}
+    unit = None if how == "standardized" or rule.unitless else task.unit
+    meaning: dict[str, Any] = {
+        "kind": rule.kind, "unit": unit, "signed": rule.signed, "perturbation": rule.to_dict(), "kept": "all", "notes": [],
+    }  # fmt: skip
     finish = into_folder(path, made_from, meaning, overwrite=options.overwrite, config=options.config)
     parts = []
     for number, digest in enumerate(checkpoints.digests):

@@ -159,7 +159,7 @@ def test_a_small_result_is_kept_whole(keep):
 @pytest.mark.parametrize(("name", "value"), [
     ("keep", 0), ("keep", -1), ("keep", "some"), ("keep", True), ("keep", 1.5), ("batch_size", 0), ("batch_size", "big"),
     ("shard_rows", 0), ("num_workers", -1), ("num_workers", True), ("progress", "yes"), ("on_bad_query", "ignore"),
-    ("engine", "fast"),
+    ("engine", "fast"), ("seed", -1), ("seed", "a"), ("seed", True), ("output_dir", 5), ("cache_dir", 5),
 ])  # fmt: skip
 def test_an_option_out_of_range_is_refused_by_name(name, value):
     with pytest.raises(fi.SettingError) as caught:

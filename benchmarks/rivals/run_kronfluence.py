@@ -1,11 +1,13 @@
 """kronfluence: pairwise scores by EK-FAC at given dampings, or by the identity. Writes scores.npz, positive = proponent.
 
 python run_kronfluence.py FOLDER 1e-8 heuristic 1e-3 …
+python run_kronfluence.py FOLDER fit          # no scores: the CPU seconds of fitting EK-FAC
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import job
@@ -40,6 +42,13 @@ def main() -> None:
     model = prepare_model(model, task)
     analyzer = Analyzer("job", model, task, cpu=True, output_dir=str(folder / "kronfluence"), disable_tqdm=True)
     found = {}
+    if settings == ["fit"]:
+        began = time.process_time()
+        analyzer.fit_all_factors(
+            "ekfac", train, per_device_batch_size=128, factor_args=FactorArguments(strategy="ekfac")
+        )
+        np.savez(folder / "scores.npz", fit=np.array([time.process_time() - began]))
+        return
     for strategy in dict.fromkeys("identity" if setting == "identity" else "ekfac" for setting in settings):
         analyzer.fit_all_factors(
             strategy, train, per_device_batch_size=128, factor_args=FactorArguments(strategy=strategy)

@@ -217,6 +217,11 @@ class Perturbation:
         return 0.5 if self.temper == "auto" else float(self.temper)
 
     @property
+    def unitless(self) -> bool:
+        """Whether scores are ratios without a unit: rates of tempered gradients."""
+        return self.kind == "linear" and self.tempering > 0
+
+    @property
     def both_sides(self) -> bool:
         """Whether each query is read on two sides."""
         return self.two_sided is True or (self.replay is not None and self.two_sided == "auto")

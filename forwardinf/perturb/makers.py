@@ -20,6 +20,10 @@ MAKERS: dict[str, Maker] = {
     "hold": Holding,
 }
 
+# Forward passes over the training set that the direction of one query takes: two passes with gradients when it is checked,
+# one more when it is pushed. What is fitted once for all is not in it.
+PASSES_OF_A_QUERY = {"hold": 8}
+
 
 def make_direction(fitting: Fitting) -> Direction:
     """Return the direction that the setting names, fitted on the training data where it needs that."""

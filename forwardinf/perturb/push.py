@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -12,7 +14,7 @@ from forwardinf.core.errors import QueryError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.settings import rise_target
-from forwardinf.perturb.direction import Fitting, Tensors, dot, norm
+from forwardinf.perturb.direction import Direction, Fitting, Tensors, dot, norm
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.lend import Push, lend, tensors_of
@@ -69,14 +71,22 @@ class Pusher:
     """
 
     def __init__(self, queries: Feed, fitting: Fitting, *, exact: bool = False) -> None:
-        """Fit the direction."""
+        """Nothing is fitted yet."""
         self.exact = exact
         self.queries, self.perturbation, self.batch_size = queries, fitting.perturbation, fitting.batch_size
         self.parameters, self.train = fitting.parameters, fitting.train
         self.live = tensors_of(queries.model)
         self.ruler = Ruler(queries.model, self.parameters)
-        self.direction = make_direction(fitting)
+        self.fitting, self.fit_seconds = fitting, 0.0
         self._last: tuple[tuple[int, ...], Push] | None = None
+
+    @cached_property
+    def direction(self) -> Direction:
+        """P, fitted when it is first needed: not for showing a plan, nor before a query has been found usable."""
+        began = time.perf_counter()
+        made = make_direction(self.fitting)
+        self.fit_seconds = time.perf_counter() - began
+        return made
 
     @property
     def whitened(self) -> Holding | None:

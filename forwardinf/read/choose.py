@@ -38,6 +38,7 @@ class Asked:
     Attributes:
         engine: ``"auto"``, or the one asked for.
         linear: Whether the scores are rates.
+        whitened: Whether exact scores are plain ones, whitened afterwards.
         signed: Whether they have a sign (the published behaviour has none).
         batch_size: As the user asked, or None.
         shard_rows: As the user asked, or None.
@@ -46,6 +47,7 @@ class Asked:
 
     engine: str
     linear: bool
+    whitened: bool = False
     signed: bool = True
     batch_size: int | None = None
     shard_rows: int | None = None
@@ -81,7 +83,7 @@ def choose_engine(
             raise SettingError("engine='factored'", expected="length='linear': exact rates", got="a finite length",
                                do="Read it with engine='forward', or ask for linear scores.")  # fmt: skip
         return replace(plan, why="a finite length is read by forward passes only"), ""
-    if asked.engine == "auto" and plan.passes <= FEW:
+    if asked.engine == "auto" and plan.passes <= FEW and not plan.direction_seconds:
         return replace(plan, why=f"{plan.passes} readings: a pass with gradients costs more"), ""
     support = _support(asked, plan, feed, parameters, rows)
     if support.reason:
@@ -99,7 +101,7 @@ def choose_engine(
     passes = f"{exact.passes} exact pass{'es' if exact.passes > 1 else ''} for {plan.passes} readings"
     if asked.engine == "factored":
         return replace(exact, why=f"asked for: {passes}"), ""
-    if exact.seconds["reading"] < WORTH * plan.seconds["reading"]:
+    if exact.considered["factored"] < WORTH * plan.considered["forward"]:
         return replace(exact, why=f"{passes}, exact and faster"), ""
     return replace(plan, considered=exact.considered, why="forward passes are faster here"), ""
 
@@ -144,4 +146,4 @@ def _measured(
     path = None if asked.kept is None else asked.kept.with_suffix(f".pass-{block}.json")
     tuning = tune(feed, rows, asked.batch_size, budget, path, work, turns=2)
     return factored_plan(plan, tuning, rows=len(rows), block=block, shard_rows=asked.shard_rows, error=support.error,
-                         direction_bytes=directions.nbytes)  # fmt: skip
+                         direction_bytes=directions.nbytes, whitened=asked.whitened)  # fmt: skip

@@ -55,7 +55,8 @@ class Plan:
         pass_seconds_per_row: Factored: of one pass with a block of directions, measured.
         gradient_error: Factored: how far an example's gradient was off at most when the model was checked.
         direction_bytes: Factored: memory of a block of directions.
-        considered: Expected seconds of reading by each engine that was looked at.
+        direction_seconds: Expected, of making all queries' directions, where that takes passes over the training set.
+        considered: Expected seconds of directions and reading by each engine that was looked at.
         why: Why this engine.
     """
 
@@ -76,6 +77,7 @@ class Plan:
     pass_seconds_per_row: float = 0.0
     gradient_error: float = 0.0
     direction_bytes: int = 0
+    direction_seconds: float = 0.0
     considered: dict[str, float] = field(default_factory=dict)
     why: str = ""
 
@@ -96,10 +98,11 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Expected seconds: of the baseline, of the readings, in all."""
+        """Expected seconds: of the baseline, of the queries' directions, of the readings, in all. A fit is not in it."""
         baseline = 0.0 if self.baseline == "cached" else self.rows * self.seconds_per_row
         reading = self.forwards * (self.pass_seconds_per_row if self.exact else self.seconds_per_row)
-        return {"baseline": baseline, "reading": reading, "total": baseline + reading}
+        total = baseline + self.direction_seconds + reading
+        return {"baseline": baseline, "directions": self.direction_seconds, "reading": reading, "total": total}
 
     def revised(self, unit: int, batch_size: int) -> Plan:
         """Return the plan after memory ran out at a unit."""
@@ -131,21 +134,34 @@ class Plan:
 
 
 def make_plan(
-    tuning: Tuning, *, rows: int, queries: int, sides: int, shard_rows: int | None, baseline: str = "read"
-) -> Plan:
-    """Settle how to read with the forward engine: units of about ten seconds, whole batches each."""
+    tuning: Tuning, *, rows: int, queries: int, sides: int, shard_rows: int | None, baseline: str = "read",
+    direction_rows: int = 0,
+) -> Plan:  # fmt: skip
+    """Settle how to read with the forward engine: units of about ten seconds, whole batches each.
+
+    Args:
+        tuning: Batch size, layout and seconds per row.
+        rows: Training rows that each query reads.
+        queries: How many.
+        sides: Readings for each.
+        shard_rows: As the user asked, or None.
+        baseline: ``"read"`` or ``"cached"``.
+        direction_rows: Forwards that making all the directions is worth.
+    """
     size = min(tuning.batch_size, max(rows, 1))
     per_row = max(tuning.seconds_per_row * sides, 1e-9)
     shard = _shard(shard_rows, per_row, size, rows)
     block = 1 if shard < rows else max(1, min(queries, math.floor(UNIT_SECONDS / per_row / max(rows, 1))))
     plan = Plan("forward", size, tuning.channels_last, shard, block, queries, rows, sides,
-                tuning.seconds_per_row, tuning.eager_seconds_per_row, (), baseline)  # fmt: skip
-    return replace(plan, considered={"forward": round(plan.seconds["reading"], 4)})
+                tuning.seconds_per_row, tuning.eager_seconds_per_row, (), baseline,
+                direction_seconds=direction_rows * tuning.seconds_per_row)  # fmt: skip
+    return replace(plan, considered={"forward": round(plan.direction_seconds + plan.seconds["reading"], 4)})
 
 
 def factored_plan(
-    plan: Plan, tuning: Tuning, *, rows: int, block: int, shard_rows: int | None, error: float, direction_bytes: int
-) -> Plan:
+    plan: Plan, tuning: Tuning, *, rows: int, block: int, shard_rows: int | None, error: float, direction_bytes: int,
+    whitened: bool = False,
+) -> Plan:  # fmt: skip
     """Return the plan of reading the same with the factored engine.
 
     Args:
@@ -156,15 +172,17 @@ def factored_plan(
         shard_rows: As the user asked, or None.
         error: See :class:`forwardinf.read.support.Support`.
         direction_bytes: Memory of the block.
+        whitened: Whether plain scores are read and then whitened, so that no query needs a direction of its own.
     """
     size = min(tuning.batch_size, max(rows, 1))
     shard = _shard(shard_rows, max(tuning.seconds_per_row, 1e-9), size, rows)
     found = replace(
         plan, engine="factored", shard_rows=shard, query_block=block, rows=rows, sides=1, pass_batch_size=size,
         pass_channels_last=tuning.channels_last, pass_seconds_per_row=tuning.seconds_per_row, gradient_error=error,
-        direction_bytes=direction_bytes,
+        direction_bytes=direction_bytes, direction_seconds=0.0 if whitened else plan.direction_seconds,
     )  # fmt: skip
-    return replace(found, considered=plan.considered | {"factored": round(found.seconds["reading"], 4)})
+    expected = found.direction_seconds + found.seconds["reading"]
+    return replace(found, considered=plan.considered | {"factored": round(expected, 4)})
 
 
 def _shard(asked: int | None, per_row: float, size: int, rows: int) -> int:

@@ -58,6 +58,10 @@ BatchSize = Annotated[str, typer.Option(help="auto, or how many examples at a ti
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Engine = Annotated[str, typer.Option(help="auto, forward, or factored (linear scores of many queries).")]
 OnBad = Annotated[str, typer.Option("--on-bad-query", help="raise, or skip.")]
+Checkpoint = Annotated[
+    list[str] | None, typer.Option("--checkpoint", help="Weights to score under and combine; repeatable.")
+]
+Combine = Annotated[str, typer.Option(help="Over checkpoints: mean, or standardized (mean of z-scores).")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; the same run resumes there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run folder over.")]
 Report = Annotated[Path | None, typer.Option(help="Write an HTML report to this file.")]
@@ -71,7 +75,7 @@ def _asked(
     model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, task: TaskArg = "classification",
     task_option: TaskOption = None, perturbation: Perturb = "linear", perturb: Perturbing = None, ids: Ids = None,
     keep: Keep = "auto", batch_size: BatchSize = "auto", seed: Seed = 0, on_bad_query: OnBad = "raise",
-    engine: Engine = "auto",
+    engine: Engine = "auto", checkpoint: Checkpoint = None, combine: Combine = "mean",
 ) -> Any:  # fmt: skip
     """Return the run that these flags describe."""
     from forwardinf.view.config import pair, parse
@@ -94,6 +98,7 @@ def _asked(
         "queries": {"spec": queries, "options": reading, "where": where},
         "task": {"name": task, "options": named(task_option, "--task-option")},
         "perturbation": {"preset": perturbation, **named(perturb, "--perturb")},
+        "checkpoints": checkpoint or [], "combine": combine,
         "options": options,
     }, "command line")  # fmt: skip
 

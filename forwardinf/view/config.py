@@ -51,6 +51,8 @@ class RunConfig(_Strict):
     queries: DataSpec
     task: TaskSpec = TaskSpec()
     perturbation: dict[str, Any] = Field(default_factory=lambda: {"preset": "linear"})
+    checkpoints: list[str] = Field(default_factory=list)
+    combine: str = "mean"
     options: dict[str, Any] = Field(default_factory=dict)
 
     @property

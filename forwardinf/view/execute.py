@@ -45,8 +45,15 @@ def attribute(config: RunConfig, out: Path | None, overwrite: bool) -> Scores:
     config = config.model_copy(update={"perturbation": as_perturbation(config.perturbation).to_dict()})
     model, train, queries, task = _loaded(config)
     options = Options(output_dir=out, overwrite=overwrite, config=as_yaml(config), **_options(config))
-    with borrowed(model):
-        return method.run(_prepared(config, model, train, queries, task, options))
+
+    def once(options: Options) -> Scores:
+        with borrowed(model):
+            return method.run(_prepared(config, model, train, queries, task, options))
+
+    if not config.checkpoints:
+        return once(options)
+    rule = as_perturbation(config.perturbation)
+    return method.over_checkpoints(model, config.checkpoints, config.combine, rule, task, options, once)
 
 
 def plan(config: RunConfig) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_it_picks_a_small_size_where_the_model_likes_it_small():
 
 @pytest.mark.parametrize("room", [600, 100, 5, 1])
 def test_it_picks_what_fits(room):
-    found = tune(asked(Sleepy(0.001, room=room)), range(600), None, 20.0, None)
+    found = tune(asked(Sleepy(0.004, room=room)), range(600), None, 20.0, None)
     assert found.batch_size == max(size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if size <= room)
     with pytest.raises(ModelError, match="room for one example"):
         tune(asked(Sleepy(0.001, room=0)), range(600), None, 20.0, None)

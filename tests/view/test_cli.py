@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 import forwardinf as fi
@@ -87,10 +87,33 @@ def test_attribute_writes_a_run_folder_and_prints_json_on_stdout_only(here, run)
     found = json.loads(out)
     assert [entry["query"] for entry in found["queries"]] == [0, 1, 2]
     assert len(found["queries"][0]["top"]) == 2
-    assert found["unit"] == "nats"
+    assert found["unit"] is None  # the default is tempered: ratios
     assert Path("a.html").read_text().startswith("<!")
     kept = fi.load_scores("runs/a")
     assert kept.top(1, 0)["train"].item() == found["queries"][0]["top"][0]["train"]
+
+
+def test_checkpoints_are_combined_and_a_run_folder_replays_them(here, run):
+    weights = load_file("net.safetensors")
+    save_file({name: tensor * 0.9 for name, tensor in weights.items()}, "early.safetensors")
+    both = ["--checkpoint", "early.safetensors", "--checkpoint", "net.safetensors"]
+    code, _, err = run("attribute", *BASIC, "--where", "0:2", "--out", "both", *both)
+    assert code == 1, err
+    assert "checkpoints[1]" in err, "the second is the model itself"
+    save_file({name: tensor * 0.8 for name, tensor in weights.items()}, "earlier.safetensors")
+    both[3] = "earlier.safetensors"
+    code, _, err = run("attribute", *BASIC, "--where", "0:2", "--out", "both", *both, "--json")
+    assert code == 0, err
+    scores = fi.load_scores("both")
+    assert scores.uncertainty is not None
+    code, _, err = run(
+        "attribute", *BASIC, "--where", "0:2", "--out", "one", "--json", *both[:2], "--combine", "standardized"
+    )
+    assert code == 0, err
+    assert not np.allclose(fi.load_scores("one").values, scores.values)
+    code, _, err = run("run", "both/config.yaml", "--allow-code", "--out", "again", "--json")
+    assert code == 0, err
+    assert np.array_equal(fi.load_scores("again").values, scores.values)
 
 
 def test_the_engine_may_be_chosen_and_both_agree(here, run):
@@ -219,7 +242,9 @@ def test_self_influence_writes_a_table_with_the_loss_beside_it(here, run):
 
 
 def test_a_task_may_be_a_function_of_the_users(here, run):
-    code, out, err = run("attribute", *BASIC, "--where", "0:2", "--task", "cli_net:absolute", "--json")
+    code, out, err = run(
+        "attribute", *BASIC, "--where", "0:2", "--task", "cli_net:absolute", "--perturb", "direction=plain", "--json"
+    )
     assert code == 0, err
     assert json.loads(out)["unit"] == "loss"
 
