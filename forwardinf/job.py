@@ -189,9 +189,10 @@ class Job:
 
     def settle_rises(self) -> None:
         """Fill in the rises that come with the scores, and divide them as scores are divided."""
-        if self.pusher.whitened:
+        usable = self._usable()
+        if usable and self.pusher.whitened:
             self.tables = self._read_whitened()
-        for place, query in enumerate(self._usable()):
+        for place, query in enumerate(usable):
             known = self.asked[query]
             rise = known.rise if self.tables is None else float(self.tables.rise[place])
             self.asked[query] = replace(known, rise=rise * self._temper_of(query) ** 2)

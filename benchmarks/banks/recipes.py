@@ -56,6 +56,7 @@ class Recipe:
 RECIPES = {
     "digits": Recipe("digits", "cnn", epochs=40, batch=32, lr=0.05, regime="overfit"),
     "digits-short": Recipe("digits", "cnn", epochs=8, batch=32, lr=0.05, regime="stopped early"),
+    "digits-noisy": Recipe("digits-noisy", "cnn", epochs=40, batch=32, lr=0.05, regime="overfit, 5 % wrong labels"),
     "fashion": Recipe("fashion", "cnn", epochs=20, batch=64, lr=0.03, regime="underfit"),
     "cifar": Recipe("cifar", "ResNet", epochs=14, batch=64, lr=0.1, regime="underfit"),
     "sst2": Recipe("sst2", "Bag", epochs=20, batch=32, lr=3e-3, optimiser="adamw", weight_decay=1e-2, regime="overfit"),
@@ -74,7 +75,8 @@ def shared() -> Path:
 @lru_cache
 def data_of(name: str) -> Data:
     """Return the data of a bank, drawn by fixed seeds."""
-    return {"digits": _digits, "fashion": _fashion, "cifar": _cifar, "sst2": _sst2}[RECIPES[name].data]()
+    kinds = {"digits": _digits, "digits-noisy": _noisy, "fashion": _fashion, "cifar": _cifar, "sst2": _sst2}
+    return kinds[RECIPES[name].data]()
 
 
 def _digits() -> Data:
@@ -82,6 +84,16 @@ def _digits() -> Data:
     order = np.random.default_rng(0).permutation(len(found.target))
     images = torch.tensor(found.images[:, None] / 16.0, dtype=torch.float32)
     return _split(images, torch.tensor(found.target, dtype=torch.int64), order[:1000], order[1000:1200])
+
+
+def _noisy() -> Data:
+    """Return the same digits with 50 training labels wrong: another digit, any with equal chance."""
+    clean, draw = _digits(), np.random.default_rng(1)
+    images, labels = clean.train
+    wrong = draw.choice(len(labels), 50, replace=False)
+    labels = labels.clone()
+    labels[wrong] = (labels[wrong] + torch.from_numpy(draw.integers(1, 10, len(wrong)))) % 10
+    return Data((images, labels), clean.queries, clean.train_ids, clean.query_ids)
 
 
 def _fashion() -> Data:

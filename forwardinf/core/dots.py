@@ -27,5 +27,5 @@ def _dot(use: Use, v: Tensor) -> Tensor:
     if isinstance(use, Lookup):
         index, d = use.factors()
         return (v.to(d.dtype)[index] * d).sum((1, 2))
-    gradient = use.gradient().flatten(1)
+    gradient = use.flat()
     return gradient @ v.to(gradient.dtype).flatten()

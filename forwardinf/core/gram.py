@@ -165,7 +165,7 @@ def _part(uses: list[Use], size: int) -> Part:
     pairs = _pairs(uses)
     if pairs is not None:
         return pairs
-    return Dense(shape, sum((use.gradient().flatten(1) for use in uses[1:]), uses[0].gradient().flatten(1)))
+    return Dense(shape, sum((use.flat() for use in uses[1:]), uses[0].flat()))
 
 
 def _pairs(uses: list[Use]) -> Pairs | None:

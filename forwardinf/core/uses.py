@@ -37,6 +37,11 @@ class Use:
         """Return each example's gradient of the parameter through this use, ``(B, *shape)``."""
         raise NotImplementedError
 
+    def flat(self) -> Tensor:
+        """Return the same as ``(B, entries)``, of a single number too."""
+        found = self.gradient()
+        return found.reshape(len(found), self.shape.numel())
+
     @property
     def came_back(self) -> Tensor:
         """What the backward brought; zeros cannot be told from absence, so absence is an error of ours."""

@@ -119,7 +119,7 @@ class Probes:
                 1, ((entry + shift) % self.width).flatten(1), (d * signs[entry]).to(folded.dtype).flatten(1)
             )
             return
-        signed = use.gradient().flatten(1).to(folded.dtype) * signs
+        signed = use.flat().to(folded.dtype) * signs
         signed = F.pad(signed, (shift, -(count + shift) % self.width))
         folded += signed.view(len(signed), -1, self.width).sum(1)
 
@@ -162,7 +162,7 @@ class Probes:
         like = next((use.came_back for use in uses), torch.empty(0))
         found = torch.zeros(size, self.count, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         for use in uses:
-            gradient = use.gradient().flatten(1).to(found.dtype)
+            gradient = use.flat().to(found.dtype)
             step = max(1, KEPT // (4 * gradient.shape[1]))
             for start in range(0, self.count, step):
                 stop = min(start + step, self.count)

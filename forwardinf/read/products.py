@@ -61,7 +61,7 @@ class Products:
             return self._convolved(use, directions)
         if isinstance(use, Lookup):
             return self._lookup(use, directions)
-        return use.gradient().flatten(1).to(self.dtype) @ directions.table(use.name).T
+        return use.flat().to(self.dtype) @ directions.table(use.name).T
 
     # -- matrices ----------------------------------------------------------------------------------------------------
 

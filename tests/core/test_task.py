@@ -337,7 +337,8 @@ def test_a_task_of_ones_own_needs_a_loss_alone():
     assert task.ask(model, (X, target))[0] is X
     assert task.whole() is task
     assert (task.parts(X[0]), task.packed, task.asks) == (1, False, False)
-    scores = fi.attribute(model, (X, target), (X[:1], target[:1]), task=task, progress=False)
+    rate = fi.Perturbation()
+    scores = fi.attribute(model, (X, target), (X[:1], target[:1]), task=task, perturbation=rate, progress=False)
     assert scores.unit == "absolute error"
     assert_close(scores.share[0, :1], torch.ones(1), rtol=1e-2, why="law 8, by differences in float32")
 

@@ -301,7 +301,13 @@ def test_documents_are_the_training_examples_of_an_attribution(make, by):
     task = fi.CausalLM(documents=how)
     queries = texts(2, seed=5) if "position" not in by else only(packed_rows(), "position_ids")[1:2]
     names = [f"document {n}" for n in range(6)]
-    settings = {"task": task, "progress": False, "batch_size": 2}
+    settings = {
+        "task": task,
+        "progress": False,
+        "batch_size": 2,
+        "perturbation": fi.Perturbation(),
+        "engine": "forward",
+    }
     scores = fi.attribute(model, rows, queries, ids=names, **settings)
     assert scores.ids == names
     assert scores.values.shape == (len(queries), 6)
@@ -348,8 +354,9 @@ def test_a_subclass_keeps_what_its_queries_are_asked(make):
             return 2 * super().measure(model, batch)
 
     model, rows = make("llama").double(), texts(4)
-    plain = fi.attribute(model, rows, rows[:1], task=fi.CausalLM(), progress=False)
-    doubled = fi.attribute(model, rows, rows[:1], task=Doubled(), progress=False)
+    rate = fi.Perturbation()
+    plain = fi.attribute(model, rows, rows[:1], task=fi.CausalLM(), perturbation=rate, progress=False)
+    doubled = fi.attribute(model, rows, rows[:1], task=Doubled(), perturbation=rate, progress=False)
     assert_close(doubled.values, 2 * plain.values, rtol=1e-4, why="linear in the query's gradient; float32 values")
 
 

@@ -205,8 +205,13 @@ def test_auto_takes_one_pass_for_many_queries():
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     train = torch.randn(600, 256), torch.arange(600) % 10
     many = torch.randn(40, 256), torch.arange(40) % 10
-    scores = fi.attribute(model, train, many, task=fi.Classification(), progress=False)
+    settings = {"task": fi.Classification(), "perturbation": fi.Perturbation(), "progress": False}
+    scores = fi.attribute(model, train, many, **settings)
     assert scores.plan["engine"] == "factored", scores.plan
     assert scores.plan["considered"].keys() == {"forward", "factored"}
-    few = fi.attribute(model, train, (many[0][:1], many[1][:1]), task=fi.Classification(), progress=False)
+    few = fi.attribute(model, train, (many[0][:1], many[1][:1]), **settings)
     assert few.plan["engine"] == "forward"
+    held = fi.attribute(
+        model, train, (many[0][:1], many[1][:1]), **settings | {"perturbation": fi.Perturbation("hold")}
+    )
+    assert held.plan["engine"] == "factored", "a direction of its own takes more passes than one, whitened"

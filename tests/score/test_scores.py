@@ -29,7 +29,8 @@ def toy():
         model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
 
     def attribute(queries=(x[:3], y[:3]), **settings):
-        return fi.attribute(model, (x, y), queries, task=fi.Classification(), progress=False, **settings)
+        settings = {"perturbation": fi.Perturbation(), "progress": False, **settings}
+        return fi.attribute(model, (x, y), queries, task=fi.Classification(), **settings)
 
     return attribute
 
