@@ -248,11 +248,11 @@ def test_all_queries_skipped_is_a_result_without_numbers():
 
 
 def test_the_perturbation_may_be_a_name_a_mapping_or_settings():
-    plain, held = attribute(), attribute(perturbation=fi.Perturbation("hold"))
+    plain, best = attribute(), attribute(perturbation=fi.Perturbation("gfim"))
     for given in ({}, {"length": "linear"}, fi.Perturbation("plain")):
         assert_same(attribute(perturbation=given), plain)
     for given in (None, "linear", {"preset": "linear"}):
-        assert_same(attribute(perturbation=given), held)
+        assert_same(attribute(perturbation=given), best)
     finite = attribute(perturbation={"length": 0.02, "two_sided": True})
     assert finite.kind == "finite"
     assert finite.perturbation["two_sided"] is True

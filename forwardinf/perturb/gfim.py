@@ -23,7 +23,7 @@ from forwardinf.perturb.fits import Fit, fitted, kept_dtype
 from forwardinf.perturb.moments import LARGEST_SIDE
 from forwardinf.perturb.parts import Part, sides, some
 from forwardinf.perturb.schulz import schulz
-from forwardinf.perturb.squares import NUMBERS_AT_ONCE, gradients, looked_up, squares
+from forwardinf.perturb.squares import NUMBERS_AT_ONCE, gradients, squares
 
 NAMED = 8  # parameters that a note names; of more it says how many
 
@@ -76,12 +76,10 @@ class Slices:
 
 
 def side_of(part: Part, uses: Sequence[Use]) -> Side | None:
-    """Return which side of a part is treated whole, or None: the longer one, the width of a table, or what fits."""
+    """Return which side of a part is treated whole: the longer one, or what fits; None for a table and a vector."""
     _, rows, columns = part.shape
-    if isinstance(uses[0], Direct):
+    if any(isinstance(use, Direct | Lookup) for use in uses):
         return None
-    if any(isinstance(use, Lookup) for use in uses):
-        return "columns" if columns <= LARGEST_SIDE else None
     longer: Side = "columns" if columns >= rows else "rows"
     shorter: Side = "rows" if longer == "columns" else "columns"
     return longer if max(rows, columns) <= LARGEST_SIDE else shorter if min(rows, columns) <= LARGEST_SIDE else None
@@ -100,33 +98,24 @@ def add_slices(sums: dict[str, Tensor], part: Part, uses: Sequence[Use]) -> None
 
 def slices(part: Part, uses: Sequence[Use], side: Side) -> Tensor:
     """Return Σᵢ GᵢᵀGᵢ (``side="columns"``) or Σᵢ GᵢGᵢᵀ over a batch, ``(groups, d, d)`` float32 or wider."""
-    tables, matrices = [u for u in uses if isinstance(u, Lookup)], [u for u in uses if not isinstance(u, Lookup)]
     groups, rows, columns = part.shape
     size = len(uses[0].came_back)
-    if not matrices:
-        return _of_tables(part, tables)
-    if len(matrices) == 1 and not tables and not isinstance(matrices[0], Convolved):
-        left, right = sides(matrices[0])
+    if len(uses) == 1 and not isinstance(uses[0], Convolved):
+        left, right = sides(uses[0])
         if left.shape[2] == 1:  # one place: G = l rᵀ, GᵀG = ‖l‖² r rᵀ
             left, right = (right, left) if side == "rows" else (left, right)
             left, right = left[:, :, 0], right[:, :, 0]
             return (right * left.square().sum(2, keepdim=True)).mT @ right
-    places = [u.came_back.shape[2:].numel() for u in matrices if isinstance(u, Convolved)]
+    places = [use.came_back.shape[2:].numel() for use in uses if isinstance(use, Convolved)]
     step = max(1, NUMBERS_AT_ONCE // (groups * max([rows * columns, *(p * columns for p in places)])))
     total = None
     for start in range(0, size, step):
-        found = gradients(part, [some(u, start, start + step) for u in matrices],
-                          [some(u, start, start + step) for u in tables])  # fmt: skip
+        found = gradients(part, [some(use, start, start + step) for use in uses], [])
         flat = found.flatten(1, 2) if side == "columns" else found.transpose(1, 2).flatten(2).mT
         got = flat.mT @ flat
         total = got if total is None else total.add_(got)
     assert total is not None
     return total
-
-
-def _of_tables(part: Part, tables: Sequence[Use]) -> Tensor:
-    summed = looked_up(part, tables)[1]
-    return (summed.mT @ summed)[None]
 
 
 def gfim_blocks(fitting: Fitting, inverse: Inverse = "cholesky") -> list[Solvable]:
