@@ -96,7 +96,7 @@ class Options:
     @property
     def cache(self) -> Path | None:
         """Where baselines and tunings are kept between calls."""
-        return Path(self.cache_dir).expanduser() if self.cache_dir is not None else machine.cache_folder()
+        return machine.cache_folder(self.cache_dir)
 
 
 @dataclass

@@ -120,7 +120,7 @@ def attribute(
         keep: ``"all"`` scores, or the k best and worst of each query; ``"auto"``: all up to 1e8 scores.
         output_dir: A run folder: the same call resumes it or returns what it holds.
         overwrite: Start the run folder over.
-        cache_dir: Where baselines are kept; default ``$FORWARDINF_CACHE``, else ``~/.cache/forwardinf``.
+        cache_dir: Where baselines are kept (``"off"``: nowhere); default ``$FORWARDINF_CACHE``, else ``~/.cache/forwardinf``.
         on_bad_query: ``"raise"`` where a query has no gradient, or ``"skip"`` (its row is NaN, its status says why).
         progress: Show progress on stderr.
         seed: Of everything that is drawn: the dataset's transforms, diffusion noise.

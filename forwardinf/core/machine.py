@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from functools import cache
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ def give_back_freed() -> None:
         trim(0)
 
 
-def cache_folder() -> Path | None:
-    """Return where baselines are kept between calls: ``$FORWARDINF_CACHE`` (``off``: nowhere), else the user's cache."""
-    named = os.environ.get("FORWARDINF_CACHE")
+def cache_folder(asked: str | PathLike[str] | None = None) -> Path | None:
+    """Return where baselines are kept between calls: ``asked``, ``$FORWARDINF_CACHE``, or the user's cache; ``off``: nowhere."""
+    named = asked or os.environ.get("FORWARDINF_CACHE")
     if named:
         return None if named == "off" else Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "forwardinf"
