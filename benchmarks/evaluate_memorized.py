@@ -39,15 +39,15 @@ from forwardinf.use.responses import unit
 FOLDER, WORK = RESULTS / "memorized", sets.WORK / "memorized"
 OURS, PROBABILITY, RIGHT = "`fi.memorized`", "truth, by probability", "truth, by right answers"
 SHARES, FULL, AGAIN, RARE = (0.01, 0.02, 0.05, 0.1), (0, 1), (10, 11, 12), 0.2
-SECONDS = {"digits": (1.2, 400), "Fashion-MNIST": (2.5, 200)}  # a training on one shared core; how many
+SECONDS = {"digits": (0.9, 300), "Fashion-MNIST": (1.2, 200)}  # a training on one shared core; how many
 Array = np.ndarray[Any, Any]
 
 
 def recipe(name: str) -> Recipe:
     """Return how a set's models are trained: until they fit their training set."""
     if name == "digits":
-        return Recipe(sets.digits(), epochs=25, models=SECONDS[name][1])
-    return Recipe(sets.fashion(), epochs=30, models=SECONDS[name][1], batch=64)
+        return Recipe(sets.digits(), epochs=20, models=SECONDS[name][1])
+    return Recipe(sets.fashion(1000), epochs=25, models=SECONDS[name][1])
 
 
 def scores(given: Recipe, seed: int) -> tuple[dict[str, Array], Any]:
@@ -143,7 +143,10 @@ def removal(given: Recipe, kept: Bank, own: dict[str, Array], truth: Array) -> d
     rare = np.argsort(right, kind="stable")[: round(RARE * len(right))]
     scored = {OURS: own[OURS], "self-influence": own["self-influence"], "loss": own["loss"], PROBABILITY: truth,
               "random": np.random.default_rng(5).random(len(truth))}  # fmt: skip
-    found: dict[str, Any] = {"rare part": len(rare), "nothing removed": accuracies(given, np.arange(len(truth)), rare, "all")}
+    found: dict[str, Any] = {
+        "rare part": len(rare),
+        "nothing removed": accuracies(given, np.arange(len(truth)), rare, "all"),
+    }
     for share in SHARES:
         count = round(share * len(truth))
         found[f"{share:.0%}"] = {

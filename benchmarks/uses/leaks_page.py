@@ -52,7 +52,16 @@ def _protocol(found: dict[str, Any]) -> list[str]:
          f"{row['query_s']:.3g}", f"{row['whole_query_s']:.3g}", f"{row['whole_h']:,.3g}"]
         for row in found["rows"]
     ]  # fmt: skip
-    head = ["", "setting", "top-1", "top-5", "once, s", "a query, s", "a query over 50,000, s", "10,000 × 50,000, hours"]
+    head = [
+        "",
+        "setting",
+        "top-1",
+        "top-5",
+        "once, s",
+        "a query, s",
+        "a query over 50,000, s",
+        "10,000 × 50,000, hours",
+    ]
     return [
         f"## The authors' protocol, adapted: ResNet-20, N = {found['N']:,}, {found['train accuracy']:.1%} of them right",
         f"{found['tuned on']} copies to choose settings on, {found['reported on']} others reported; seconds on one thread. The "

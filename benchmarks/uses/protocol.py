@@ -24,7 +24,9 @@ WHOLE, TESTS = 50_000, 10_000  # CIFAR-10
 Part = tuple[Tensor, Tensor]
 
 
-def protocol(model: nn.Module, train: Part, tune: int, report: int, say: Callable[[str], None] = print) -> dict[str, Any]:
+def protocol(
+    model: nn.Module, train: Part, tune: int, report: int, say: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Return a row for each way: top-1, top-5, seconds once and for each query, and what the whole of CIFAR-10 would take."""
     rows = torch.tensor(np.random.default_rng(1).choice(len(train[1]), tune + report, replace=False))
     first, others = rows[:tune], rows[tune:]
@@ -34,7 +36,9 @@ def protocol(model: nn.Module, train: Part, tune: int, report: int, say: Callabl
     return {"tuned on": tune, "reported on": report, "N": len(train[1]), "rows": found}
 
 
-def _published(model: nn.Module, train: Part, tune: Tensor, report: Tensor, say: Callable[[str], None]) -> dict[str, Any]:
+def _published(
+    model: nn.Module, train: Part, tune: Tensor, report: Tensor, say: Callable[[str], None]
+) -> dict[str, Any]:
     by_rate = {}
     for rate in RATES:
         scores, _ = _attribute(model, train, tune, fi.Perturbation(lr=rate, behaviour="as_published"))

@@ -22,7 +22,12 @@ from forwardinf.use.responses import Probes, responses, unit
 PROBES = 2048  # as fi.leaks takes for sets of this size
 VIEWS = {"response": "responses, cosine", "whitened": "responses, whitened", "input": "nearest input (free)",
          "early": "early layer (free)", "last": "last layer (free)"}  # fmt: skip
-OURS, SHARE, HASH, LOSS = "all together (`fi.leaks`)", "share nearest to 1", "content hash (free)", "loss (free; no pair)"
+OURS, SHARE, HASH, LOSS = (
+    "all together (`fi.leaks`)",
+    "share nearest to 1",
+    "content hash (free)",
+    "loss (free; no pair)",
+)
 
 
 @dataclass(frozen=True)

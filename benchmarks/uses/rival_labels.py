@@ -29,7 +29,9 @@ def cleanlab(cases: Mapping[str, tuple[Array, Array]]) -> dict[str, dict[str, Ar
         for place, (labels, probabilities) in enumerate(cases.values()):
             np.savez(folder / f"{place}.npz", labels=labels, probabilities=probabilities)
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run([str(python), str(SCRIPT), str(folder)], env=clean, text=True, capture_output=True, check=False)
+        done = subprocess.run(
+            [str(python), str(SCRIPT), str(folder)], env=clean, text=True, capture_output=True, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"run_cleanlab: {done.stderr[-2000:]}")
         found = {}

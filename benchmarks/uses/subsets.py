@@ -31,7 +31,7 @@ class Recipe:
     epochs: int
     models: int
     lr: float = 2e-3
-    batch: int = 32
+    batch: int = 64
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,10 @@ def test_memorized_small(digits, tmp_path):
     own, found = evaluate_memorized.scores(recipe, 0)
     assert all(np.isfinite(values).all() for values in own.values())
     told = evaluate_memorized.pairs(recipe, kept, found)
-    assert told["mean influence of the first pair"]["true best"] >= told["mean influence of the first pair"]["`fi.memorized`"]
+    assert (
+        told["mean influence of the first pair"]["true best"]
+        >= told["mean influence of the first pair"]["`fi.memorized`"]
+    )
 
 
 def test_the_estimator_is_the_difference_it_stands_for():
@@ -120,7 +123,9 @@ def test_the_estimator_is_the_difference_it_stands_for():
     assert subsets.memorization(masks, outputs) == pytest.approx(want, abs=1e-6)
 
 
-@pytest.mark.parametrize(("name", "made"), [("leaks", leaks_page), ("mislabeled", mislabeled_page), ("memorized", memorized_page)])
+@pytest.mark.parametrize(
+    ("name", "made"), [("leaks", leaks_page), ("mislabeled", mislabeled_page), ("memorized", memorized_page)]
+)
 def test_the_pages_hold_what_the_results_say(name, made):
     result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
     text = (page.DOCS / f"{name}.md").read_text()
