@@ -93,7 +93,7 @@ def cased(data: sets.Set, model: nn.Module, copied: int, clean: int) -> Case:
 def evaluate(given: Case) -> dict[str, Any]:
     """Return what every way finds, and what :func:`forwardinf.leaks` decides."""
     sides, took = read(given.model, {"train": given.train, "clean": given.clean, **given.altered})
-    train, known = sides["train"], {key for key in sides["train"].content}
+    train, known = sides["train"], set(sides["train"].content)
     fresh = [row for row, key in enumerate(sides["clean"].content) if key not in known]
     clean = {name: best.score[fresh].numpy() for name, best in ways(sides["clean"], train).items()}
     found = {kind: ways(sides[kind], train) for kind in given.altered}

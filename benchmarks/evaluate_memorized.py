@@ -1,7 +1,7 @@
 """What does a model know by heart? `fi.memorized` beside self-influence and loss; truth: models trained on random subsets.
 
-The truth is Feldman and Zhang's estimator (uses/subsets.py); what its models said is committed under results/memorized/. Then: the
-most memorised examples by each score are removed and the network is trained again, on all and on the rare part of the test images.
+The truth is Feldman and Zhang's estimator (uses/subsets.py); what its models said is committed under results/memorized/. Then
+the most memorised examples by each score are removed and the network is trained again: accuracy on all tests and the rare ones.
 
 python benchmarks/evaluate_memorized.py [--sets digits] [--docs]      # says its time first; resumable chunk by chunk
 """
@@ -131,10 +131,14 @@ def pairs(given: Recipe, kept: Bank, found: Any) -> dict[str, Any]:
             "true best": round(float(truth.max(1).mean()), 4),
         },
         "tests with a pair of high influence": len(there),
-        "its training example first by ours": round(float(np.mean([first[q] == best[q] for q in there])), 4) if len(there) else None,
-        "among the first five by ours": round(float(np.mean([best[q] in five[q] for q in there])), 4) if len(there) else None,
-        "nearest input names it": round(float(np.mean([nearest[q] == best[q] for q in there])), 4) if len(there) else None,
+        "its training example first by ours": _mean([first[q] == best[q] for q in there]),
+        "among the first five by ours": _mean([best[q] in five[q] for q in there]),
+        "nearest input names it": _mean([nearest[q] == best[q] for q in there]),
     }  # fmt: skip
+
+
+def _mean(hits: list[Any]) -> float | None:
+    return round(float(np.mean(hits)), 4) if hits else None
 
 
 def removal(given: Recipe, kept: Bank, own: dict[str, Array], truth: Array) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Which labels are wrong? `fi.mislabeled` beside what costs as much, before memorisation and after it; and what acting on it gains.
+"""Which labels are wrong? `fi.mislabeled` beside what costs as much, before memorisation and after it; and what acting gains.
 
-Planted wrong labels (uniform, class-dependent; 5 to 40 %) on digits and Fashion-MNIST, human ones (CIFAR-10N) on 2,000 images. One
-training gives both models: the one that a validation set with the same kind of wrong labels would have stopped at, and the one that
-has learnt its training set by heart. Cleanlab gets the model's own probabilities of the examples that it was trained on; in a block
-of its own the out-of-sample ones of five further trainings.
+Planted wrong labels (uniform, class-dependent; 5 to 40 %) on digits and Fashion-MNIST, human ones (CIFAR-10N) on 2,000 images.
+Two models each: the one that a validation set with the same kind of wrong labels stops, and one that has learnt its training set
+by heart. Cleanlab gets the model's own probabilities of the examples that it was trained on; in a block of its own the
+out-of-sample ones of five further trainings.
 
 python benchmarks/evaluate_mislabeled.py [--sets digits] [--docs]      # says its time first; resumable case by case
 """

@@ -1,4 +1,4 @@
-"""Score labels by cleanlab: run_cleanlab.py FOLDER, for every N.npz (labels, probabilities) in it an N-scores.npz, high = wrong."""
+"""Score labels by cleanlab: for every N.npz (labels, probabilities) in a folder an N-scores.npz, high = wrong."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def tables(result: dict[str, Any]) -> str:
 
 def _set(found: dict[str, Any]) -> list[str]:
     kinds = [kind for kind in found["rows"][0] if kind != "row"]
-    head = f"## {found['set']}: N = {found['N']:,}, {found['parameters']:,} parameters, {found['train accuracy']:.1%} of them right"
+    head = f"## {found['set']}: N = {found['N']:,} ({found['train accuracy']:.1%} right), {found['parameters']:,} parameters"
     told = (
         f"{found['copies']} copies of each kind, {found['clean']} clean test examples. Each cell: top-1, then the share of "
         "copies that are found where 1 % of the clean are accused."
@@ -40,8 +40,8 @@ def _set(found: dict[str, Any]) -> list[str]:
         head, told, table(["", *kinds], cells),
         "Over all near copies, recall at 1 %, [95 % interval over copies]:",
         table(["", "recall", "`fi.leaks` less this"], beside),
-        f"The decision of `fi.leaks` (q = {decided['q']:g}, half of the clean examples calibrating): flagged {flags}; of "
-        f"{decided['of clean']} clean examples {decided['clean flagged']} (false discoveries {decided['false discoveries']:.1%}); "
+        f"The decision of `fi.leaks` (q = {decided['q']:g}; half of the clean calibrate): flagged {flags}; of "
+        f"{decided['of clean']} clean {decided['clean flagged']} (false discoveries {decided['false discoveries']:.1%}), "
         f"{decided['seconds']:.0f} s.",
     ]  # fmt: skip
 

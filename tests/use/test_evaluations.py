@@ -10,13 +10,14 @@ import torch
 from planted import fitted, net
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import evaluate_leaks
 import evaluate_memorized
 import evaluate_mislabeled
 from uses import copies, leaks_page, memorized_page, mislabeled_page, page, protocol, sets, subsets, wrong
 from uses.found import average_precision, beside, measured
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_copies_are_altered_and_keep_their_shape():
     for kind, of in copies.IMAGES.items():
         found = of(images)
         assert found.shape == images.shape
-        assert 0 <= found.min()
+        assert found.min() >= 0
         assert found.max() <= 1
         assert torch.equal(found, images) == (kind == "exact")
     texts = [["a", "good", "movie", "is", "here"], ["bad"], ["so", "there"]]
