@@ -171,8 +171,8 @@ def _decided(given: Case, fresh: list[int]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="*", default=list(MINUTES), choices=list(MINUTES))
-    parser.add_argument("--tune", type=int, default=20, help="copies that the step of as_published is chosen on")
-    parser.add_argument("--report", type=int, default=40, help="copies that the protocol is reported on")
+    parser.add_argument("--tune", type=int, default=10, help="copies that the step of as_published is chosen on")
+    parser.add_argument("--report", type=int, default=30, help="copies that the protocol is reported on")
     parser.add_argument("--docs", action="store_true", help="run nothing: only write the page")
     given = parser.parse_args()
     torch.set_num_threads(1)

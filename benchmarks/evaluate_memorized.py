@@ -38,16 +38,16 @@ from forwardinf.use.responses import unit
 
 FOLDER, WORK = RESULTS / "memorized", sets.WORK / "memorized"
 OURS, PROBABILITY, RIGHT = "`fi.memorized`", "truth, by probability", "truth, by right answers"
-SHARES, FULL, AGAIN, RARE = (0.01, 0.02, 0.05, 0.1), (0, 1), (10, 11, 12), 0.2
-SECONDS = {"digits": (0.9, 300), "Fashion-MNIST": (1.2, 200)}  # a training on one shared core; how many
+SHARES, FULL, AGAIN, RARE = (0.01, 0.03, 0.1), (0, 1), (10, 11, 12), 0.2
+SECONDS = {"digits": (0.9, 200), "Fashion-MNIST": (0.8, 200)}  # a training on one shared core; how many
 Array = np.ndarray[Any, Any]
 
 
 def recipe(name: str) -> Recipe:
     """Return how a set's models are trained: until they fit their training set."""
     if name == "digits":
-        return Recipe(sets.digits(), epochs=20, models=SECONDS[name][1])
-    return Recipe(sets.fashion(1000), epochs=25, models=SECONDS[name][1])
+        return Recipe(sets.digits(), epochs=14, models=SECONDS[name][1])
+    return Recipe(sets.fashion(600), epochs=18, models=SECONDS[name][1])
 
 
 def scores(given: Recipe, seed: int) -> tuple[dict[str, Array], Any]:
