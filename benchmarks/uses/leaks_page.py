@@ -64,7 +64,8 @@ def _protocol(found: dict[str, Any]) -> list[str]:
     ]
     return [
         f"## The authors' protocol, adapted: ResNet-20, N = {found['N']:,}, {found['train accuracy']:.1%} of them right",
-        f"{found['tuned on']} copies to choose settings on, {found['reported on']} others reported; seconds on one thread. The "
-        "last two columns are extrapolated in proportion to rows and pairs.",
+        f"{found['tuned on']} copies to choose settings on, {found['reported on']} others reported (`as_published`: the first "
+        f"{found['few']} of them); seconds on one thread of a busy machine. The last two columns are extrapolated in proportion "
+        "to rows and pairs.",
         table(head, rows),
     ]

@@ -78,7 +78,7 @@ def test_leaks_small(digits):
 
 def test_the_published_protocol_small(digits):
     model = fitted(*digits.train, epochs=5)
-    found = protocol.protocol(model, digits.train, 3, 6, say=lambda line: None)
+    found = protocol.protocol(model, digits.train, 3, 4, 6, say=lambda line: None)
     rows = {row["row"]: row for row in found["rows"]}
     assert rows["responses alone, cosine"]["top-1"] == 1
     assert len(rows) == 6
