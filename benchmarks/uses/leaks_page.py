@@ -41,8 +41,7 @@ def _set(found: dict[str, Any]) -> list[str]:
         "Over all near copies, recall at 1 %, [95 % interval over copies]:",
         table(["", "recall", "`fi.leaks` less this"], beside),
         f"The decision of `fi.leaks` (q = {decided['q']:g}; half of the clean calibrate): flagged {flags}; of "
-        f"{decided['of clean']} clean {decided['clean flagged']} (false discoveries {decided['false discoveries']:.1%}), "
-        f"{decided['seconds']:.0f} s.",
+        f"{decided['of clean']} clean {decided['clean flagged']} (false discoveries {decided['false discoveries']:.1%}).",
     ]  # fmt: skip
 
 
@@ -65,7 +64,7 @@ def _protocol(found: dict[str, Any]) -> list[str]:
     return [
         f"## The authors' protocol, adapted: ResNet-20, N = {found['N']:,}, {found['train accuracy']:.1%} of them right",
         f"{found['tuned on']} copies to choose settings on, {found['reported on']} others reported (`as_published`: the first "
-        f"{found['few']} of them); seconds on one thread of a busy machine. The last two columns are extrapolated in proportion "
+        f"{found['few']} of them); CPU seconds, one thread. The last two columns are extrapolated in proportion "
         "to rows and pairs.",
         table(head, rows),
     ]

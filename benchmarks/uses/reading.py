@@ -57,15 +57,15 @@ def read(model: nn.Module, sets: Mapping[str, Any]) -> tuple[dict[str, Side], di
         probes = Probes(given.parameters, PROBES, 0)
         for name, data in sets.items():
             feed = given.feed(data, name)
-            began = time.perf_counter()
+            began = time.process_time()
             plain[name] = features(feed, given.batch_size, NONE, find_layers(feed)), content(feed.examples, given.task)
-            between = time.perf_counter()
+            between = time.process_time()
             raw[name] = responses(feed, given.parameters, probes)
             took["features"] += between - began
-            took["responses"] += time.perf_counter() - between
-    began = time.perf_counter()
+            took["responses"] += time.process_time() - between
+    began = time.process_time()
     whiten = whitening(unit(raw["train"].values))
-    took["whitening"] = time.perf_counter() - began
+    took["whitening"] = time.process_time() - began
     sides = {
         name: Side(as_views(plain[name][0], found.values, whiten), found.values, plain[name][1], found.asked)
         for name, found in raw.items()
