@@ -171,9 +171,9 @@ def _decided(given: Case, fresh: list[int]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="*", default=list(MINUTES), choices=list(MINUTES))
-    parser.add_argument("--tune", type=int, default=8, help="copies that the step of as_published is chosen on")
+    parser.add_argument("--tune", type=int, default=4, help="copies that the step of as_published is chosen on")
     parser.add_argument("--report", type=int, default=100, help="copies that the protocol is reported on")
-    parser.add_argument("--few", type=int, default=20, help="of them, copies that as_published is asked for")
+    parser.add_argument("--few", type=int, default=12, help="of them, copies that as_published is asked for")
     parser.add_argument("--docs", action="store_true", help="run nothing: only write the page")
     given = parser.parse_args()
     torch.set_num_threads(1)
