@@ -7,7 +7,8 @@ ifneq ($(wildcard ../shared/data),)
 export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test lint docs bench bench-published evaluate-attribution evaluate-trace evaluate-verify smoke pythons constraints clean
+.PHONY: demo test lint docs smoke pythons constraints clean
+.PHONY: bench bench-published evaluate-attribution evaluate-leaks evaluate-memorized evaluate-mislabeled evaluate-trace evaluate-verify
 
 demo: .venv/core            ## train, attribute, show: about a minute
 	$(BIN)/forwardinf demo
@@ -44,6 +45,16 @@ docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from
 
 evaluate-trace: .venv/dev   ## fact tracing on WebNLG (FORWARDINF_DATA): 20 minutes, and an hour more to train the decoder once
 	$(BIN)/python benchmarks/evaluate_trace.py
+
+evaluate-leaks: .venv/dev   ## copies of training examples among the tests (FORWARDINF_DATA): 40 minutes on one core
+	$(BIN)/python benchmarks/evaluate_leaks.py
+
+evaluate-mislabeled: .venv/dev  ## wrong labels, planted and human (FORWARDINF_DATA): an hour on one core; cleanlab in /tmp/rivals
+	sh benchmarks/rivals/setup_cleanlab.sh
+	$(BIN)/python benchmarks/evaluate_mislabeled.py
+
+evaluate-memorized: .venv/dev   ## what is known by heart, by hundreds of trainings (FORWARDINF_DATA): half an hour on one core
+	$(BIN)/python benchmarks/evaluate_memorized.py
 
 smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
 	rm -rf .smoke && $(PYTHON) -m venv .smoke

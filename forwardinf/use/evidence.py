@@ -2,11 +2,13 @@
 
 A view is a vector for every example: the responses of its unit gradient, the same whitened by how the training examples
 respond to one another, its input, an early feature, the last hidden feature. In each view t = −log(1 − cosine) is minus the
-logarithm of a squared distance. A query's nearest neighbours follow a power law in distance, so that the largest t are
-exponential: z = (t − t₍₂₀₎) / scale, the scale from the neighbours between, says by how many mean excesses a training
-example stands out among *this* query's own neighbours, in any view. A query in a crowd needs a closer match than a lonely
-one. The score of a pair adds up the z of its views, the weakest left out where there are more than two: a copy that was
-cropped, recoloured or relabelled is lost to one view, not to all.
+logarithm of a squared distance. Nearest neighbours follow a power law in distance, so that the largest t are exponential:
+z = (t − start) / scale says by how many mean excesses a training example stands out among neighbours, in any view. The scale
+is the training examples' own: how far each one's nearest neighbour stands beyond its 20th. The start lies halfway between
+where neighbours begin for the training examples at large and for this query (its t₍₂₀₎): a query in a crowd needs a closer
+match than a lonely one, and its own twenty neighbours are few to tell that from (docs/leaks.md). The score of a pair adds up
+the z of its views, the weakest left out where there are more than two: a copy that was cropped, recoloured or relabelled is
+lost to one view, not to all.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ CLOSEST = 1e-6  # 1 − cosine that float32 readings of equal examples may diffe
 FLATTEST = 0.05  # scale of t below which neighbours count as equally far
 RIDGE = 0.1  # of the whitening, in the unit of a unit gradient's square (PERF: unit gradients, (UUᵀ + .1 I)⁻¹)
 BLOCK = 2**24  # cosines at a time
+SAMPLE = 512  # training examples that the background is read from
 STANDS_OUT = math.log(NEIGHBOURS / 0.01)  # z that one of twenty exponentials exceeds once in a hundred queries
 
 Views = dict[str, Tensor]
@@ -83,17 +86,35 @@ def closeness(cosine: Tensor) -> Tensor:
     return -(1 - cosine).clamp_min(0).add(CLOSEST).log()
 
 
-def background(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where each query's neighbours begin and the scale of their excess, ``(B, 1)`` each, from ``t (B, N)``.
+@dataclass(frozen=True)
+class Background:
+    """Where neighbours begin, and the mean of their excess, in one view, over the training examples."""
 
-    The scale is the median of the excesses over log 2, the mean of an exponential: one or two copies do not move it.
+    start: float
+    scale: float
+
+    def z(self, t: Tensor) -> Tensor:
+        """Return how far ``t (B, N)`` stands out, with each query's own start as one half of it."""
+        own = t.topk(min(NEIGHBOURS, t.shape[1]), 1).values[:, -1:]
+        return (t - (self.start + own) / 2) / self.scale
+
+
+def background(rows: Tensor) -> Background:
+    """Return the background of one view from unit rows ``(N, d)``: of at most 512 of them, spread evenly, among all.
+
+    The median over rows of how far the nearest stands beyond the 20th, divided by what it is for a unit exponential: rows that
+    have copies in the training set do not move it.
     """
-    count = min(NEIGHBOURS, t.shape[1])
+    size = len(rows)
+    count = min(NEIGHBOURS, size - 1)
+    if count < 2:
+        return Background(0.0, 1.0)
+    sample = torch.arange(0, size, -(-size // min(SAMPLE, max(1, BLOCK // size))))
+    t = closeness(rows[sample] @ rows.T)
+    t[torch.arange(len(sample)), sample] = -math.inf
     best = t.topk(count, 1).values
-    start = best[:, -1:]
-    between = best[:, 1:-1] if count > 2 else best
-    scale = (between - start).median(1, keepdim=True).values / math.log(2)
-    return start, scale.clamp_min(FLATTEST)
+    excess = float((best[:, 0] - best[:, -1]).median()) / -math.log(1 - 0.5 ** (1 / (count - 1)))
+    return Background(float(best[:, -1].median()), max(excess, FLATTEST))
 
 
 def combined(z: Mapping[str, Tensor]) -> Tensor:
@@ -120,11 +141,12 @@ def matches(
         also: For each query, rows that are candidates whatever the views say.
         only: For each query, the only candidates.
 
-    Cost: Q·N·Σd multiplications. Memory: 64 MiB of cosines at a time and view.
+    Cost: (Q + 512)·N·Σd multiplications. Memory: 64 MiB of cosines at a time and view.
     """
     names = [name for name in queries if name in train]
     size = len(train[names[0]])
-    parts = list(_blocks(queries, train, names, size, k, also, only))
+    usual = {name: background(train[name]) for name in names}
+    parts = list(_blocks(queries, train, usual, size, k, also, only))
     return Matches(
         torch.cat([part.rows for part in parts]), torch.cat([part.score for part in parts]),
         {name: torch.cat([part.z[name] for part in parts]) for name in names},
@@ -133,18 +155,16 @@ def matches(
 
 
 def _blocks(
-    queries: Views, train: Views, names: list[str], size: int, k: int, also: list[list[int]] | None,
+    queries: Views, train: Views, usual: Mapping[str, Background], size: int, k: int, also: list[list[int]] | None,
     only: list[list[int]] | None,
 ) -> Iterator[Matches]:  # fmt: skip
-    total, step = len(queries[names[0]]), max(1, BLOCK // size)
+    total, step = len(queries[next(iter(usual))]), max(1, BLOCK // size)
     for start in range(0, total, step):
         rows = slice(start, min(start + step, total))
         z, cosine = {}, {}
-        for name in names:
+        for name, around in usual.items():
             cosine[name] = queries[name][rows] @ train[name].T
-            t = closeness(cosine[name])
-            begin, scale = background(t)
-            z[name] = (t - begin) / scale
+            z[name] = around.z(closeness(cosine[name]))
         score = combined(z)
         for extra, wanted in ((also, False), (only, True)):
             if extra is not None:

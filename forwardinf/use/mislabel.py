@@ -90,8 +90,9 @@ def mislabeled(
     Returns:
         :class:`Mislabeled`. ``table``, indexed by id: ``is_label_issue``, ``label_score`` (low = bad), ``given_label``,
         ``predicted_label`` (by the others), ``loss``, ``self_influence``, and each view's margin (best other class minus the
-        given one). How many are issues is estimated as in confident learning (Northcutt et al. 2021): those that the others
-        put into another class with at least that class's usual confidence; the lowest scores are then the issues.
+        given one). How many are issues is estimated as in confident learning (Northcutt et al. 2021): in each class, what share
+        the others put elsewhere of those that they put anywhere with that class's usual confidence. The lowest scores are then
+        the issues.
 
     Raises:
         Error: With where / expected / got / do.
@@ -188,14 +189,21 @@ def _pooled(others: Mapping[str, Without], share: Mapping[str, float]) -> Tensor
 
 
 def _issues(pooled: Tensor, labels: Tensor) -> int:
-    """Return how many labels are wrong by the confident joint of the pooled predictions."""
+    """Return how many labels are wrong by the confident joint of the pooled predictions, calibrated.
+
+    Of the rows of each given class that the others put anywhere with confidence, the share that they put elsewhere stands for
+    the whole class. The plain count would leave out what nobody is confident of.
+    """
     classes = pooled.shape[1]
     own = torch.nn.functional.one_hot(labels, classes).double()
     usual = (pooled * own).sum(0) / own.sum(0).clamp_min(1)
     usual = torch.where(own.sum(0) > 0, usual, torch.full_like(usual, torch.inf))
     confident = torch.where(pooled >= usual, pooled, torch.full_like(pooled, -torch.inf))
     best = confident.max(1)
-    return int(((best.indices != labels) & (best.values > -torch.inf)).sum())
+    sure = best.values > -torch.inf
+    there = own[sure].sum(0)
+    elsewhere = own[sure & (best.indices != labels)].sum(0)
+    return round(float((own.sum(0) * elsewhere / there.clamp_min(1)).sum()))
 
 
 def _false_positives(
