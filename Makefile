@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data),)
 export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test lint docs bench bench-published evaluate-trace evaluate-verify smoke pythons constraints clean
+.PHONY: demo test lint docs bench bench-published evaluate-trace evaluate-trace-images evaluate-trace-removal evaluate-verify smoke pythons constraints clean
 
 demo: .venv/core            ## train, attribute, show: about a minute
 	$(BIN)/forwardinf demo
@@ -39,6 +39,12 @@ docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from
 
 evaluate-trace: .venv/dev   ## fact tracing on WebNLG (FORWARDINF_DATA): 20 minutes, and an hour more to train the decoder once
 	$(BIN)/python benchmarks/evaluate_trace.py
+
+evaluate-trace-images: .venv/dev  ## generated images in small diffusion models, and retraining without what was named; resumable
+	$(BIN)/python benchmarks/evaluate_trace_images.py
+
+evaluate-trace-removal: .venv/dev ## facts in a small decoder trained again without the texts that were named; resumable
+	$(BIN)/python benchmarks/evaluate_trace_removal.py
 
 smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
 	rm -rf .smoke && $(PYTHON) -m venv .smoke
