@@ -58,8 +58,8 @@ class Size:
 
     images: int = 2000
     width: int = 256
-    steps: int = 1500  # of each training of the perceptron
-    queries: int = 12
+    steps: int = 1000  # of each training of the perceptron
+    queries: int = 10
     removed: int = 100
     seeds: tuple[int, ...] = (0, 1)
     randoms: int = 4  # sets removed at random, each for all queries
@@ -76,8 +76,8 @@ class Size:
     classified: int = 400  # steps of the classifier's training
 
 
-MINUTES = {"removal": 25, "timesteps": 6, "customised": 40, "conditioned": 12}
-REMOVED_BY = (r.PIXELS, r.FEATURES, r.COSINE, r.UNIT, r.HOLD, r.ABU)
+MINUTES = {"removal": 20, "timesteps": 6, "customised": 40, "conditioned": 12}
+REMOVED_BY = (r.PIXELS, r.UNIT, r.HOLD, r.ABU, r.COSINE)
 
 
 def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

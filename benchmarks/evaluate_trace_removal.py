@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import write
 from safetensors.torch import load_file, save_file
 from trace_table import write_removal
-from webnlg import Question, Recipe, corpus, decoder, questions, rows_of, tokenizer_of, train
+from webnlg import LONGEST, Question, Recipe, corpus, decoder, questions, rows_of, tokenizer_of, train
 
 import forwardinf as fi
 from forwardinf.core.files import write_json, written
@@ -146,9 +146,10 @@ def named(bench: Bench) -> dict[str, list[frozenset[int]]]:
         MASKED: np.stack([index.scores(q.prompt) for q in bench.asked]),
         FILLED: np.stack([index.scores(f"{q.prompt} {q.answer}") for q in bench.asked]),
     }
+    prompts, answers = [q.prompt for q in bench.asked], [q.answer for q in bench.asked]
     for name, how in ((COSINE, "cosine"), (OURS, "unit-whitened")):
-        traced = fi.trace(model, bench.texts, [q.prompt for q in bench.asked], tokenizer=bench.tokenizer, spans=0, how=how,
-                          answers=[q.answer for q in bench.asked], baselines=False, progress=False)  # fmt: skip
+        traced = fi.trace(model, bench.texts, prompts, answers=answers, tokenizer=bench.tokenizer, how=how, spans=0,
+                          max_length=LONGEST, baselines=False, progress=False)  # fmt: skip
         scores[name] = np.asarray(traced.scores.values, dtype=np.float64)
     scores[FUSED] = np.stack(
         [reciprocal([a, b], [1.0, 1.0]) for a, b in zip(scores[OURS], scores[MASKED], strict=True)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from denoisers import HIGH, LOW
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -40,8 +41,8 @@ def beside(
 
 
 def _strip(images: Tensor) -> np.ndarray:
-    low = -0.5 if images.shape[-1] == 28 else -1.0
-    grey = ((images[:, 0] - low) / (-2 * low) * 255).round().clamp(0, 255).byte().numpy()
+    low, high = (-0.5, 0.5) if images.shape[-1] == 28 else (LOW, HIGH)
+    grey = ((images[:, 0] - low) / (high - low) * 255).round().clamp(0, 255).byte().numpy()
     scale = SCALE[images.shape[-1]]
     grown = [np.kron(image, np.ones((scale, scale), dtype=np.uint8)) for image in grey]
     return np.concatenate([part for image in grown for part in (image, _blank(len(image), GAP))], 1)
