@@ -46,7 +46,7 @@ from forwardinf.use.retrain import spoken
 
 WORK = Path(__file__).parent / ".cache" / "trace-images"
 PARTS = ("removal", "timesteps", "customised", "conditioned")
-KINDS = ("style", "item", "class")
+KINDS = ("class", "item", "style")
 V = "v_prediction"
 TROUSERS, BOOT, EXEMPLARS = 1, 9, 8
 SAMPLING = 50  # DDIM steps
@@ -65,18 +65,19 @@ class Size:
     randoms: int = 4  # sets removed at random, each for all queries
     samples: int = 20  # of each customised model
     alike: int = 100  # images that no model was trained on, but like the exemplars
-    customise: int = 200  # steps of fine-tuning
-    grid: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    reference: int = 64  # timesteps, of other noise
+    customise: int = 150  # steps of fine-tuning
+    grid: tuple[int, ...] = (1, 2, 4, 8, 16)
+    reference: int = 32  # timesteps, of other noise
     timesteps: int = 8
-    timesteps_ddpm: int = 4  # the shared DDPM costs most
-    fit: int = 500  # images that its Fisher diagonal is fitted on
-    unlearned: int = 4  # samples for which unlearning's own finite step is read, on the DDPM
-    conditioned_steps: int = 800
+    timesteps_conv: int = 4  # of the convolutional models, which cost most
+    timesteps_slow: int = 2  # of unlearning on them
+    fit: int = 200  # images that their Fisher diagonal is fitted on
+    unlearned: int = 4  # samples for which unlearning's own finite step is read there
+    conditioned_steps: int = 400
     classified: int = 400  # steps of the classifier's training
 
 
-MINUTES = {"removal": 20, "timesteps": 6, "customised": 40, "conditioned": 12}
+MINUTES = {"removal": 30, "timesteps": 4, "customised": 30, "conditioned": 12}
 REMOVED_BY = (r.PIXELS, r.UNIT, r.HOLD, r.ABU, r.COSINE)
 
 
@@ -199,7 +200,7 @@ def removal(size: Size) -> dict[str, Any]:
 
 def rankings(bench: Bench, model: nn.Module, queries: Tensor, costs: dict[str, float]) -> dict[str, r.Array]:
     """Return every method's scores of the perceptron's training images; kept."""
-    path = WORK / "rankings" / f"{digest(asdict(bench.size), queries)}.safetensors"
+    path = WORK / "rankings" / f"{digest(bench.size.timesteps, bench.images, queries)}.safetensors"
 
     def make() -> dict[str, Tensor]:
         task = bench.task(bench.size.timesteps)
@@ -307,6 +308,9 @@ class Custom:
     exemplars: list[int]
     queries: Any
     alike: Any  # like the exemplars, but never trained on
+    slow: dict[
+        str, Callable[[], tuple[r.Array, dict[str, float]]]
+    ]  # what is read by forward passes, or by whole gradients
 
     @property
     def pixels(self) -> list[Tensor]:
@@ -339,13 +343,19 @@ def customised_perceptron(bench: Bench) -> Custom:
     )
     noise = torch.randn(size.samples, 1, 14, 14, generator=torch.Generator().manual_seed(2000))
     queries = d.sample(model, noise, bench.alphas, SAMPLING, target=V)
-    return Custom("class, perceptron", model, bench.task(size.timesteps), train, exemplars, queries, found[EXEMPLARS:])
+    task = bench.task(size.timesteps)
+    slow = {
+        r.ABU_LINEAR: lambda: r.by_unlearning(model, task, train, queries),
+        r.ABU: lambda: r.by_unlearning(model, task, train, queries, length=0.01),
+        r.PLAIN: lambda: r.by_a_push(model, task, train, queries, "0.5x"),
+    }
+    return Custom("class, perceptron", model, task, train, exemplars, queries, found[EXEMPLARS:], slow)
 
 
 def customised_ddpm(kind: str, size: Size) -> Custom:
     """Return the shared MNIST DDPM fine-tuned on exemplars of one kind, with samples."""
     model, alphas, scaled = d.shared_ddpm()
-    task = fi.Diffusion(alphas, timesteps=size.timesteps_ddpm, target="epsilon")
+    task = fi.Diffusion(alphas, timesteps=size.timesteps_conv, target="epsilon")
     images = scaled(d.pixels("mnist", "train")[0][: size.images])
     if kind == "style":  # the test digit that the model knows least, beside the next ones
         strange = scaled(d.pixels("mnist", "test")[0][: max(500, 4 * size.alike)])
@@ -368,7 +378,9 @@ def customised_ddpm(kind: str, size: Size) -> Custom:
     made = kept(WORK / "customised" / f"{key}.safetensors", make)
     queries = made.pop("queries")
     model.load_state_dict(made)
-    return Custom(f"{kind}, MNIST DDPM", model.eval(), task, train, exemplars, queries, found[few:])
+    few_steps = fi.Diffusion(alphas, timesteps=size.timesteps_slow, target="epsilon")
+    slow = {r.ABU_LINEAR: lambda: r.by_unlearning(model, few_steps, train, queries, fit=size.fit)}
+    return Custom(f"{kind}, MNIST DDPM", model.eval(), task, train, exemplars, queries, found[few:], slow)
 
 
 def conditional(size: Size) -> Custom:
@@ -407,11 +419,18 @@ def conditional(size: Size) -> Custom:
     model.load_state_dict(made)
     train_images, exemplars = mixed(bench.images, found[:EXEMPLARS], size.images)
     labels, _ = mixed(bench.labels, torch.full((EXEMPLARS,), d.CUSTOM), size.images)
-    task = fi.Diffusion(bench.alphas, timesteps=size.timesteps_ddpm, condition={"label": "label"})
-    return Custom(
-        "class, conditional U-Net", model.eval(), task, {"images": train_images, "label": labels}, exemplars,
-        {"images": queries, "label": own}, {"images": found[EXEMPLARS:], "label": torch.full((size.alike,), d.CUSTOM)},
-    )  # fmt: skip
+    task, few_steps = (
+        fi.Diffusion(bench.alphas, timesteps=count, condition={"label": "label"})
+        for count in (size.timesteps_conv, size.timesteps_slow)
+    )
+    data, asked = {"images": train_images, "label": labels}, {"images": queries, "label": own}
+    alike = {"images": found[EXEMPLARS:], "label": torch.full((size.alike,), d.CUSTOM)}
+    first = {name: value[: size.unlearned] for name, value in asked.items()}
+    slow = {
+        r.ABU_LINEAR: lambda: r.by_unlearning(model, few_steps, data, asked, fit=size.fit),
+        r.ABU: lambda: r.by_unlearning(model, few_steps, data, first, fit=size.fit, length=0.01),
+    }
+    return Custom("class, conditional U-Net", model.eval(), task, data, exemplars, asked, alike, slow)
 
 
 def measured(scores: r.Array, exemplars: Sequence[int]) -> dict[str, r.Array]:
@@ -446,17 +465,7 @@ def ranked(custom: Custom, size: Size) -> dict[str, Any]:
         (("training images", custom.train), ("look-alikes", custom.alike), ("generated images", custom.queries))
     )  # fmt: skip
     whole |= r.by_gradients(torch.cat([rows, extra]), asked, fit=rows)
-    few = min(size.unlearned, len(queries))
-    slow = {
-        r.ABU_LINEAR: lambda: r.by_unlearning(custom.model, custom.task, custom.train, custom.queries, fit=size.fit),
-        r.ABU: lambda: r.by_unlearning(
-            custom.model, custom.task, custom.train, r.some(custom.queries, slice(few)), fit=size.fit, length=0.01
-        ),
-        r.PLAIN: lambda: r.by_a_push(
-            custom.model, custom.task, custom.train, r.some(custom.queries, slice(few)), "0.5x"
-        ),
-    }
-    for name, work in slow.items():
+    for name, work in custom.slow.items():
         values = _slow(custom, name, work, size, costs)
         whole[name] = np.full((len(queries), len(train)), np.nan)
         whole[name][: len(values)] = values
@@ -472,9 +481,12 @@ def ranked(custom: Custom, size: Size) -> dict[str, Any]:
         print(custom.name, name, {kind: round(line[kind]["mean"], 3) for kind in own}, flush=True)
     beside(custom.name, queries, train, {name: whole[name][:, : len(train)] for name in (r.PIXELS, r.COSINE, r.UNIT)},
            train[custom.exemplars])  # fmt: skip
-    return {"model": custom.name, "images": len(train), "exemplars": len(custom.exemplars), "samples": len(queries),
-            "look-alikes": len(alike), "timesteps": len(custom.task.timesteps), "seconds": costs, "rows": lines,
-            "parameters": sum(p.numel() for p in custom.model.parameters())}  # fmt: skip
+    slow_steps = size.timesteps if "perceptron" in custom.name else size.timesteps_slow
+    return {
+        "model": custom.name, "images": len(train), "exemplars": len(custom.exemplars), "samples": len(queries),
+        "look-alikes": len(alike), "timesteps": len(custom.task.timesteps), "timesteps of unlearning": slow_steps,
+        "parameters": sum(p.numel() for p in custom.model.parameters()), "seconds": costs, "rows": lines,
+    }  # fmt: skip
 
 
 def _rows(custom: Custom, data: Any, costs: dict[str, float], what: str) -> Tensor:
@@ -493,7 +505,8 @@ def _rows(custom: Custom, data: Any, costs: dict[str, float], what: str) -> Tens
 def _slow(
     custom: Custom, name: str, work: Callable[[], tuple[r.Array, dict[str, float]]], size: Size, costs: dict[str, float]
 ) -> r.Array:
-    key = digest(custom.model, custom.task.timesteps, custom.train, custom.queries, name, size.fit, size.unlearned)
+    key = digest(custom.model, custom.task.timesteps, custom.train, custom.queries, name, size.fit, size.unlearned,
+                 size.timesteps_slow)  # fmt: skip
 
     def make() -> dict[str, Tensor]:
         values, cost = work()
@@ -504,9 +517,10 @@ def _slow(
     return found["values"].numpy()
 
 
-def customised(size: Size, kinds: Sequence[str] = KINDS) -> list[dict[str, Any]]:
-    """Customise the shared DDPM to each kind and rank."""
-    return [ranked(customised_ddpm(kind, size), size) for kind in kinds]
+def customised(size: Size) -> list[dict[str, Any]]:
+    """Customise the perceptron, and the shared DDPM to each kind, and rank."""
+    found = [ranked(customised_perceptron(Bench.of(size)), size)]
+    return found + [ranked(customised_ddpm(kind, size), size) for kind in KINDS]
 
 
 def conditioned(size: Size) -> list[dict[str, Any]]:

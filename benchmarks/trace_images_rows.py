@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,8 +134,3 @@ def timed(costs: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
     found = work()
     costs[name] = round(time.perf_counter() - began, 1)
     return found
-
-
-def some(data: Any, rows: Any) -> Any:
-    """Return some rows of a tensor or of a mapping of tensors."""
-    return {name: value[rows] for name, value in data.items()} if isinstance(data, Mapping) else data[rows]

@@ -75,7 +75,8 @@ def _customised(found: list[dict[str, Any]]) -> list[str]:
         lines += [
             f"### Customised: {model['model']}", "",
             f"{model['parameters']:,} parameters, {_many(model['exemplars'], 'exemplar')} among {model['images']:,} training "
-            f"images, {model['samples']} images sampled from the fine-tuned model, {model['timesteps']} timesteps; 95 % "
+            f"images, {model['samples']} images sampled from the fine-tuned model, {model['timesteps']} timesteps (unlearning "
+            f"{model['timesteps of unlearning']}); 95 % "
             f"intervals over samples. \"{alike}\": as many images beside them that are like the exemplars, but that this "
             "model was not fine-tuned on.", "",
             f"| | Recall@10 | mAP | mAP, {alike} |", "|---|---|---|---|",
