@@ -45,8 +45,8 @@ from forwardinf.score.agreement import difference, mean_interval, ratio, spearma
 from forwardinf.use.retrain import spoken
 
 WORK = Path(__file__).parent / ".cache" / "trace-images"
-PARTS = ("removal", "timesteps", "customised", "conditioned")
-KINDS = ("class", "item", "style")
+PARTS = ("removal", "customised", "conditioned", "timesteps")
+KINDS = ("perceptron", "class", "item", "style")
 V = "v_prediction"
 TROUSERS, BOOT, EXEMPLARS = 1, 9, 8
 SAMPLING = 50  # DDIM steps
@@ -67,18 +67,19 @@ class Size:
     alike: int = 100  # images that no model was trained on, but like the exemplars
     customise: int = 150  # steps of fine-tuning
     grid: tuple[int, ...] = (1, 2, 4, 8, 16)
-    reference: int = 32  # timesteps, of other noise
+    reference: int = 16  # timesteps, of other noise
     timesteps: int = 8
     timesteps_conv: int = 4  # of the convolutional models, which cost most
     timesteps_slow: int = 2  # of unlearning on them
     fit: int = 200  # images that their Fisher diagonal is fitted on
     unlearned: int = 4  # samples for which unlearning's own finite step is read there
-    conditioned_steps: int = 400
+    conditioned_steps: int = 300
+    kinds: tuple[str, ...] = KINDS
     classified: int = 400  # steps of the classifier's training
 
 
 MINUTES = {"removal": 30, "timesteps": 4, "customised": 30, "conditioned": 12}
-REMOVED_BY = (r.PIXELS, r.UNIT, r.HOLD, r.ABU, r.COSINE)
+REMOVED_BY = (r.PIXELS, r.UNIT, r.ABU, r.OWN)
 
 
 def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -200,7 +201,7 @@ def removal(size: Size) -> dict[str, Any]:
 
 def rankings(bench: Bench, model: nn.Module, queries: Tensor, costs: dict[str, float]) -> dict[str, r.Array]:
     """Return every method's scores of the perceptron's training images; kept."""
-    path = WORK / "rankings" / f"{digest(bench.size.timesteps, bench.images, queries)}.safetensors"
+    path = WORK / "rankings" / f"{digest(bench.size.timesteps, bench.images, queries, 'shared')}.safetensors"
 
     def make() -> dict[str, Tensor]:
         task = bench.task(bench.size.timesteps)
@@ -209,6 +210,7 @@ def rankings(bench: Bench, model: nn.Module, queries: Tensor, costs: dict[str, f
         rows = r.timed(costs, "gradients of all images, sketched", lambda: r.sketched(model, task, bench.images))
         asked = r.timed(costs, "gradients of the generated images", lambda: r.sketched(model, task, queries))
         found |= r.by_gradients(rows, asked)
+        found |= r.by_own_noise(*(r.sketched(model, task, data, noise="own") for data in (bench.images, queries)))
         found[r.ABU_LINEAR], cost = r.by_unlearning(model, task, bench.images, queries)
         costs[r.ABU_LINEAR] = cost["seconds"]
         found[r.ABU], cost = r.by_unlearning(model, task, bench.images, queries, length=0.01)
@@ -252,14 +254,16 @@ def timesteps(size: Size) -> dict[str, Any]:
     queries = bench.drawn(model)
     custom = customised_perceptron(bench)
     found = []
-    for name, how, asked, exemplars in (
-        ("generated digits", model, queries, None), ("customised to trousers", custom.model, custom.queries, custom.exemplars)
-    ):  # fmt: skip
+    for name, how, asked, exemplars, noise in (
+        ("generated digits", model, queries, None, "shared"),
+        ("customised to trousers", custom.model, custom.queries, custom.exemplars, "shared"),
+        ("customised to trousers, each image its own noise", custom.model, custom.queries, custom.exemplars, "own"),
+    ):
         train = bench.images if exemplars is None else custom.train
-        reference = _linear(bench, how, train, asked, size.reference, 1)[0]
+        reference = _linear(bench, how, train, asked, size.reference, noise, 1)[0]
         lines = []
         for count in size.grid:
-            scores, seconds = _linear(bench, how, train, asked, count, 0)
+            scores, seconds = _linear(bench, how, train, asked, count, noise, 0)
             line: dict[str, Any] = {"timesteps": count, "seconds": seconds}
             for row in (r.COSINE, r.UNIT):
                 line[row] = {
@@ -278,14 +282,14 @@ def timesteps(size: Size) -> dict[str, Any]:
 
 
 def _linear(
-    bench: Bench, model: nn.Module, train: Tensor, queries: Tensor, count: int, seed: int
+    bench: Bench, model: nn.Module, train: Tensor, queries: Tensor, count: int, noise: str, seed: int
 ) -> tuple[dict[str, r.Array], float]:
     task, costs = bench.task(count), {}
-    path = WORK / "timesteps" / f"{digest(model, train, queries, count, seed)}.safetensors"
+    path = WORK / "timesteps" / f"{digest(model, train, queries, count, noise, seed)}.safetensors"
 
     def make() -> dict[str, Tensor]:
-        rows = r.timed(costs, "rows", lambda: r.sketched(model, task, train, seed=seed))
-        asked = r.sketched(model, task, queries, seed=seed)
+        rows = r.timed(costs, "rows", lambda: r.sketched(model, task, train, noise=noise, seed=seed))
+        asked = r.sketched(model, task, queries, noise=noise, seed=seed)
         scores = r.by_gradients(rows, asked)
         return {r.COSINE: torch.from_numpy(scores[r.COSINE]), r.UNIT: torch.from_numpy(scores[r.UNIT]),
                 "seconds": torch.tensor(costs["rows"])}  # fmt: skip
@@ -349,6 +353,8 @@ def customised_perceptron(bench: Bench) -> Custom:
         r.ABU: lambda: r.by_unlearning(model, task, train, queries, length=0.01),
         r.PLAIN: lambda: r.by_a_push(model, task, train, queries, "0.5x"),
     }
+    own = r.by_own_noise(*(r.sketched(model, task, data, noise="own") for data in (train, queries)))
+    slow |= {name: lambda name=name: (own[name], {"seconds": 0.0}) for name in own}
     return Custom("class, perceptron", model, task, train, exemplars, queries, found[EXEMPLARS:], slow)
 
 
@@ -490,7 +496,7 @@ def ranked(custom: Custom, size: Size) -> dict[str, Any]:
 
 
 def _rows(custom: Custom, data: Any, costs: dict[str, float], what: str) -> Tensor:
-    path = WORK / "rows" / f"{digest(custom.model, custom.task.timesteps, data)}.safetensors"
+    path = WORK / "rows" / f"{digest(custom.model, custom.task.timesteps, data, 'shared')}.safetensors"
 
     def make() -> dict[str, Tensor]:
         began = time.perf_counter()
@@ -513,14 +519,17 @@ def _slow(
         return {"values": torch.from_numpy(values), "seconds": torch.tensor(cost["seconds"])}
 
     found = kept(WORK / "rows" / f"{key}.safetensors", make)
-    costs[name] = round(float(found["seconds"]), 1)
+    if float(found["seconds"]):
+        costs[name] = round(float(found["seconds"]), 1)
     return found["values"].numpy()
 
 
 def customised(size: Size) -> list[dict[str, Any]]:
     """Customise the perceptron, and the shared DDPM to each kind, and rank."""
-    found = [ranked(customised_perceptron(Bench.of(size)), size)]
-    return found + [ranked(customised_ddpm(kind, size), size) for kind in KINDS]
+    return [
+        ranked(customised_perceptron(Bench.of(size)) if kind == "perceptron" else customised_ddpm(kind, size), size)
+        for kind in size.kinds
+    ]
 
 
 def conditioned(size: Size) -> list[dict[str, Any]]:
@@ -552,6 +561,7 @@ def main(parts: Sequence[str], size: Size, *, publish: bool = True) -> dict[str,
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    options.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="of customised models")
     given = options.parse_args()
     torch.set_num_threads(1)
-    main(given.parts, Size())
+    main(given.parts, Size(kinds=tuple(given.kinds)))

@@ -17,6 +17,7 @@ from forwardinf.core.examples import examples
 from forwardinf.core.feed import Feed
 from forwardinf.core.ridge import DAMPING
 from forwardinf.perturb.select import select
+from forwardinf.use.diffusion import DAMPING as WHITENING
 from forwardinf.use.diffusion import unlearning
 from forwardinf.use.responses import unit
 from forwardinf.use.sketch import Sketcher, compared
@@ -27,6 +28,8 @@ RANDOM, PIXELS, FEATURES = "random", "pixel neighbours", "classifier's features"
 DOT, COSINE = "gradient dot", "gradient cosine"
 WHITENED, UNIT, HOLD = "ours: whitened", "ours: whitened, unit gradients", "ours: hold"
 PLAIN = "ours: plain, a finite push"
+OWN = "own noise, whitened, unit gradients, damping .02"
+OWN_COSINE = "own noise, gradient cosine"
 ABU, ABU_LINEAR = "Attribution by Unlearning", "Attribution by Unlearning, one step's limit"
 
 
@@ -76,23 +79,30 @@ def _cosines(train: Tensor, queries: Tensor) -> Array:
     return (unit(queries - middle).double() @ unit(train - middle).double().T).numpy()
 
 
-def sketched(
-    model: nn.Module, task: fi.Task, data: Any, *, parameters: Any = None, seed: int = 0, batch: int = 32
-) -> Tensor:
-    """Return every image's gradient, sketched as :func:`forwardinf.trace_images` does it, ``(N, M)``."""
+def sketched(model: nn.Module, task: fi.Diffusion, data: Any, *, noise: str = "shared", seed: int = 0) -> Tensor:
+    """Return every image's gradient, sketched as :func:`forwardinf.trace_images` does it, ``(N, M)``.
+
+    ``noise``: all images see the same draw (``"shared"``), or each its own.
+    """
+    task = task.varied(noise=noise)
     rows = examples(data, task_collate=task.collate)
     with borrowed(model):
-        sketcher = Sketcher(select(model, parameters))
-        return sketcher.rows(Feed(model, task, rows, CPU, seed=seed), range(len(rows)), batch)
+        return Sketcher(select(model, None)).rows(Feed(model, task, rows, CPU, seed=seed), range(len(rows)), 32)
 
 
 def by_gradients(train: Tensor, queries: Tensor, fit: Tensor | None = None) -> dict[str, Array]:
     """Return the linear scores of sketched gradients; ``fit``: the rows that whiten (default: all)."""
-    found = {name: compared(train, queries, how, fit=fit)[0] for name, how in
+    found = {name: compared(train, queries, how, WHITENING, fit)[0] for name, how in
              ((DOT, "dot"), (COSINE, "cosine"), (WHITENED, "whitened"), (UNIT, "unit-whitened"))}  # fmt: skip
     held = [tempered(rows) for rows in (train, queries, train if fit is None else fit)]
     found[HOLD] = compared(held[0], held[1], "whitened", DAMPING, held[2])[0]
     return {name: values.numpy() for name, values in found.items()}
+
+
+def by_own_noise(train: Tensor, queries: Tensor) -> dict[str, Array]:
+    """Return what sketches under each image's own noise give, and the damping that serves for text."""
+    return {OWN: compared(train, queries, "unit-whitened")[0].numpy(),
+            OWN_COSINE: compared(train, queries, "cosine")[0].numpy()}  # fmt: skip
 
 
 def tempered(rows: Tensor, beta: float = 0.5) -> Tensor:

@@ -99,7 +99,17 @@ def test_recall_and_precision_are_what_they_are_called():
 
 def test_removed_texts_in_small():
     small = texts.Size(
-        facts=3, texts=60, lexical=3, removed=3, seeds=(0,), vocabulary=400, width=16, layers=1, heads=2, epochs=1
+        rows=texts.ROWS,
+        facts=3,
+        texts=60,
+        lexical=3,
+        removed=3,
+        seeds=(0,),
+        vocabulary=400,
+        width=16,
+        layers=1,
+        heads=2,
+        epochs=1,
     )
     found = texts.main(small, publish=False)
     lines = {row["row"]: row for row in found["rows"]}
