@@ -21,7 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +69,19 @@ class Size:
     grid: tuple[int, ...] = (1, 2, 4, 8, 16)
     reference: int = 16  # timesteps, of other noise
     timesteps: int = 8
-    timesteps_conv: int = 4  # of the convolutional models, which cost most
+    timesteps_conv: int = 2  # of the convolutional models, which cost most
     timesteps_slow: int = 2  # of unlearning on them
-    fit: int = 200  # images that their Fisher diagonal is fitted on
+    fit: int = 100  # images that their Fisher diagonal is fitted on
     unlearned: int = 4  # samples for which unlearning's own finite step is read there
-    conditioned_steps: int = 300
+    conditioned_steps: int = 200
+    conditioned_images: int = 500
     kinds: tuple[str, ...] = KINDS
+    slow: bool = True  # unlearning on the shared DDPM too
     classified: int = 400  # steps of the classifier's training
 
 
 MINUTES = {"removal": 30, "timesteps": 4, "customised": 30, "conditioned": 12}
-REMOVED_BY = (r.PIXELS, r.UNIT, r.ABU, r.OWN)
+REMOVED_BY = (r.PIXELS, r.UNIT, r.OWN)
 
 
 def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -349,7 +351,6 @@ def customised_perceptron(bench: Bench) -> Custom:
     queries = d.sample(model, noise, bench.alphas, SAMPLING, target=V)
     task = bench.task(size.timesteps)
     slow = {
-        r.ABU_LINEAR: lambda: r.by_unlearning(model, task, train, queries),
         r.ABU: lambda: r.by_unlearning(model, task, train, queries, length=0.01),
         r.PLAIN: lambda: r.by_a_push(model, task, train, queries, "0.5x"),
     }
@@ -385,7 +386,7 @@ def customised_ddpm(kind: str, size: Size) -> Custom:
     queries = made.pop("queries")
     model.load_state_dict(made)
     few_steps = fi.Diffusion(alphas, timesteps=size.timesteps_slow, target="epsilon")
-    slow = {r.ABU_LINEAR: lambda: r.by_unlearning(model, few_steps, train, queries, fit=size.fit)}
+    slow = {r.ABU_LINEAR: lambda: r.by_unlearning(model, few_steps, train, queries, fit=size.fit)} if size.slow else {}
     return Custom(f"{kind}, MNIST DDPM", model.eval(), task, train, exemplars, queries, found[few:], slow)
 
 
@@ -534,6 +535,7 @@ def customised(size: Size) -> list[dict[str, Any]]:
 
 def conditioned(size: Size) -> list[dict[str, Any]]:
     """Customise the conditional U-Net and rank; unlearning moves its keys and values."""
+    size = replace(size, images=min(size.images, size.conditioned_images))
     return [ranked(conditional(size), size)]
 
 
@@ -562,6 +564,7 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     options.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="of customised models")
+    options.add_argument("--quick", action="store_true", help="without unlearning on the shared DDPM")
     given = options.parse_args()
     torch.set_num_threads(1)
-    main(given.parts, Size(kinds=tuple(given.kinds)))
+    main(given.parts, Size(kinds=tuple(given.kinds), slow=not given.quick))

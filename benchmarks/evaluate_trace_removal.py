@@ -52,8 +52,8 @@ ROWS = (TRUE, MASKED, FILLED, COSINE, OURS, FUSED)
 class Size:
     """How much of everything; the tests run a small one."""
 
-    facts: int = 40
-    texts: int = 1800
+    facts: int = 30
+    texts: int = 1200
     lexical: int = 15  # of each fact, its nearest texts by words
     removed: int = 10  # of each fact
     seeds: tuple[int, ...] = (0, 1)
@@ -61,7 +61,7 @@ class Size:
     width: int = 96
     layers: int = 2
     heads: int = 4
-    epochs: int = 8
+    epochs: int = 7
     rows: tuple[str, ...] = (MASKED, FILLED, OURS)
 
     def recipe(self, seed: int) -> Recipe:
