@@ -8,7 +8,7 @@ export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
 .PHONY: demo test lint docs smoke pythons constraints clean
-.PHONY: bench bench-published evaluate-attribution evaluate-leaks evaluate-memorized evaluate-mislabeled evaluate-trace evaluate-verify
+.PHONY: bench bench-published evaluate-attribution evaluate-leaks evaluate-memorized evaluate-mislabeled evaluate-trace evaluate-trace-images evaluate-trace-removal evaluate-verify
 
 demo: .venv/core            ## train, attribute, show: about a minute
 	$(BIN)/forwardinf demo
@@ -55,6 +55,12 @@ evaluate-mislabeled: .venv/dev  ## wrong labels, planted and human (FORWARDINF_D
 
 evaluate-memorized: .venv/dev   ## what is known by heart, by hundreds of trainings (FORWARDINF_DATA): half an hour on one core
 	$(BIN)/python benchmarks/evaluate_memorized.py
+
+evaluate-trace-images: .venv/dev  ## generated images in small diffusion models, and retraining without what was named; resumable
+	$(BIN)/python benchmarks/evaluate_trace_images.py
+
+evaluate-trace-removal: .venv/dev ## facts in a small decoder trained again without the texts that were named; resumable
+	$(BIN)/python benchmarks/evaluate_trace_removal.py
 
 smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
 	rm -rf .smoke && $(PYTHON) -m venv .smoke

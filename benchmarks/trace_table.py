@@ -40,6 +40,43 @@ def tables(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+REMOVAL = "<!-- table: benchmarks/evaluate_trace_removal.py -->"
+
+
+def write_removal(result: dict[str, Any]) -> None:
+    """Put the table of what removing texts did into the page."""
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(REMOVAL)
+    _, _, after = rest.partition(END)
+    DOCS.write_text(before + REMOVAL + "\n\n" + removal(result) + "\n" + END + after, encoding="utf-8")
+
+
+def removal(result: dict[str, Any]) -> str:
+    """Return Markdown: a row for each way of choosing the texts that are removed."""
+    size = result["size"]
+    lines = [
+        f"{result['parameters']:,} parameters, {size['epochs']} epochs over {result['texts']:,} texts; {result['facts']} facts, "
+        f"{100 * result['right before']:.0f} % answered right, log p(answer) {result['log p before']:.2f} on average; "
+        f"{size['removed']} texts a fact removed, of all facts together; seeds {', '.join(map(str, size['seeds']))}; "
+        "95 % intervals over facts, differences paired. Nats.", "",
+        "| removed | texts | P@10 | fall of log p | less random's | less masked BM25's | ÷ random's |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in result["rows"]:
+        hits, times = row["P@10"], row["times random"]
+        lines.append("| " + " | ".join([
+            row["row"], f"{row['texts removed']:,}", f"{hits['mean']:.2f}" if hits else "", _nats(row["fall"]),
+            _nats(row["above random"], "+"), _nats(row["above BM25"], "+"),
+            f"{times['mean']:.2f} [{times['low']:.2f}, {times['high']:.2f}]" if times else "–"]) + " |")  # fmt: skip
+    if not result["rows"][0]["times random"]:
+        lines += ["", "No ratios: random removal's own fall cannot be told from 0."]
+    return "\n".join(lines) + "\n"
+
+
+def _nats(found: dict[str, float], sign: str = "") -> str:
+    mean, low, high = (f"{found[part]:{sign}.2f}" for part in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def _interval(found: dict[str, float]) -> str:
     return f"{_short(found['mean'])} [{_short(found['low'])}, {_short(found['high'])}]"
 

@@ -14,6 +14,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,9 +139,13 @@ def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def train(
-    rows: list[list[int]], recipe: Recipe, save: dict[int, Path], tell: bool = True, start: nn.Module | None = None
-) -> GPT2LMHeadModel:
-    """Train a decoder on these rows; write a checkpoint after the epochs that ``save`` names."""
+    rows: list[list[int]], recipe: Recipe, save: dict[int, Path], tell: bool = True, start: nn.Module | None = None,
+    without: Collection[int] = (),
+) -> GPT2LMHeadModel:  # fmt: skip
+    """Train a decoder on these rows; write a checkpoint after the epochs that ``save`` names.
+
+    Rows left out (``without``) keep their place in the batches and are not shown: the rest is trained on as before.
+    """
     model, draw = (start or decoder(recipe)).train(), random.Random(recipe.seed)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -155,6 +160,10 @@ def train(
             rate = min(1.0, (step + 1) / recipe.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / total)))
             for group in optimiser.param_groups:
                 group["lr"] = recipe.lr * rate
+            step += 1
+            piece = [row for row in piece if row not in without]
+            if not piece:
+                continue
             ids, labels = padded([rows[row] for row in piece])
             logits = model(input_ids=ids, use_cache=False).logits
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
@@ -162,7 +171,6 @@ def train(
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            step += 1
             summed, counted = summed + loss.item() * len(piece), counted + len(piece)
         if tell:
             print(f"epoch {epoch}: loss {summed / counted:.3f}, {time.perf_counter() - began:.0f} s", flush=True)

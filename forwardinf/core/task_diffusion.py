@@ -16,6 +16,7 @@ from forwardinf.core.noise import content_of, normal
 from forwardinf.core.task import Batch, Task
 
 FLIPS = ("none", "mean", "mirror")
+NOISES = ("auto", "own", "shared")
 TARGETS = ("auto", "epsilon", "v_prediction", "sample")
 
 
@@ -32,6 +33,9 @@ class Diffusion(Task):
         weighting: One weight for each timestep, as in training; None: all 1.
         flips: ``"none"``; ``"mean"``: the mean over the image and its mirror image; ``"mirror"``: training images are read
             as their mirror images, queries as they are.
+        noise: ``"own"``: each image has its own; ``"shared"``: all images see the same draw at a timestep, so that what two
+            gradients have in common is not drowned by the noise they do not (docs/trace-images.md). ``"auto"``: own, but
+            shared where :func:`forwardinf.trace_images` compares gradients.
         latents: Where the images (or latents) are in the batch: a name or position. Default: the batch itself, its
             first column, or ``images``, ``image``, ``pixel_values``, ``latents``.
         condition: Keyword(s) of the model's forward → where its value is in the batch, like
@@ -57,6 +61,7 @@ class Diffusion(Task):
         target: str = "auto",
         weighting: Sequence[float] | None = None,
         flips: str = "none",
+        noise: str = "auto",
         latents: str | int | None = None,
         condition: Mapping[str, str | int] | None = None,
     ) -> None:
@@ -69,6 +74,8 @@ class Diffusion(Task):
             raise choose("Diffusion(target=)", str(target), TARGETS)
         if flips not in FLIPS:
             raise choose("Diffusion(flips=)", str(flips), FLIPS)
+        if noise not in NOISES:
+            raise choose("Diffusion(noise=)", str(noise), NOISES)
         if isinstance(noises, bool) or not isinstance(noises, int) or noises < 1:
             raise SettingError("Diffusion(noises=)", expected="a whole number ≥ 1", got=repr(noises))
         self.alphas = alphas.detach().double().cpu()
@@ -89,7 +96,7 @@ class Diffusion(Task):
             raise SettingError(
                 "Diffusion(weighting=)", expected=f"{len(self.timesteps)} weights", got=str(len(self.weighting))
             )
-        self.noises, self.target, self.flips = noises, target, flips
+        self.noises, self.target, self.flips, self.noise = noises, target, flips, noise
         self.latents, self.condition = latents, dict(condition or {})
         self.only: int | None = None  # one of the noises
 
@@ -126,7 +133,8 @@ class Diffusion(Task):
                             do="Scale them first, say to [-1, 1].")  # fmt: skip
         views = {"none": [images], "mean": [images, images.flip(-1)], "mirror": [images.flip(-1)]}[self.flips]
         total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        with content_of(self.contents(batch, images)):
+        keys = [b"shared"] * len(images) if self.noise == "shared" else self.contents(batch, images)
+        with content_of(keys):
             for step, weight in zip(self.timesteps, self.weighting, strict=True):
                 for draw in range(self.noises) if self.only is None else [self.only]:
                     noise = normal(images.shape[1:], size=len(images), draw=step * self.noises + draw).to(images)
@@ -143,7 +151,7 @@ class Diffusion(Task):
         return self.varied(flips="none") if self.flips == "mirror" else self
 
     def varied(self, **settings: Any) -> Diffusion:
-        """Return the same task with other ``timesteps`` (a list), ``weighting``, ``noises`` or ``flips``."""
+        """Return the same task with other ``timesteps`` (a list), ``weighting``, ``noises``, ``noise`` or ``flips``."""
         other = copy.copy(self)  # a subclass keeps its encoders
         for name, value in settings.items():
             setattr(other, name, value)

@@ -34,6 +34,9 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 KEYS_AND_VALUES = ("*attn2.to_k.weight", "*attn2.to_v.weight")  # diffusers' cross-attention
 FIT = 2000  # images beside the candidates that whitening learns from
 FLIPS = ("none", "max")
+DAMPING = (
+    3.0  # λN as a multiple of mean‖gᵢ‖²: denoisers' gradients are noisier than those of text (docs/trace-images.md)
+)
 TABLE = ["image", "rank", "train", "score", "share", "pixel_similarity"]
 
 
@@ -101,10 +104,10 @@ def trace_images(
 ) -> Traced:
     """Rank training images by how much they support each generated image; positive = proponent.
 
-    By default every training image's gradient is sketched once (kept in ``cache_dir``), at length one, and the generated
-    image's is compared with all of them, whitened by how the training images answer one another. A ``perturbation`` is read
-    by forward passes instead; ``"unlearning"`` is Attribution by Unlearning, on cross-attention keys and values where the
-    model has them.
+    By default every training image's gradient is sketched once (kept in ``cache_dir``), at length one, under the same noise
+    for all images, and the generated image's is compared with all of them, whitened by how the training images answer one
+    another. A ``perturbation`` is read by forward passes instead; ``"unlearning"`` is Attribution by Unlearning, on
+    cross-attention keys and values where the model has them.
 
     Cost, T timesteps: about 3 T forwards of each training image once, then one gradient for each generated image; with a
     perturbation T forwards of each training image for each generated one (and as many once).
@@ -117,7 +120,7 @@ def trace_images(
         candidates: ``(Q, K)`` positions, or ``{image id: ids}``: only those are scored.
         how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
         perturbation: Instead of ``how``: ``"unlearning"``, or any :class:`Perturbation`.
-        damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖².
+        damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖²; default 3.
         flips: ``"max"``: the larger of the scores of a training image and of its mirror image. (The mean over both is the
             task's own ``flips="mean"``.)
         checkpoints: Earlier states of the model: scores are the mean over it and them.
@@ -260,6 +263,9 @@ class _Job:
         return values, own / count
 
     def _compared(self, view: Task, how: str, damping: float | None, places: Any) -> tuple[Tensor, Tensor]:
+        asked = self.images.task
+        if isinstance(view, Diffusion) and isinstance(asked, Diffusion) and view.noise == "auto":
+            view, asked = view.varied(noise="shared"), asked.varied(noise="shared")
         sketcher = Sketcher(self.parameters, seed=self.options.seed)
         cache, file = self.options.cache, None
         if cache is not None:
@@ -277,7 +283,7 @@ class _Job:
         index = kept_rows(file, make)
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
-        ask: Callable[[nn.Module, Batch], Tensor] = lambda model, batch: -self.images.task.measure(model, batch)  # noqa: E731
+        ask: Callable[[nn.Module, Batch], Tensor] = lambda model, batch: -asked.measure(model, batch)  # noqa: E731
         queries = sketcher.rows(self.images, range(len(self.names)), self.batch_size, ask)
         for name, length in zip(self.names, queries.norm(dim=1).tolist(), strict=True):
             if not 0 < length < float("inf"):
@@ -288,7 +294,7 @@ class _Job:
             name, function = next(iter(sketcher.strange.items()))
             note = f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}"
             self.notes += [note] if note not in self.notes else []
-        found = compared(index, queries, how, damping)
+        found = compared(index, queries, how, DAMPING if damping is None else damping)
         self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
         return found
 

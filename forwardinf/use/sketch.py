@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ Ask = Callable[[nn.Module, Batch], Tensor]
 SIDE = 16  # numbers that each side of a weight is projected to
 DAMPING = {"unit-whitened": 0.02, "whitened": 0.2}  # λN as a multiple of mean‖gᵢ‖²
 HOW = ("unit-whitened", "whitened", "cosine", "dot")
+CONVOLVE = {1: F.conv1d, 2: F.conv2d}
 AT_ONCE = 4096  # rows whose products are added at a time
 
 
@@ -125,8 +127,11 @@ class Sketcher:
             index, back = index.reshape(len(index), -1), back.float().reshape(len(back), -1, back.shape[-1])
             return torch.einsum("bto,bti->boi", one[index], back @ other)
         if isinstance(use, Convolved) and use.settings["groups"] == 1:
-            a, d = (factor[:, 0].float() for factor in use.factors())
-            return torch.einsum("bto,bti->boi", d @ one, a @ other)
+            # patches times a matrix are a convolution: they need not be formed
+            kernel = other.T.reshape(-1, *use.shape[1:])
+            seen = CONVOLVE[len(use.shape) - 2](use.entered.float(), kernel, **use.settings).flatten(2)
+            back = torch.einsum("bot,os->bst", use.came_back.float().flatten(2), one)
+            return torch.einsum("bot,bit->boi", back, seen)
         whole = use.gradient().float()
         return torch.einsum("bxy,xo,yi->boi", whole.reshape(len(whole), len(one), -1), one, other)
 

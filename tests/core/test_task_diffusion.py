@@ -81,6 +81,22 @@ def test_an_images_noise_is_the_same_in_any_batch_and_at_any_reading():
     assert_close(read(task, IMAGES.flip(0)), whole.flip(0), rtol=1e-6, why=SAME)
 
 
+def test_shared_noise_is_the_same_for_all_images_and_other_for_another_seed():
+    model, task = Linear(), fi.Diffusion(ALPHAS, timesteps=[10, 60], noise="shared")
+    with belonging_to([b"shared"] * 4, seed=0):
+        noise = normal(IMAGES.shape[1:], size=4, draw=10)
+    assert torch.equal(noise[0], noise[3])
+    with belonging_to([b"a", b"b", b"c", b"d"], seed=0):
+        whole = task.loss(model, IMAGES)
+    with belonging_to([b"z"], seed=0):
+        alone = task.loss(model, IMAGES[2:3])
+    with belonging_to([b"z"], seed=1):
+        other = task.loss(model, IMAGES[2:3])
+    assert torch.equal(whole[2:3], alone)
+    assert not torch.equal(alone, other)
+    assert not torch.equal(alone, task.varied(noise="own").loss(model, IMAGES[2:3]))
+
+
 def test_an_exact_copy_has_share_one_whatever_else_its_row_holds():
     task = fi.Diffusion(ALPHAS, timesteps=[10, 60], latents=0)
     labels = torch.arange(4)
@@ -131,6 +147,7 @@ BAD = {
     "alphas of two dimensions": ({"scheduler": torch.zeros(2, 2)}, "Diffusion(scheduler=)"),
     "target misspelt": ({"target": "epsilom"}, "Did you mean 'epsilon'?"),
     "flips misspelt": ({"flips": "meen"}, "Did you mean 'mean'?"),
+    "noise misspelt": ({"noise": "share"}, "Did you mean 'shared'?"),
     "no noises": ({"noises": 0}, "Diffusion(noises=)"),
     "a fraction of a noise": ({"noises": 1.5}, "Diffusion(noises=)"),
     "no timesteps": ({"timesteps": []}, "Diffusion(timesteps=)"),

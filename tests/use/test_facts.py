@@ -12,6 +12,7 @@ import forwardinf as fi
 from forwardinf.core.examples import examples
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import model_digest
+from forwardinf.core.task import as_task
 from forwardinf.use.fuse import ranks, reciprocal
 from forwardinf.use.lexical import available
 from forwardinf.use.sketch import Sketcher, compared
@@ -107,6 +108,25 @@ def test_projected_products_stand_for_products_of_gradients():
         found = Sketcher(dict(model.named_parameters()), seed=seed).rows(feed, range(16), 8).double()
         total += found @ found.T / 12
     assert_close(total, G @ G.T, rtol=0.1, why="the mean of 12 draws, each with an error of about .1 of the norms")
+
+
+@pytest.mark.parametrize("settings", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": "same"}])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_convolution_is_sketched_without_its_patches(axes, settings):
+    kind = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d}[axes]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, data = kind(3, 9, 3, **settings), torch.randn(4, 3, *[7] * axes)
+    loss = lambda model, batch: model(batch[0]).square().flatten(1).sum(1)  # noqa: E731
+    feed = Feed(model, as_task(loss), examples((data,)), torch.device("cpu"))
+    sketcher = Sketcher(dict(model.named_parameters()), side=4)
+    got = sketcher.rows(feed, range(4), 4)[:, sketcher.places["weight"]]
+    one, other = sketcher._sides["weight"]
+    for row in range(4):
+        model.zero_grad()
+        loss(model, (data[row : row + 1],)).sum().backward()
+        want = one.T @ model.weight.grad.reshape(9, -1) @ other
+        assert_close(got[row], want.flatten(), rtol=1e-4, why="float32, sums in another order")
 
 
 def test_forward_reading_finds_it_too_and_is_what_attribute_gives():

@@ -1,0 +1,146 @@
+"""Every way of ranking training images that evaluate_trace_images.py compares: the free ones, gradients, ours, unlearning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import forwardinf as fi
+from forwardinf.core.borrow import borrowed
+from forwardinf.core.examples import examples
+from forwardinf.core.feed import Feed
+from forwardinf.core.ridge import DAMPING
+from forwardinf.perturb.select import select
+from forwardinf.use.diffusion import DAMPING as WHITENING
+from forwardinf.use.diffusion import unlearning
+from forwardinf.use.responses import unit
+from forwardinf.use.sketch import Sketcher, compared
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+CPU = torch.device("cpu")
+RANDOM, PIXELS, FEATURES = "random", "pixel neighbours", "classifier's features"
+DOT, COSINE = "gradient dot", "gradient cosine"
+WHITENED, UNIT, HOLD = "ours: whitened", "ours: whitened, unit gradients", "ours: hold"
+PLAIN = "ours: plain, a finite push"
+OWN = "own noise, whitened, unit gradients, damping .02"
+OWN_COSINE = "own noise, gradient cosine"
+ABU, ABU_LINEAR = "Attribution by Unlearning", "Attribution by Unlearning, one step's limit"
+
+
+class Classifier(nn.Module):
+    """A small CNN whose last hidden layer stands for "what it looks like"."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * (side // 4) ** 2, 64), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images))
+
+
+def classifier(images: Tensor, labels: Tensor, *, steps: int = 400, seed: int = 0) -> nn.Module:
+    """Return the CNN, trained on labelled images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Classifier(images.shape[-1])
+    draw, optimiser = torch.Generator().manual_seed(seed), torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(images), (64,), generator=draw)
+        optimiser.zero_grad()
+        F.cross_entropy(model(images[rows]), labels[rows]).backward()
+        optimiser.step()
+    return model.eval()
+
+
+def free(train: Tensor, queries: Tensor, features: nn.Module) -> dict[str, Array]:
+    """Return what needs no denoiser: chance, pixels, a classifier's features (cosines about the training set's mean)."""
+    draw = np.random.default_rng(0)
+    with torch.no_grad():
+        seen = [torch.cat([features.body(piece) for piece in images.split(256)]) for images in (train, queries)]
+    return {
+        RANDOM: draw.random((len(queries), len(train))),
+        PIXELS: _cosines(train.flatten(1), queries.flatten(1)),
+        FEATURES: _cosines(*seen),
+    }
+
+
+def _cosines(train: Tensor, queries: Tensor) -> Array:
+    middle = train.mean(0)
+    return (unit(queries - middle).double() @ unit(train - middle).double().T).numpy()
+
+
+def sketched(model: nn.Module, task: fi.Diffusion, data: Any, *, noise: str = "shared", seed: int = 0) -> Tensor:
+    """Return every image's gradient, sketched as :func:`forwardinf.trace_images` does it, ``(N, M)``.
+
+    ``noise``: all images see the same draw (``"shared"``), or each its own.
+    """
+    task = task.varied(noise=noise)
+    rows = examples(data, task_collate=task.collate)
+    with borrowed(model):
+        return Sketcher(select(model, None)).rows(Feed(model, task, rows, CPU, seed=seed), range(len(rows)), 32)
+
+
+def by_gradients(train: Tensor, queries: Tensor, fit: Tensor | None = None) -> dict[str, Array]:
+    """Return the linear scores of sketched gradients; ``fit``: the rows that whiten (default: all)."""
+    found = {name: compared(train, queries, how, WHITENING, fit)[0] for name, how in
+             ((DOT, "dot"), (COSINE, "cosine"), (WHITENED, "whitened"), (UNIT, "unit-whitened"))}  # fmt: skip
+    held = [tempered(rows) for rows in (train, queries, train if fit is None else fit)]
+    found[HOLD] = compared(held[0], held[1], "whitened", DAMPING, held[2])[0]
+    return {name: values.numpy() for name, values in found.items()}
+
+
+def by_own_noise(train: Tensor, queries: Tensor) -> dict[str, Array]:
+    """Return what sketches under each image's own noise give, and the damping that serves for text."""
+    return {OWN: compared(train, queries, "unit-whitened")[0].numpy(),
+            OWN_COSINE: compared(train, queries, "cosine")[0].numpy()}  # fmt: skip
+
+
+def tempered(rows: Tensor, beta: float = 0.5) -> Tensor:
+    """Return gradients at length ‖g‖^(1−β), as ``hold`` has them."""
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny) ** beta
+
+
+def by_unlearning(
+    model: nn.Module, task: fi.Task, train: Any, queries: Any, *, fit: int | str = "auto", length: float | None = None
+) -> tuple[Array, dict[str, float]]:
+    """Return (scores, cost) of Attribution by Unlearning; ``length``: its own finite step, None: the limit of a short one.
+
+    The limit, gᵢᵀF⁻¹g_q, is read for all queries in one pass; the finite step costs a reading of all images for each query.
+    """
+    preset = unlearning(model, length=length)
+    settings = {**preset.to_dict(), "fit_examples": fit}
+    if length is None:
+        settings["length"] = "linear"
+    return _attributed(model, task, train, queries, fi.Perturbation.from_dict(settings))
+
+
+def by_a_push(model: nn.Module, task: fi.Task, train: Any, queries: Any, rise: str) -> tuple[Array, dict[str, float]]:
+    """Return (scores, cost) of Forward-INF itself: a finite push along the plain gradient, read by forward passes."""
+    return _attributed(model, task, train, queries, fi.Perturbation("plain", rise=rise))
+
+
+def _attributed(
+    model: nn.Module, task: fi.Task, train: Any, queries: Any, rule: fi.Perturbation
+) -> tuple[Array, dict[str, float]]:
+    began = time.perf_counter()
+    engine = "factored" if rule.kind == "linear" else "forward"
+    found = fi.attribute(model, train, queries, task=task, perturbation=rule, engine=engine, keep="all", progress=False)
+    return np.asarray(found.values, dtype=np.float64), {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def timed(costs: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
+    """Run ``work`` and note its seconds."""
+    began = time.perf_counter()
+    found = work()
+    costs[name] = round(time.perf_counter() - began, 1)
+    return found

@@ -1,0 +1,119 @@
+"""The evaluations of trace_images and trace, in small: what they say, and that a second run trains nothing again."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from close import assert_close
+
+pytest.importorskip("diffusers")
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import denoisers
+import evaluate_trace_images as images
+import evaluate_trace_removal as texts
+import trace_images_pictures as pictures
+import trace_images_rows as rows
+import trace_images_table as table
+import trace_table
+
+from forwardinf.core.ridge import Ridge
+from forwardinf.score.whiten import hold_linear
+
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"), pytest.mark.data]
+SMALL = images.Size(
+    images=60, width=24, steps=150, queries=2, removed=10, seeds=(0,), randoms=1, samples=3, alike=5, customise=60, grid=(1, 4),
+    reference=8, timesteps=2, timesteps_conv=1, timesteps_slow=1, fit=10, unlearned=1, conditioned_steps=4, classified=5,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch, data_folder):
+    monkeypatch.setattr(images, "WORK", tmp_path / "images")
+    monkeypatch.setattr(texts, "WORK", tmp_path / "texts")
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path / "docs")
+    return tmp_path
+
+
+def test_removal_and_timesteps_in_small(folders, monkeypatch):
+    found = images.main(["removal", "timesteps"], SMALL, publish=False)
+    lines = {row["row"]: row for row in found["removal"]["found"]["rows"]}
+    assert set(lines) == {rows.RANDOM, *images.REMOVED_BY}
+    assert all(len(row["per query"]) == 2 for row in lines.values())
+    assert lines[rows.RANDOM]["above random"]["mean"] == 0
+    assert {path.stem for path in (folders / "docs").iterdir()} == {"trace-images-regenerated", "trace-images-removal"}
+    grid = found["timesteps"]["found"]["models"][1]["grid"]
+    assert [line["timesteps"] for line in grid] == [1, 4]
+    assert all(0 <= line[rows.UNIT]["Recall@10"]["mean"] <= 1 for line in grid)
+    told = table.tables(found)
+    assert "| ours: hold |" in told
+    assert "**customised to trousers**" in told
+    monkeypatch.setattr(denoisers, "train", None)
+    again = images.main(["removal", "timesteps"], SMALL, publish=False)
+    assert again == found, "kept: nothing is trained or read again"
+
+
+def test_customised_models_in_small():
+    found = images.main(["conditioned"], SMALL, publish=False)["conditioned"]["found"]
+    found += [images.ranked(images.customised_ddpm("item", small), small)
+              for small in [replace(SMALL, images=12, samples=2, customise=2, alike=2)]]  # fmt: skip
+    for model, exemplars in zip(found, (8, 1), strict=True):
+        assert model["exemplars"] == exemplars
+        assert {row["row"] for row in model["rows"]} >= {rows.RANDOM, rows.PIXELS, rows.UNIT, rows.ABU, rows.ABU_LINEAR}
+        assert all(0 <= row["mAP"]["mean"] <= 1 for row in model["rows"])
+        assert [row["mAP"]["count"] for row in model["rows"] if row["row"] == rows.ABU] == [1]
+    assert "Customised: item, MNIST DDPM" in table.tables({"customised": {"found": found}})
+
+
+def test_what_is_left_out_of_training_does_not_count():
+    bench = images.Bench.of(SMALL)
+    without = bench.model(0, [1, 2, 3])
+    bench.images[1:4] = 0.7
+    other = bench.model(0, [1, 2, 3])
+    for one, two in zip(without.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert not torch.equal(bench.model(0).leave.weight, other.leave.weight)
+
+
+def test_held_sketches_are_the_scores_of_hold():
+    draw = torch.Generator().manual_seed(0)
+    train, asked = torch.randn(30, 50, generator=draw), torch.randn(4, 50, generator=draw)
+    found = rows.by_gradients(train, asked)[rows.HOLD]
+    plain = asked.double() @ train.double().T
+    want = hold_linear(
+        Ridge(responses=train, temper=0.5), plain, asked.double().square().sum(1), torch.zeros(4, 4).double()
+    )
+    assert_close(found, want.values / 30, rtol=1e-5, why="float32 rows; the same up to N")
+
+
+def test_recall_and_precision_are_what_they_are_called():
+    scores = np.array([[5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0], [np.nan] * 5])
+    found = images.measured(scores, [0, 2])
+    assert found["mAP"][:2] == pytest.approx([(1 + 2 / 3) / 2, (1 / 3 + 2 / 5) / 2])
+    assert found["Recall@10"][:2].tolist() == [1, 1]
+    assert np.isnan(found["mAP"][2])
+
+
+def test_removed_texts_in_small():
+    small = texts.Size(
+        rows=texts.ROWS,
+        facts=3,
+        texts=60,
+        lexical=3,
+        removed=3,
+        seeds=(0,),
+        vocabulary=400,
+        width=16,
+        layers=1,
+        heads=2,
+        epochs=1,
+    )
+    found = texts.main(small, publish=False)
+    lines = {row["row"]: row for row in found["rows"]}
+    assert set(lines) == {texts.RANDOM, texts.TRUE, texts.MASKED, texts.FILLED, texts.COSINE, texts.OURS, texts.FUSED}
+    assert lines[texts.TRUE]["P@10"]["mean"] == 1
+    assert all(len(row["per fact"]) == 3 for row in lines.values())
+    assert "| unit-whitened |" in trace_table.removal(found)
