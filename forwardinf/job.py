@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.makers import make_direction
+from forwardinf.perturb.own import Own, own_of
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
@@ -41,8 +41,10 @@ from forwardinf.read.directions import Directions
 from forwardinf.read.engine import Engine
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
+from forwardinf.read.per_example import OwnEngine, self_products
 from forwardinf.read.plan import Plan, Unit, make_plan, shards, units
 from forwardinf.read.predict import misclassified
+from forwardinf.read.support import unsupported
 from forwardinf.read.tune import tune
 from forwardinf.read.whitened import Whitened, loss_gradient, read_whitened, sketched
 from forwardinf.score.scores import Scores, gather, write_facts
@@ -51,6 +53,7 @@ from forwardinf.score.top import Floats, Ints, extremes
 
 ALL_UP_TO = 10**8  # scores kept whole by keep="auto"
 KEPT_BEYOND = 1000
+UNFITTED = ("plain", "sign")
 LOW_RANK = ("plain", "sign", "kfac")  # directions that keep the few ranks of a query's gradient
 
 
@@ -73,6 +76,9 @@ class Options:
     config: str | None = None  # what replays a command-line run; kept in its folder
 
     def __post_init__(self) -> None:
+        if self.engine == "probes":
+            raise SettingError("engine", expected=f"one of {', '.join(map(repr, planning.ENGINES))}", got="'probes'",
+                               do="Responses to shared probes are kept as an index: fi.ProbeIndex.build(...).query(...).")  # fmt: skip
         if self.engine not in planning.ENGINES:
             raise choose("engine", str(self.engine), planning.ENGINES)
         if self.on_bad_query not in ("raise", "skip"):
@@ -467,6 +473,49 @@ def prepare(
     return job
 
 
+@dataclass
+class SelfJob:
+    """What :func:`prepare_self` settled: how gᵢᵀ P gᵢ of every training example is read.
+
+    Attributes:
+        feed: Model and training data.
+        parameters: Those that count.
+        perturbation: The settings of P.
+        direction: P itself.
+        own: Takes the products of whole batches, or None: one example at a time.
+        batch_size: Examples at a time.
+        notes: What a person should know, among it why it is one example at a time.
+        clock: Seconds of ``setup_s`` and ``fit_s``.
+    """
+
+    feed: Feed
+    parameters: Parameters
+    perturbation: Perturbation
+    direction: Direction
+    own: Own | None
+    batch_size: int
+    notes: list[str]
+    clock: dict[str, float]
+    progress: Setting = "auto"
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Return (gᵢᵀ P gᵢ, losses), ``(units,)`` float64. Under ``hold`` the products are tempered as scores are."""
+        rows = range(len(self.feed.examples))
+        with progress("self-influence", self.feed.examples.units, self.progress) as advance:
+            if isinstance(self.direction, Holding) and self.direction.held.whole:  # K is there: nothing is left to be read
+                return self.direction.ridge.own(), self.feed.losses(rows, self.batch_size, advance)
+            if self.own is not None:
+                return OwnEngine(self.feed, self.parameters, self.own, self.batch_size, self._halved).read(
+                    rows, advance
+                )
+            values, losses, lengths = self_products(self.feed, rows, self.parameters, self.direction, advance)
+        beta = self.perturbation.tempering
+        return (torch.where(lengths > 0, values / lengths ** (2 * beta), 0.0) if beta else values), losses
+
+    def _halved(self, size: int) -> None:
+        self.notes.append(f"out of memory: {size} examples at a time from there on")
+
+
 def prepare_self(
     model: nn.Module,
     train: Any,
@@ -476,17 +525,39 @@ def prepare_self(
     ids: str | Sequence[Id] | None,
     collate_fn: Collate | None,
     options: Options,
-) -> tuple[Feed, Parameters, Direction, AbstractContextManager[Advance]]:
-    """Return (training data, parameters that count, direction, progress bar) for self-influence."""
-    spoken = as_task(task)
+) -> SelfJob:
+    """Settle how self-influence is read; see :func:`forwardinf.self_influence`. Call it with the model borrowed."""
+    began, spoken, notes = time.perf_counter(), as_task(task), list[str]()
     device = device_of(model, options.device)
     rows = open_examples(train, "train", spoken, collate_fn, options)
-    rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None)
+    data = rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None)
     rows.label_with(ids)
     feed = Feed(model, spoken, rows, device, seed=options.seed)
     chosen = select(model, perturbation.parameters)
-    direction = make_direction(Fitting(perturbation, feed, chosen, 1, progress=options.progress))
-    return feed, chosen, direction, progress("self-influence", rows.units, options.progress)
+    why = unsupported(feed, chosen, range(len(rows))).reason
+    size = 1 if options.batch_size == "auto" else options.batch_size
+    if not why:
+        squares = Own()
+
+        def work(trial: Feed, piece: Sequence[int], size: int) -> None:
+            OwnEngine(trial, chosen, squares, size).values(piece, size)
+
+        asked = None if options.batch_size == "auto" else options.batch_size
+        tuning = tune(feed, range(len(rows)), asked, min(10.0, max(0.2, 5e-4 * len(rows))), None, work, turns=1)
+        size, feed = tuning.batch_size, replace(feed, channels_last=tuning.channels_last)
+    setup = time.perf_counter()
+    code = code_digest(spoken, getattr(spoken, "version", None))
+    key = None if code is None or perturbation.direction in UNFITTED else digest(model_digest(model), data, code)
+    direction = make_direction(
+        Fitting(perturbation, feed, chosen, size, key, options.cache, progress=options.progress, notes=notes)
+    )
+    own = None if why else own_of(direction)
+    if not why and own is None and not isinstance(direction, Holding):
+        why = f"direction {perturbation.direction!r} does not apply to factors"
+    if why and not isinstance(direction, Holding):
+        notes.append(f"read one example at a time: {why}")
+    clock = {"setup_s": setup - began, "fit_s": time.perf_counter() - setup}
+    return SelfJob(feed, chosen, perturbation, direction, own, size, notes, clock, options.progress)
 
 
 def _plan(
