@@ -105,10 +105,14 @@ def copies(case: Case, ask: Any) -> dict[str, dict[str, float]]:
     return found
 
 
-def filled(case: Case, index: fi.ProbeIndex, count: int, how: str, compare: tuple[float, ...] = (0.5,)) -> dict[str, Any]:
+def filled(
+    case: Case, index: fi.ProbeIndex, count: int, how: str, compare: tuple[float, ...] = (0.5,)
+) -> dict[str, Any]:
     """Return what the first ``count`` probes of an index give."""
     began = time.process_time()
-    scores = index.query(case.model, case.queries, task=TASK, probes=count, how=how, progress=False, on_bad_query="skip")
+    scores = index.query(
+        case.model, case.queries, task=TASK, probes=count, how=how, progress=False, on_bad_query="skip"
+    )
     asked = time.process_time() - began
 
     def ask(queries: Any) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ from forwardinf.read import plan as planning
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
 from forwardinf.read.check import noise_floor
 from forwardinf.read.choose import Asked, choose_engine
+from forwardinf.read.cut import Cut, find_cut
 from forwardinf.read.directions import Directions
 from forwardinf.read.engine import Engine
 from forwardinf.read.factored import FactoredEngine
@@ -45,6 +47,7 @@ from forwardinf.read.per_example import OwnEngine, self_products
 from forwardinf.read.plan import Plan, Unit, make_plan, shards, units
 from forwardinf.read.predict import misclassified
 from forwardinf.read.support import unsupported
+from forwardinf.read.trunk import TrunkEngine, TrunkFiles
 from forwardinf.read.tune import tune
 from forwardinf.read.whitened import Whitened, loss_gradient, read_whitened, sketched
 from forwardinf.score.scores import Scores, gather, write_facts
@@ -78,7 +81,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.engine == "probes":
             raise SettingError("engine", expected=f"one of {', '.join(map(repr, planning.ENGINES))}", got="'probes'",
-                               do="Responses to shared probes are kept as an index: fi.ProbeIndex.build(...).query(...).")  # fmt: skip
+                               do="Responses to shared probes are an index: fi.ProbeIndex.build(...).query(...).")  # fmt: skip
         if self.engine not in planning.ENGINES:
             raise choose("engine", str(self.engine), planning.ENGINES)
         if self.on_bad_query not in ("raise", "skip"):
@@ -126,6 +129,9 @@ class Job:
     _unit: int = 0
     _advance: Advance = lambda done: None
     tables: Whitened | None = None
+    trunk_folder: Path | None = None
+    _trunk: tuple[Cut, TrunkFiles] | None = None
+    _scratch: TemporaryDirectory[str] | None = None
     _block: tuple[tuple[int, ...], Directions] | None = None
 
     # -- work --------------------------------------------------------------------------------------------------------
@@ -279,10 +285,25 @@ class Job:
 
     def _engine(self, feed: Feed) -> Engine:
         size = self.plan.batch_size_at(self._unit)
+        if self.plan.engine == "trunk" and feed is self.train:
+            return TrunkEngine(feed, size, *self._kept_trunk(size), self._halved)
         if not self.plan.exact:
             return ForwardEngine(feed, size, self._halved)
         placed = replace(feed, channels_last=self.plan.pass_channels_last)
         return FactoredEngine(placed, self.pusher.parameters, size, self._halved)
+
+    def _kept_trunk(self, size: int) -> tuple[Cut, TrunkFiles]:
+        """Return where the forward is cut and what is kept of its trunk: in the cache, or for this call only."""
+        if self._trunk is None:
+            cut = find_cut(self.train, self.pusher.parameters, range(min(size, len(self.train.examples))))
+            folder = self.trunk_folder
+            if folder is None:
+                self._scratch = TemporaryDirectory(prefix="forwardinf-trunk-")
+                folder = Path(self._scratch.name)
+            files = TrunkFiles(folder / cut.name)
+            files.need(self.plan.trunk_bytes)
+            self._trunk = cut, files
+        return self._trunk
 
     def _halved(self, size: int) -> None:
         self.plan = self.plan.revised(self._unit, size)
@@ -462,6 +483,7 @@ def prepare(
     read_as_rows = replace(asking, asked=None, skipped=aside)
     job = Job(feed, read_as_rows, pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
               asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
+    job.trunk_folder = cache / "trunks" / name if name is not None and cache is not None else None
     if not dry:
         if not kept:
             job.settle_rises()
@@ -502,7 +524,9 @@ class SelfJob:
         """Return (gᵢᵀ P gᵢ, losses), ``(units,)`` float64. Under ``hold`` the products are tempered as scores are."""
         rows = range(len(self.feed.examples))
         with progress("self-influence", self.feed.examples.units, self.progress) as advance:
-            if isinstance(self.direction, Holding) and self.direction.held.whole:  # K is there: nothing is left to be read
+            if (
+                isinstance(self.direction, Holding) and self.direction.held.whole
+            ):  # K is there: nothing is left to be read
                 return self.direction.ridge.own(), self.feed.losses(rows, self.batch_size, advance)
             if self.own is not None:
                 return OwnEngine(self.feed, self.parameters, self.own, self.batch_size, self._halved).read(

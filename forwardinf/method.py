@@ -35,7 +35,14 @@ from forwardinf.score.influence import influence
 from forwardinf.score.scores import Scores
 from forwardinf.score.self_influence import SelfInfluence
 
-OF_A_DIRECTION = ("direction", "damping", "fisher", "fit_examples", "temper", "seed")  # settings that are not of a length
+OF_A_DIRECTION = (
+    "direction",
+    "damping",
+    "fisher",
+    "fit_examples",
+    "temper",
+    "seed",
+)  # settings that are not of a length
 
 
 def run(job: Job) -> Scores:
@@ -249,7 +256,9 @@ def self_influence(
         batch_size=batch_size, device=device, num_workers=num_workers, cache_dir=cache_dir, progress=progress, seed=seed
     )
     asked = direction if isinstance(direction, Perturbation) else Perturbation(direction)
-    chosen = asked.parameters if parameters is None else [parameters] if isinstance(parameters, str) else list(parameters)
+    chosen = (
+        asked.parameters if parameters is None else [parameters] if isinstance(parameters, str) else list(parameters)
+    )
     rule = Perturbation.from_dict({**{name: getattr(asked, name) for name in OF_A_DIRECTION}, "parameters": chosen})
     with borrowed(model):
         job = prepare_self(model, train, task=task, perturbation=rule, ids=ids, collate_fn=collate_fn, options=options)

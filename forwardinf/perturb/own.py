@@ -98,15 +98,16 @@ class Own:
             _, rows, columns = part.shape
             if even and places**2 * (rows + columns) < (places + TOUCH) * rows * columns:
                 return self._few_places(matrices, form)
-        if len(matrices) == 1 and not tables and form.left is None and form.right is None:
-            if isinstance(matrices[0], Convolved):
-                return self._kernels(matrices[0], form)
+        alone = len(matrices) == 1 and not tables and form.left is None and form.right is None
+        if alone and isinstance(matrices[0], Convolved):
+            return self._kernels(matrices[0], form)
         return self._formed(part, matrices, tables, form)
 
     def _one_place(self, use: Use, form: Form) -> Tensor:
         """G = l rᵀ: Σ w (l′ r′ᵀ)²."""
         left, right = (
-            _turned(side, basis)[0, :, 0].square() for side, basis in zip(sides(use), (form.left, form.right), strict=True)
+            _turned(side, basis)[0, :, 0].square()
+            for side, basis in zip(sides(use), (form.left, form.right), strict=True)
         )
         if not isinstance(form.weight, Tensor):
             return form.weight * left.sum(1) * right.sum(1)
@@ -192,7 +193,8 @@ class Own:
     def _squares(self, rows: Tensor, weight: Tensor | float) -> Tensor:
         """Return Σ w x² of each row ``(B, n)``, which is written over; or Σ |x|."""
         if self.signs:
-            return torch.linalg.vector_norm(rows, ord=1, dim=1)
+            absolute: Tensor = torch.linalg.vector_norm(rows, ord=1, dim=1)
+            return absolute
         if isinstance(weight, Tensor):
             return rows.square() @ weight.to(rows.dtype).flatten()
         found: Tensor = weight * torch.linalg.vector_norm(rows, dim=1).square()

@@ -80,14 +80,27 @@ def find_cut(feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Cut:
         ModelError: There is no such place; says which parameter or module is in the way.
     """
     calls = _traced(feed, rows)
-    cut = _between(feed.model, parameters, calls)
+    place, refused = _begins(feed.model, parameters, calls), list[ModelError]()
+    while (
+        around := calls[place].parent
+    ) is not None:  # what goes around a layer may stay inside the block that it is in
+        try:
+            return _tried(feed, _before(calls, place), parameters, rows)
+        except ModelError as error:
+            refused.append(error)
+        place = around
+    raise refused[0]
+
+
+def _tried(feed: Feed, cut: Cut, parameters: Parameters, rows: Sequence[int]) -> Cut:
+    """Return the cut, its inputs found, where both ways give the same losses."""
     for solid in (False, True):
         try:
             found = Cut(cut.name, cut.trunk, _from_trunk(feed, cut, rows, solid), solid)
             _try(feed, found, parameters, rows)
             return found
-        except RuntimeError as error:  # in-place functions need memory of their own
-            if solid or isinstance(error, ModelError):
+        except RuntimeError:  # in-place functions need memory of their own
+            if solid:
                 raise
     raise AssertionError("unreachable")
 
@@ -137,7 +150,8 @@ def _traced(feed: Feed, rows: Sequence[int]) -> list[_Call]:
     return calls[: ends[1]] if len(ends) > 1 else calls
 
 
-def _between(model: nn.Module, parameters: Parameters, calls: list[_Call]) -> Cut:
+def _begins(model: nn.Module, parameters: Parameters, calls: list[_Call]) -> int:
+    """Return the first call that a moving parameter takes part in."""
     modules = dict(model.named_modules(remove_duplicate=False))
     canonical = {module: name for name, module in model.named_modules()}
     called = {call.name for call in calls}
@@ -155,6 +169,11 @@ def _between(model: nn.Module, parameters: Parameters, calls: list[_Call]) -> Cu
     if not name:
         raise ModelError(f"engine='trunk', parameter {homes['']}", expected="a parameter of a module that the forward calls",
                          got="one that the model itself uses", do="Read with engine='forward'.")  # fmt: skip
+    return place
+
+
+def _before(calls: list[_Call], place: int) -> Cut:
+    """Return the cut at this call: what is done before it, in its own caller or around that, is the trunk."""
     around, parent = set[int](), calls[place].parent
     while parent is not None:
         around.add(parent)
@@ -164,10 +183,9 @@ def _between(model: nn.Module, parameters: Parameters, calls: list[_Call]) -> Cu
         if call.parent in around and at not in around:
             trunk[call.name] = trunk.get(call.name, 0) + 1
     if not trunk:
-        raise ModelError(f"engine='trunk', parameter {homes[name]}", expected="layers that run before what moves",
-                         got=f"none before {name!r}",
-                         do="Move the last layers only (Perturbation(parameters=...)), or read with engine='forward'.")  # fmt: skip
-    return Cut(name, trunk)
+        raise ModelError(f"engine='trunk', module {calls[place].name!r}", expected="layers that run before what moves",
+                         got="none", do="Move the last layers only (Perturbation(parameters=...)), or engine='forward'.")  # fmt: skip
+    return Cut(calls[place].name, trunk)
 
 
 def _from_trunk(feed: Feed, cut: Cut, rows: Sequence[int], solid: bool) -> tuple[int, ...]:
@@ -214,7 +232,7 @@ def _try(feed: Feed, cut: Cut, parameters: Parameters, rows: Sequence[int]) -> N
     tolerance = max(SAME.get(parameter.dtype, SINGLE) for parameter in parameters.values())
     if not bool(((found - want).abs() <= tolerance * (1 + want.abs())).all()):
         raise ModelError(
-            f"engine='trunk', module {cut.name!r}", expected="that all after it depends on what runs before it by its inputs alone",
+            f"engine='trunk', module {cut.name!r}", expected="what comes after it to depend on what is before by its inputs alone",
             got="a forward that goes around it (a connection that skips it, weights that both sides use)",
             do="Move the parameters of later layers only, or read with engine='forward'.",
         )  # fmt: skip
@@ -301,7 +319,7 @@ def _recording(model: nn.Module, cut: Cut, kept: Kept, seen: list[list[Tensor]] 
 
     def first(forward: Callable[..., Any], number: int, args: Any, given: Any) -> Any:
         tensors = _tensors((args, given))
-        kept.inputs[number] = [tensors[place].detach() for place in cut.inputs]
+        kept.inputs[number] = [tensors[place].detach().clone() for place in cut.inputs]  # some layers write over them
         if seen is not None:
             seen.append([tensor.detach().clone() for tensor in tensors])
         return forward(*args, **given)

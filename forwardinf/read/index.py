@@ -137,7 +137,9 @@ class ResponseFiles:
         return np.memmap(self._file(number), np.float32, mode, shape=(self.rows, stop - start))
 
     def _write(self) -> None:
-        write_json(self._list, {"format": FORMAT, "parts": self.parts, "blocks": self.blocks, "done": sorted(self.done)})
+        write_json(
+            self._list, {"format": FORMAT, "parts": self.parts, "blocks": self.blocks, "done": sorted(self.done)}
+        )
 
 
 def by_differences(

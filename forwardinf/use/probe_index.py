@@ -148,9 +148,7 @@ class ProbeIndex:
             RunMismatch: The folder holds an index of another model, task, training set or setting.
             Error: With where / expected / got / do.
         """
-        options = Options(
-            batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed
-        )
+        options = Options(batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed)
         if how not in HOW:
             raise choose("ProbeIndex.build(how=)", str(how), HOW)
         if draw not in KINDS:
@@ -158,7 +156,14 @@ class ProbeIndex:
         if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
             raise SettingError("ProbeIndex.build(probes=)", expected="a whole number ≥ 1", got=repr(probes))
         patterns = [parameters] if isinstance(parameters, str) else None if parameters is None else list(parameters)
-        settings = {"how": how, "draw": draw, "seed": seed, "length": length, "two_sided": two_sided, "parameters": patterns}
+        settings = {
+            "how": how,
+            "draw": draw,
+            "seed": seed,
+            "length": length,
+            "two_sided": two_sided,
+            "parameters": patterns,
+        }
         where = Path(path).expanduser()
         with _opened(model, task, settings, options) as reader:
             rows, data = reader.read(train, "train", collate_fn, ids)
@@ -373,7 +378,9 @@ class ProbeIndex:
             if twice:
                 raise DataError("index.append(ids=)", expected="ids that are not taken", got=repr(twice[0]))
             losses = rows.losses(every, size)
-            write_table(self._table(len(self._digests)), {"id": id_column(rows.examples.ids), "loss": losses.numpy()}, TRAIN)
+            write_table(
+                self._table(len(self._digests)), {"id": id_column(rows.examples.ids), "loss": losses.numpy()}, TRAIN
+            )
             self._files.grow(len(losses), probes)
             self._digests.append(data)
             write_json(self.path / "index.json", {"format": FORMAT, "settings": self.settings, "made_from": self._made_from,
@@ -406,7 +413,9 @@ OF_MODEL = ("model", "parameters")
 class _Reader:
     """A model (or an object that can be perturbed), ready to respond to probes."""
 
-    def __init__(self, model: nn.Module, task: Task, settings: Mapping[str, Any], options: Options, subject: Any) -> None:
+    def __init__(
+        self, model: nn.Module, task: Task, settings: Mapping[str, Any], options: Options, subject: Any
+    ) -> None:
         self.model, self.task, self.options, self.subject = model, task, options, subject
         self.settings = settings
         self.parameters: Parameters = {}
@@ -428,9 +437,7 @@ class _Reader:
         code = code_digest(self.task, getattr(self.task, "version", None))
         return {"model": model_digest(self.model), "task": code, "parameters": sorted(self.parameters)}
 
-    def read(
-        self, data: Any, name: str, collate: Collate | None, ids: str | Sequence[Id] | None
-    ) -> tuple[Feed, str]:
+    def read(self, data: Any, name: str, collate: Collate | None, ids: str | Sequence[Id] | None) -> tuple[Feed, str]:
         """Return (feed, digest of the content) of data in any form."""
         rows: Examples = open_examples(data, name, self.task, collate, self.options)
         task = self.task.whole() if name == "queries" else self.task
@@ -441,7 +448,9 @@ class _Reader:
     def tuned(self, rows: Feed) -> tuple[Feed, int]:
         """Return (the feed in its fastest layout, batch size)."""
         asked = None if self.options.batch_size == "auto" else self.options.batch_size
-        found = tune(rows, range(len(rows.examples)), asked, min(10.0, max(0.2, 5e-4 * len(rows.examples))), None, turns=1)
+        found = tune(
+            rows, range(len(rows.examples)), asked, min(10.0, max(0.2, 5e-4 * len(rows.examples))), None, turns=1
+        )
         return replace(rows, channels_last=found.channels_last), found.batch_size
 
     def few(self, rows: Feed) -> int:
@@ -518,7 +527,9 @@ def _opened(model: Any, task: Any, settings: Mapping[str, Any], options: Options
         raise ModelError("model", expected="a torch.nn.Module, or an object with perturb(seed, length) and losses(batch)",
                          got=type(model).__name__)  # fmt: skip
     if settings["how"] != "forward":
-        raise SettingError("ProbeIndex.build(how=)", expected="'forward' for an object without gradients", got="'projected'")
+        raise SettingError(
+            "ProbeIndex.build(how=)", expected="'forward' for an object without gradients", got="'projected'"
+        )
     spoken = FunctionTask(lambda _, batch: torch.as_tensor(model.losses(batch)))
     yield _Reader(nn.Module(), spoken, settings, options, model)
 

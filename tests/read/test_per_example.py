@@ -45,7 +45,9 @@ def _no_cache(monkeypatch):
 @pytest.mark.parametrize("direction", ["diagonal", "kfac", "ekfac", "gfim", "hold"])
 def test_fast_self_influence_equals_the_slow_one_under_every_direction(name, direction):
     given = case(name, torch.float64)
-    given.train = take(given.train, range(10 if direction == "hold" else ROWS))  # the slow way takes two passes for each
+    given.train = take(
+        given.train, range(10 if direction == "hold" else ROWS)
+    )  # the slow way takes two passes for each
     rule = fi.Perturbation(direction, fisher="empirical" if name == "unet" else "true")
     want, losses = slow(given, rule)
     found = fi.self_influence(given.model, given.train, task=given.task, direction=rule, progress=False)

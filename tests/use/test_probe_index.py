@@ -63,7 +63,9 @@ def test_a_copy_has_cosine_one_and_share_one(tmp_path, name, how, compare):
     given = case(name).with_copies()
     scores = ask(build(tmp_path, given, how=how), given, compare=compare)
     copies = scores.share[range(QUERIES), range(ROWS, ROWS + QUERIES)]
-    assert_within(copies, np.ones(QUERIES), atol=2e-2 if how == "forward" else 1e-3, why="float32 losses at a length of 1e-2")
+    assert_within(
+        copies, np.ones(QUERIES), atol=2e-2 if how == "forward" else 1e-3, why="float32 losses at a length of 1e-2"
+    )
     assert scores.kind == "probe"
     assert scores.unit == ("nats" if compare == "covariance" else None)
     if compare == "cosine":
@@ -221,7 +223,9 @@ class Opaque:
 def test_an_object_with_perturb_and_losses_is_enough(tmp_path):
     given = case("cnn", torch.float64).with_copies()
     thing = Opaque(given)
-    index = fi.ProbeIndex.build(tmp_path / "i", thing, given.train, probes=48, how="forward", length=1e-5, progress=False)
+    index = fi.ProbeIndex.build(
+        tmp_path / "i", thing, given.train, probes=48, how="forward", length=1e-5, progress=False
+    )
     scores = index.query(thing, given.queries, compare="cosine", progress=False)
     copies = scores.values[range(QUERIES), range(ROWS, ROWS + QUERIES)]
     assert_within(copies, np.ones(QUERIES), atol=1e-4, why="float64, the same losses in other batches")
