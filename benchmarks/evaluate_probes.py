@@ -10,6 +10,7 @@ python benchmarks/evaluate_probes.py [--banks digits sst2-short] [--small]      
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -55,7 +56,7 @@ class Case:
 
     def index(self, name: str, probes: int, **settings: Any) -> tuple[fi.ProbeIndex, float]:
         """Return an index, built or recalled, and the CPU seconds that its filling took when it was made."""
-        path = WORK / f"{self.bank}-{self.seed}" / name
+        path = WORK / f"{self.bank}-{self.seed}" / name.replace(".", "_")
         began = time.process_time()
         index = fi.ProbeIndex.build(path, self.model, self.train, task=TASK, probes=probes, progress=False, **settings)
         took, clock = time.process_time() - began, path.with_suffix(".seconds.json")
@@ -105,23 +106,28 @@ def copies(case: Case, ask: Any) -> dict[str, dict[str, float]]:
     return found
 
 
-def filled(
-    case: Case, index: fi.ProbeIndex, count: int, how: str, compare: tuple[float, ...] = (0.5,)
-) -> dict[str, Any]:
-    """Return what the first ``count`` probes of an index give."""
-    began = time.process_time()
-    scores = index.query(
-        case.model, case.queries, task=TASK, probes=count, how=how, progress=False, on_bad_query="skip"
-    )
-    asked = time.process_time() - began
-
-    def ask(queries: Any) -> dict[str, np.ndarray]:
-        by = {"cosine": {"compare": "cosine"}, "whitened": {"compare": "whitened", "temper": 1.0, "damping": 0.1}}
-        return {name: np.nan_to_num(index.query(case.model, queries, task=TASK, probes=count, how=how, progress=False,
-                                                on_bad_query="skip", **settings).values)
-                for name, settings in by.items()}  # fmt: skip
-
-    return {"M": count, **case.judged(scores.values), "query_s": round(asked, 2), "copies": copies(case, ask)}
+def filled(case: Case, index: fi.ProbeIndex, most: int, how: str) -> dict[int, dict[str, Any]]:
+    """Return what the first 16, 64, … probes of an index give, by their number."""
+    counts = [count for count in COUNTS if count <= most][::-1]  # most first: the others are parts of it
+    found: dict[int, dict[str, Any]] = {}
+    for count in counts:
+        began = time.process_time()
+        scores = index.query(
+            case.model, case.queries, task=TASK, probes=count, how=how, progress=False, on_bad_query="skip"
+        )
+        seconds = time.process_time() - began if count == most else math.nan
+        found[count] = {"M": count, **case.judged(scores.values), "copies": {}}
+        if count == most:
+            found[count]["query_s"] = round(seconds, 2)
+    by = {"cosine": {"compare": "cosine"}, "whitened": {"compare": "whitened", "temper": 1.0, "damping": 0.1}}
+    for kind, (inputs, labels, places) in case.altered.items():
+        for count in counts:
+            found[count]["copies"][kind] = {
+                name: first(np.nan_to_num(index.query(case.model, (inputs, labels), task=TASK, probes=count, how=how,
+                                                      progress=False, on_bad_query="skip", **settings).values), places)
+                for name, settings in by.items()
+            }  # fmt: skip
+    return dict(sorted(found.items()))
 
 
 # -- rows: each a function (case) -> entries ---------------------------------------------------------------------------
@@ -129,19 +135,15 @@ def filled(
 
 def projected(case: Case, draw: str, most: int) -> list[dict[str, Any]]:
     index, seconds = case.index(f"projected-{draw}-{most}", most, draw=draw)
-    return [{**filled(case, index, count, "projected"), "fill_F": round(seconds / case.forward_s, 1)}
-            for count in COUNTS if count <= most]  # fmt: skip
+    return [{**entry, "fill_F": round(seconds / case.forward_s, 1)}
+            for entry in filled(case, index, most, "projected").values()]  # fmt: skip
 
 
 def forward(case: Case, length: float, two_sided: bool, most: int, draw: str = "structured") -> list[dict[str, Any]]:
     name = f"forward-{draw}-{length}-{'two' if two_sided else 'one'}-{most}"
     index, _ = case.index(name, most, how="forward", draw=draw, length=length, two_sided=two_sided)
-    found = []
-    for count in COUNTS:
-        if count <= most:
-            entry = filled(case, index, count, "forward")
-            found.append({**entry, "fill_F": count * (2 if two_sided else 1), "length": length, "two_sided": two_sided})
-    return found
+    return [{**entry, "fill_F": count * (2 if two_sided else 1), "length": length, "two_sided": two_sided}
+            for count, entry in filled(case, index, most, "forward").items()]  # fmt: skip
 
 
 def by_layer(case: Case, most: int) -> list[dict[str, Any]]:
@@ -216,23 +218,26 @@ def rival(case: Case) -> list[dict[str, Any]]:
 
 def rows(small: bool) -> dict[str, Any]:
     most = 1024 if small else 4096
-    return {
-        "forward only, two-sided": lambda case: forward(case, 0.01, True, 256 if small else 1024),
-        "forward only, one-sided": lambda case: forward(case, 0.01, False, 256),
-        "forward only, two-sided, length .001": lambda case: forward(case, 0.001, True, 256),
-        "forward only, two-sided, length .1": lambda case: forward(case, 0.1, True, 256),
-        "forward only, two-sided, gaussian": lambda case: forward(case, 0.01, True, 256, "gaussian"),
-        "projected": lambda case: projected(case, "structured", most),
-        "projected, gaussian": lambda case: projected(case, "gaussian", 1024),
-        "projected, a layer each": lambda case: by_layer(case, most),
-        "exact kernel (hold)": lambda case: exact(case, direction="hold"),
+    own = {
         "gradient": lambda case: exact(case, direction="plain"),
         "gradient cosine": exact_copies,
+        "exact kernel (hold)": lambda case: exact(case, direction="hold"),
         "EK-FAC, ours": lambda case: exact(case, direction="ekfac"),
+        "projected": lambda case: projected(case, "structured", most),
+        "projected, a layer each": lambda case: by_layer(case, most),
+        "forward only": lambda case: forward(case, 0.01, True, 256 if small else 1024),
+        "forward only, one-sided": lambda case: forward(case, 0.01, False, 256),
+        "projected, gaussian": lambda case: projected(case, "gaussian", 1024),
         "EK-FAC, kronfluence": rival,
         "input neighbours (same label)": lambda case: neighbours(case, lambda x: bags(case, x)),
         "feature neighbours (same label)": lambda case: neighbours(case, lambda x: models.last_hidden(case.model, x)),
     }
+    others = {
+        "forward only, length .001": lambda case: forward(case, 0.001, True, 256),
+        "forward only, length .1": lambda case: forward(case, 0.1, True, 256),
+        "forward only, gaussian": lambda case: forward(case, 0.01, True, 256, "gaussian"),
+    }
+    return own if small else {**own, **others}
 
 
 def evaluate(bank: str, seed: int, name: str, work: Any, case: Any) -> list[dict[str, Any]]:

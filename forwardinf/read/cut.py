@@ -184,7 +184,7 @@ def _before(calls: list[_Call], place: int) -> Cut:
             trunk[call.name] = trunk.get(call.name, 0) + 1
     if not trunk:
         raise ModelError(f"engine='trunk', module {calls[place].name!r}", expected="layers that run before what moves",
-                         got="none", do="Move the last layers only (Perturbation(parameters=...)), or engine='forward'.")  # fmt: skip
+                         got="none", do="Move the last layers only (Perturbation(parameters=...)).")  # fmt: skip
     return Cut(calls[place].name, trunk)
 
 
@@ -232,7 +232,7 @@ def _try(feed: Feed, cut: Cut, parameters: Parameters, rows: Sequence[int]) -> N
     tolerance = max(SAME.get(parameter.dtype, SINGLE) for parameter in parameters.values())
     if not bool(((found - want).abs() <= tolerance * (1 + want.abs())).all()):
         raise ModelError(
-            f"engine='trunk', module {cut.name!r}", expected="what comes after it to depend on what is before by its inputs alone",
+            f"engine='trunk', module {cut.name!r}", expected="all that follows to see what is before by its inputs alone",
             got="a forward that goes around it (a connection that skips it, weights that both sides use)",
             do="Move the parameters of later layers only, or read with engine='forward'.",
         )  # fmt: skip
