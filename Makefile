@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data),)
 export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test lint docs bench bench-published evaluate-trace evaluate-verify smoke pythons constraints clean
+.PHONY: demo test lint docs bench bench-engines bench-published evaluate-probes evaluate-trace evaluate-verify smoke pythons constraints clean
 
 demo: .venv/core            ## train, attribute, show: about a minute
 	$(BIN)/forwardinf demo
@@ -23,6 +23,12 @@ lint: .venv/dev             ## ruff and mypy --strict
 bench: .venv/dev            ## how far from one plain forward pass: about ten minutes; writes benchmarks/results/
 	$(BIN)/python benchmarks/bench_forward.py
 	$(BIN)/python benchmarks/bench_memory.py
+
+bench-engines: .venv/dev    ## what each engine costs beside one forward pass, and beside rivals: 40 minutes on a quiet machine
+	$(BIN)/python benchmarks/bench_engines.py --threads 1 2
+
+evaluate-probes: .venv/dev  ## LDS and copies found against the number of shared perturbations; says its time first, resumable
+	$(BIN)/python benchmarks/evaluate_probes.py
 
 bench-published: .venv/dev  ## what `as_published` does differently, on real models: about ten minutes
 	$(BIN)/python benchmarks/bench_published.py

@@ -40,6 +40,18 @@ def test_scores_are_those_of_whole_forwards(name, rule):
     assert found.cost["forwards"] == QUERIES**2 * (2 if rule.both_sides else 1)  # the queries' own; no other whole one
 
 
+def test_a_run_that_lost_a_piece_reads_it_again(tmp_path):
+    given = case("resnet", torch.float64)
+    rule = fi.Perturbation(parameters=LAST["resnet"], length=0.05)
+    want = attribute(given, perturbation=rule, engine="trunk", output_dir=tmp_path / "run", shard_rows=20)
+    (tmp_path / "run" / "done.json").unlink()
+    lost = sorted((tmp_path / "run" / "scores").glob("b-*/s-00001.parquet"))
+    assert lost
+    lost[0].unlink()
+    found = attribute(given, perturbation=rule, engine="trunk", output_dir=tmp_path / "run", shard_rows=20)
+    assert np.array_equal(found.values, want.values)
+
+
 def test_only_the_rest_is_run():
     given = case("resnet", torch.float64)
     reader, ran = feed(given), []
