@@ -42,6 +42,7 @@ COUNTS = (16, 64, 256, 1024, 4096)
 FORMAT = "forwardinf.probes-row/1"
 TASK = fi.Classification()
 COPIES = 60
+GAUSSIAN = 2**16  # parameters up to which a thousand Gaussian directions are kept, not drawn again for every batch
 
 
 class Case:
@@ -52,6 +53,7 @@ class Case:
         self.bench = Bench(bank, seed, np.arange(len(use.data(bank)[1][1])))
         self.model, self.train, self.queries = self.bench.model, self.bench.train, self.bench.queries
         self.forward_s = self.bench.forward_s
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.altered = altered(bank, self.train)
 
     def index(self, name: str, probes: int, **settings: Any) -> tuple[fi.ProbeIndex, float]:
@@ -225,17 +227,17 @@ def rows(small: bool) -> dict[str, Any]:
         "EK-FAC, ours": lambda case: exact(case, direction="ekfac"),
         "projected": lambda case: projected(case, "structured", most),
         "projected, a layer each": lambda case: by_layer(case, most),
-        "forward only": lambda case: forward(case, 0.01, True, 256 if small else 1024),
-        "forward only, one-sided": lambda case: forward(case, 0.01, False, 256),
-        "projected, gaussian": lambda case: projected(case, "gaussian", 1024),
+        "forward only": lambda case: forward(case, 0.01, False, 256 if small else 1024),
+        "forward only, there and back": lambda case: forward(case, 0.01, True, 256),
+        "projected, gaussian": lambda case: projected(case, "gaussian", 1024 if case.parameters < GAUSSIAN else 256),
         "EK-FAC, kronfluence": rival,
         "input neighbours (same label)": lambda case: neighbours(case, lambda x: bags(case, x)),
         "feature neighbours (same label)": lambda case: neighbours(case, lambda x: models.last_hidden(case.model, x)),
     }
     others = {
-        "forward only, length .001": lambda case: forward(case, 0.001, True, 256),
-        "forward only, length .1": lambda case: forward(case, 0.1, True, 256),
-        "forward only, gaussian": lambda case: forward(case, 0.01, True, 256, "gaussian"),
+        "forward only, length .001": lambda case: forward(case, 0.001, False, 256),
+        "forward only, length .1": lambda case: forward(case, 0.1, False, 256),
+        "forward only, gaussian": lambda case: forward(case, 0.01, False, 256, "gaussian"),
     }
     return own if small else {**own, **others}
 
@@ -262,7 +264,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     work, results = rows(given.small), {}
-    per_bank = (1024 if not given.small else 256) * 2 + 256 * 7
+    per_bank = (1024 + 256 * 5) if not given.small else 256 * 3
     total = sum(Bench(bank, given.seed, np.arange(1)).forward_s * per_bank * 2 for bank in given.banks)
     print(f"about {spoken(total)} on this machine, one thread; resumable", file=sys.stderr, flush=True)
     for bank in given.banks:

@@ -103,7 +103,7 @@ class ProbeIndex:
         how: str = "projected",
         draw: str = "structured",
         length: float | Literal["auto"] = "auto",
-        two_sided: bool = True,
+        two_sided: bool = False,
         parameters: str | Sequence[str] | None = None,
         ids: str | Sequence[Id] | None = None,
         collate_fn: Collate | None = None,
@@ -118,7 +118,7 @@ class ProbeIndex:
         With more ``probes`` than it has, an index is widened: those that are there stay.
 
         Cost: 1 F for the losses, and then ``"projected"``: one forward, one backward through activations and the
-        projections, a few F whatever M; ``"forward"``: 2 M F (``two_sided=False``: M F), and no gradient is needed. Disk:
+        projections, a few F whatever M; ``"forward"``: M F (``two_sided``: 2 M F), and no gradient is needed. Disk:
         4 bytes × N × M (:meth:`nbytes_of`), refused where there is no room for it. Memory: one copy of the parameters.
 
         Args:
@@ -135,7 +135,8 @@ class ProbeIndex:
                 normal numbers (slow to draw). Objects draw their own.
             length: ‖Δθ‖/‖θ‖ of a forward perturbation; ``"auto"``: 1e-2 in float32, 1e-4 in float64, 3e-2 in bfloat16. For an
                 object it is what ``perturb`` gets, .01 unless given.
-            two_sided: Half the difference between there and back: no error of first order in the length.
+            two_sided: Half the difference between there and back: no error of first order in the length, at twice the cost.
+                Ranks hardly notice (docs/probes.md).
             parameters: Globs over the names of those that move; None: those with ``requires_grad``, or all if none has it.
             ids: As in :func:`forwardinf.attribute`.
             collate_fn: As in :func:`forwardinf.attribute`.
@@ -262,7 +263,7 @@ class ProbeIndex:
     ) -> Scores:  # fmt: skip
         """Score every training example for each query, positive = proponent; nothing but the queries is read.
 
-        Cost: one forward and backward of each query; ``how="forward"``: 4 M forwards of it instead. Then N·M products a query;
+        Cost: one forward and backward of each query; ``how="forward"``: 2 M forwards of it instead. Then N·M products a query;
         whitening factors an M×M matrix once (N·M² + M³/3). The same queries again (``compare=``, fewer ``probes=``) are not read.
 
         Args:

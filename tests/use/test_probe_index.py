@@ -20,7 +20,7 @@ PROBES = 64
 
 
 def build(tmp_path, given, **settings):
-    settings = {"task": given.task, "probes": PROBES, "progress": False, "batch_size": 8, **settings}
+    settings = {"task": given.task, "probes": PROBES, "progress": False, "batch_size": 8, "two_sided": True, **settings}
     train = settings.pop("train", given.train)
     return fi.ProbeIndex.build(tmp_path / settings.pop("name", "index"), given.model, train, **settings)
 
@@ -54,6 +54,14 @@ def test_gaussian_probes_too(tmp_path):
     given = case("cnn", torch.float64)
     want = gradients(given, given.train, given.task.loss) @ directions(given, kind="gaussian").T
     assert_close(build(tmp_path, given, draw="gaussian").responses(), want, rtol=1e-6, why="kept in float32")
+
+
+def test_one_way_is_half_the_work_and_nearly_the_same(tmp_path):
+    given = case("cnn", torch.float64)
+    both = build(tmp_path, given, how="forward")
+    one = build(tmp_path, given, how="forward", two_sided=False, name="one")
+    assert_close(one.responses(), both.responses(), rtol=2e-2, why="first order in a length of 1e-4")
+    assert not torch.equal(one.responses(), both.responses())
 
 
 @pytest.mark.parametrize("name", ["cnn", "transformer"])
