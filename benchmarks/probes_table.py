@@ -22,11 +22,11 @@ def tables(result: dict[str, Any]) -> str:
     """Return Markdown: LDS and copies found, a row for each way and M."""
     banks = result["banks"]
     told = [f"{bank} (N = {found['N']:,}, ceiling {_short(found['ceiling'])})" for bank, found in banks.items()]
-    lines = ["Linear datamodelling score, mean over queries [95 % interval]; whitened, β = ½.", "",
+    lines = ["Linear datamodelling score, mean over queries [95 % interval]; whitened, β = ½. Cost: of filling, in F.", "",
              "| | M | cost | " + " | ".join(told) + " |", "|---|---|---|" + "---|" * len(banks)]  # fmt: skip
     for name, count in _keys(banks):
         entries = {bank: _entry(found, name, count) for bank, found in banks.items()}
-        cost = next((_cost(entry) for entry in entries.values() if entry), "")
+        cost = " / ".join(dict.fromkeys(_cost(entry) for entry in entries.values() if entry and "fill_F" in entry))
         cells = [f"{_short(e['LDS'])} [{_short(e['low'])}, {_short(e['high'])}]" if e else "" for e in entries.values()]
         lines.append(f"| {name} | {count or ''} | {cost} | " + " | ".join(cells) + " |")
     for bank, found in banks.items():
@@ -56,7 +56,7 @@ def _entry(found: dict[str, Any], name: str, count: int | None) -> dict[str, Any
 
 
 def _cost(entry: dict[str, Any]) -> str:
-    return f"{entry['fill_F']:,g} F" if "fill_F" in entry else ""
+    return f"{entry['fill_F']:,g} F"
 
 
 def _short(value: float) -> str:
