@@ -483,7 +483,7 @@ def prepare(
     read_as_rows = replace(asking, asked=None, skipped=aside)
     job = Job(feed, read_as_rows, pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
               asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
-    job.trunk_folder = cache / "trunks" / name if name is not None and cache is not None else None
+    job.trunk_folder = cache / "trunks" / digest(key) if key is not None and cache is not None else None
     if not dry:
         if not kept:
             job.settle_rises()

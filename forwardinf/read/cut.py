@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from forwardinf.core.errors import ModelError
+from forwardinf.core.errors import Error, ModelError
 from forwardinf.core.feed import Feed
 from forwardinf.core.watch import Parameters
 
@@ -99,10 +99,17 @@ def _tried(feed: Feed, cut: Cut, parameters: Parameters, rows: Sequence[int]) ->
             found = Cut(cut.name, cut.trunk, _from_trunk(feed, cut, rows, solid), solid)
             _try(feed, found, parameters, rows)
             return found
-        except RuntimeError:  # in-place functions need memory of their own
+        except RuntimeError as error:  # in-place functions need memory of their own
             if solid:
-                raise
+                raise _refused(cut, f"a forward that raises {type(error).__name__}: {error}") from error
     raise AssertionError("unreachable")
+
+
+def _refused(cut: Cut, got: str) -> ModelError:
+    return ModelError(
+        f"engine='trunk', module {cut.name!r}", expected="all that follows to see what is before by its inputs alone",
+        got=got, do="Move the parameters of later layers only, or read with engine='forward'.",
+    )  # fmt: skip
 
 
 def capture(feed: Feed, cut: Cut, rows: Sequence[int]) -> tuple[Tensor, Kept]:
@@ -200,7 +207,11 @@ def _from_trunk(feed: Feed, cut: Cut, rows: Sequence[int], solid: bool) -> tuple
             feed.losses(rows, len(rows))
     except _Stop:
         pass
-    pairs = zip(seen[0], poisoned[0] if poisoned else [], strict=True)
+    except (Error, ArithmeticError, LookupError, ValueError, TypeError) as error:  # what came before sees NaN
+        raise _refused(cut, f"a forward that raises {type(error).__name__} before it: {error}") from error
+    if not poisoned or len(poisoned[0]) != len(seen[0]):
+        raise _refused(cut, "a forward that takes another way")
+    pairs = zip(seen[0], poisoned[0], strict=True)
     found = tuple(place for place, (one, other) in enumerate(pairs) if not torch.equal(one, other))
     if not found:
         raise ModelError(f"engine='trunk', module {cut.name!r}", expected="inputs that come from the layers before it",
@@ -231,11 +242,7 @@ def _try(feed: Feed, cut: Cut, parameters: Parameters, rows: Sequence[int]) -> N
                 parameters[name].copy_(tensor)
     tolerance = max(SAME.get(parameter.dtype, SINGLE) for parameter in parameters.values())
     if not bool(((found - want).abs() <= tolerance * (1 + want.abs())).all()):
-        raise ModelError(
-            f"engine='trunk', module {cut.name!r}", expected="all that follows to see what is before by its inputs alone",
-            got="a forward that goes around it (a connection that skips it, weights that both sides use)",
-            do="Move the parameters of later layers only, or read with engine='forward'.",
-        )  # fmt: skip
+        raise _refused(cut, "a forward that goes around it (a connection that skips it, weights that both sides use)")
 
 
 # -- running it ----------------------------------------------------------------------------------------------------------

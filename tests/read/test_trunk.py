@@ -157,6 +157,20 @@ class Tied(nn.Module):
         return self.last(self.first(x @ self.last.weight))
 
 
+class Wayward(nn.Module):
+    """Where the forward goes depends on the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        if not bool(hidden.isfinite().all()):
+            raise ValueError("not finite")
+        return self.last(hidden)
+
+
 def small(model, width=4):
     torch.manual_seed(0)
     given = case("cnn")
@@ -183,6 +197,7 @@ def test_layers_that_serve_twice_and_in_place_functions():
         (Direct, 4, "scale", "the model itself uses"),
         (Skip, 4, "first.*", "module 'first': expected layers that run before"),
         (Tied, 3, "last.*", "goes around it"),
+        (Wayward, 4, "last.*", "raises ValueError before it"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_by_name(model, width, parameters, told):
