@@ -467,10 +467,15 @@ def prepare(
     began = time.perf_counter()
     pusher = Pusher(asking, fitting, exact=plan.exact)
     clock["fit_s"] = time.perf_counter() - began
+    block = None
     if folder is not None and kept:
         asked = _load_queries(folder)
     else:
         asked, began = [], time.perf_counter()
+        if plan.exact and pusher.whitened is None and len(names) <= plan.query_block and not dry:
+            block = FactoredEngine(feed, parameters, 1).directions(len(names))
+            places = {tuple(group): place for place, group in enumerate(members)}
+            pusher.take = lambda rows, direction: block.put(places[rows], direction)
         with progress("queries", len(names), options.progress) as advance:
             for group, called in zip(members, names, strict=True):
                 asked.append(pusher.check(group, called, skip=options.on_bad_query == "skip"))
@@ -483,6 +488,9 @@ def prepare(
     read_as_rows = replace(asking, asked=None, skipped=aside)
     job = Job(feed, read_as_rows, pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
               asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
+    if block is not None and all(query.usable for query in asked):  # what checking has made need not be made again
+        job._block = tuple(range(len(names))), block
+    pusher.take = None
     job.trunk_folder = cache / "trunks" / digest(key) if key is not None and cache is not None else None
     if not dry:
         if not kept:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,6 +76,7 @@ class Pusher:
         self.live = tensors_of(queries.model)
         self.ruler = Ruler(queries.model, self.parameters)
         self.direction = make_direction(fitting)
+        self.take: Callable[[tuple[int, ...], Tensors], None] | None = None  # takes directions that a check has made
         self._last: tuple[tuple[int, ...], Push] | None = None
 
     @property
@@ -181,6 +182,8 @@ class Pusher:
         first = self.direction({name: tensor.clone() for name, tensor in gradient.items()})  # it may work in place
         rise = sum(float((tensor.double() * first[name].double()).sum())
                    for name, tensor in gradient.items() if name in first)  # fmt: skip
+        if self.take is not None:
+            self.take(query.rows, first)
         return replace(query, length=0.0, rise=rise, direction_norm=norm(first))
 
     def _sized(self, query: Query, first: Tensors) -> Query:
