@@ -8,7 +8,7 @@ export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
 .PHONY: demo test lint docs smoke pythons constraints clean
-.PHONY: bench bench-published evaluate-attribution evaluate-leaks evaluate-memorized evaluate-mislabeled evaluate-trace evaluate-trace-images evaluate-trace-removal evaluate-verify
+.PHONY: bench bench-engines bench-published evaluate-attribution evaluate-leaks evaluate-memorized evaluate-mislabeled evaluate-probes evaluate-trace evaluate-trace-images evaluate-trace-removal evaluate-verify
 
 demo: .venv/core            ## train, attribute, show: about a minute
 	$(BIN)/forwardinf demo
@@ -24,6 +24,12 @@ lint: .venv/dev             ## ruff and mypy --strict
 bench: .venv/dev            ## how far from one plain forward pass: about ten minutes; writes benchmarks/results/
 	$(BIN)/python benchmarks/bench_forward.py
 	$(BIN)/python benchmarks/bench_memory.py
+
+bench-engines: .venv/dev    ## what each engine costs beside one forward pass, and beside rivals: 40 minutes on a quiet machine
+	$(BIN)/python benchmarks/bench_engines.py --threads 1 2
+
+evaluate-probes: .venv/dev  ## LDS and copies found against the number of shared perturbations; says its time first, resumable
+	$(BIN)/python benchmarks/evaluate_probes.py
 
 bench-published: .venv/dev  ## what `as_published` does differently, on real models: about ten minutes
 	$(BIN)/python benchmarks/bench_published.py

@@ -30,6 +30,7 @@ _HOMES = {
     "MultiLabel": "forwardinf.core.task",
     "NoiseError": "forwardinf.core.errors",
     "Perturbation": "forwardinf.core.settings",
+    "ProbeIndex": "forwardinf.use.probe_index",
     "QueryError": "forwardinf.core.errors",
     "Regression": "forwardinf.core.task",
     "RunMismatch": "forwardinf.core.errors",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -32,18 +32,23 @@ from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.makers import PASSES_OF_A_QUERY, make_direction
+from forwardinf.perturb.own import Own, own_of
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
 from forwardinf.read.check import noise_floor
 from forwardinf.read.choose import Asked, choose_engine
+from forwardinf.read.cut import Cut, find_cut
 from forwardinf.read.directions import Directions
 from forwardinf.read.engine import Engine
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
+from forwardinf.read.per_example import OwnEngine, self_products
 from forwardinf.read.plan import Plan, Unit, make_plan, shards, units
 from forwardinf.read.predict import misclassified
+from forwardinf.read.support import unsupported
+from forwardinf.read.trunk import TrunkEngine, TrunkFiles
 from forwardinf.read.tune import tune
 from forwardinf.read.whitened import Whitened, loss_gradient, read_whitened, sketched
 from forwardinf.score.scores import Scores, gather, write_facts
@@ -52,6 +57,7 @@ from forwardinf.score.top import Floats, Ints, extremes
 
 ALL_UP_TO = 10**8  # scores kept whole by keep="auto"
 KEPT_BEYOND = 1000
+UNFITTED = ("plain", "sign")
 LOW_RANK = ("plain", "sign", "kfac", "hold")  # read along the few ranks of a query's gradient (hold: and then whitened)
 
 
@@ -74,6 +80,9 @@ class Options:
     config: str | None = None  # what replays a command-line run; kept in its folder
 
     def __post_init__(self) -> None:
+        if self.engine == "probes":
+            raise SettingError("engine", expected=f"one of {', '.join(map(repr, planning.ENGINES))}", got="'probes'",
+                               do="Responses to shared probes are an index: fi.ProbeIndex.build(...).query(...).")  # fmt: skip
         if self.engine not in planning.ENGINES:
             raise choose("engine", str(self.engine), planning.ENGINES)
         if self.on_bad_query not in ("raise", "skip"):
@@ -126,6 +135,9 @@ class Job:
     _unit: int = 0
     _advance: Advance = lambda done: None
     tables: Whitened | None = None
+    trunk_folder: Path | None = None
+    _trunk: tuple[Cut, TrunkFiles] | None = None
+    _scratch: TemporaryDirectory[str] | None = None
     _block: tuple[tuple[int, ...], Directions] | None = None
 
     # -- work --------------------------------------------------------------------------------------------------------
@@ -280,10 +292,25 @@ class Job:
 
     def _engine(self, feed: Feed) -> Engine:
         size = self.plan.batch_size_at(self._unit)
+        if self.plan.engine == "trunk" and feed is self.train:
+            return TrunkEngine(feed, size, *self._kept_trunk(size), self._halved)
         if not self.plan.exact:
             return ForwardEngine(feed, size, self._halved)
         placed = replace(feed, channels_last=self.plan.pass_channels_last)
         return FactoredEngine(placed, self.pusher.parameters, size, self._halved)
+
+    def _kept_trunk(self, size: int) -> tuple[Cut, TrunkFiles]:
+        """Return where the forward is cut and what is kept of its trunk: in the cache, or for this call only."""
+        if self._trunk is None:
+            cut = find_cut(self.train, self.pusher.parameters, range(min(size, len(self.train.examples))))
+            folder = self.trunk_folder
+            if folder is None:
+                self._scratch = TemporaryDirectory(prefix="forwardinf-trunk-")
+                folder = Path(self._scratch.name)
+            files = TrunkFiles(folder / cut.name)
+            files.need(self.plan.trunk_bytes)
+            self._trunk = cut, files
+        return self._trunk
 
     def _halved(self, size: int) -> None:
         self.plan = self.plan.revised(self._unit, size)
@@ -441,11 +468,15 @@ def prepare(
     asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
     known_fit = None if code is None else digest(whole, data, code)
     fitting = Fitting(rule, feed, parameters, plan.batch_size, known_fit, cache, options.progress, notes)
-    pusher, asked = Pusher(asking, fitting, exact=plan.exact), list[Query]()
+    pusher, asked, block = Pusher(asking, fitting, exact=plan.exact), list[Query](), None
     if folder is not None and kept:
         asked = _load_queries(folder)
     elif not dry:
         began = time.perf_counter()
+        if plan.exact and rule.direction != "hold" and len(names) <= plan.query_block:
+            block = FactoredEngine(feed, parameters, 1).directions(len(names))
+            places = {tuple(group): place for place, group in enumerate(members)}
+            pusher.take = lambda rows, direction: block.put(places[rows], direction)
         with progress("queries", len(names), options.progress) as advance:
             for group, called in zip(members, names, strict=True):
                 asked.append(pusher.check(group, called, skip=options.on_bad_query == "skip"))
@@ -458,6 +489,10 @@ def prepare(
     read_as_rows = replace(asking, asked=None, skipped=aside)
     job = Job(feed, read_as_rows, pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
               asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
+    if block is not None and all(query.usable for query in asked):  # what checking has made need not be made again
+        job._block = tuple(range(len(names))), block
+    pusher.take = None
+    job.trunk_folder = cache / "trunks" / digest(key) if key is not None and cache is not None else None
     if not dry:
         if not kept:
             job.settle_rises()
@@ -469,6 +504,51 @@ def prepare(
     return job
 
 
+@dataclass
+class SelfJob:
+    """What :func:`prepare_self` settled: how gᵢᵀ P gᵢ of every training example is read.
+
+    Attributes:
+        feed: Model and training data.
+        parameters: Those that count.
+        perturbation: The settings of P.
+        direction: P itself.
+        own: Takes the products of whole batches, or None: one example at a time.
+        batch_size: Examples at a time.
+        notes: What a person should know, among it why it is one example at a time.
+        clock: Seconds of ``setup_s`` and ``fit_s``.
+    """
+
+    feed: Feed
+    parameters: Parameters
+    perturbation: Perturbation
+    direction: Direction
+    own: Own | None
+    batch_size: int
+    notes: list[str]
+    clock: dict[str, float]
+    progress: Setting = "auto"
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Return (gᵢᵀ P gᵢ, losses), ``(units,)`` float64. Under ``hold`` the products are tempered as scores are."""
+        rows = range(len(self.feed.examples))
+        with progress("self-influence", self.feed.examples.units, self.progress) as advance:
+            if (
+                isinstance(self.direction, Holding) and self.direction.held.whole
+            ):  # K is there: nothing is left to be read
+                return self.direction.ridge.own(), self.feed.losses(rows, self.batch_size, advance)
+            if self.own is not None:
+                return OwnEngine(self.feed, self.parameters, self.own, self.batch_size, self._halved).read(
+                    rows, advance
+                )
+            values, losses, lengths = self_products(self.feed, rows, self.parameters, self.direction, advance)
+        beta = self.perturbation.tempering
+        return (torch.where(lengths > 0, values / lengths ** (2 * beta), 0.0) if beta else values), losses
+
+    def _halved(self, size: int) -> None:
+        self.notes.append(f"out of memory: {size} examples at a time from there on")
+
+
 def prepare_self(
     model: nn.Module,
     train: Any,
@@ -478,17 +558,39 @@ def prepare_self(
     ids: str | Sequence[Id] | None,
     collate_fn: Collate | None,
     options: Options,
-) -> tuple[Feed, Parameters, Direction, AbstractContextManager[Advance]]:
-    """Return (training data, parameters that count, direction, progress bar) for self-influence."""
-    spoken = as_task(task)
+) -> SelfJob:
+    """Settle how self-influence is read; see :func:`forwardinf.self_influence`. Call it with the model borrowed."""
+    began, spoken, notes = time.perf_counter(), as_task(task), list[str]()
     device = device_of(model, options.device)
     rows = open_examples(train, "train", spoken, collate_fn, options)
-    rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None)
+    data = rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None)
     rows.label_with(ids)
     feed = Feed(model, spoken, rows, device, seed=options.seed)
     chosen = select(model, perturbation.parameters)
-    direction = make_direction(Fitting(perturbation, feed, chosen, 1, progress=options.progress))
-    return feed, chosen, direction, progress("self-influence", rows.units, options.progress)
+    why = unsupported(feed, chosen, range(len(rows))).reason
+    size = 1 if options.batch_size == "auto" else options.batch_size
+    if not why:
+        squares = Own()
+
+        def work(trial: Feed, piece: Sequence[int], size: int) -> None:
+            OwnEngine(trial, chosen, squares, size).values(piece, size)
+
+        asked = None if options.batch_size == "auto" else options.batch_size
+        tuning = tune(feed, range(len(rows)), asked, min(10.0, max(0.2, 5e-4 * len(rows))), None, work, turns=1)
+        size, feed = tuning.batch_size, replace(feed, channels_last=tuning.channels_last)
+    setup = time.perf_counter()
+    code = code_digest(spoken, getattr(spoken, "version", None))
+    key = None if code is None or perturbation.direction in UNFITTED else digest(model_digest(model), data, code)
+    direction = make_direction(
+        Fitting(perturbation, feed, chosen, size, key, options.cache, progress=options.progress, notes=notes)
+    )
+    own = None if why else own_of(direction)
+    if not why and own is None and not isinstance(direction, Holding):
+        why = f"direction {perturbation.direction!r} does not apply to factors"
+    if why and not isinstance(direction, Holding):
+        notes.append(f"read one example at a time: {why}")
+    clock = {"setup_s": setup - began, "fit_s": time.perf_counter() - setup}
+    return SelfJob(feed, chosen, perturbation, direction, own, size, notes, clock, options.progress)
 
 
 def _plan(

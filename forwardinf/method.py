@@ -10,6 +10,7 @@ exactly: each training example's gradient along all queries' directions, in one 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,13 +28,21 @@ from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Task, as_task
 from forwardinf.job import Job, Options, as_perturbation, prepare, prepare_self
 from forwardinf.perturb.lend import lend, tensors_of
-from forwardinf.read.per_example import self_products
 from forwardinf.read.plan import Unit
 from forwardinf.score.combine import HOWS, into_folder
 from forwardinf.score.combine import combine as combine_scores
 from forwardinf.score.influence import influence
 from forwardinf.score.scores import Scores
 from forwardinf.score.self_influence import SelfInfluence
+
+OF_A_DIRECTION = (
+    "direction",
+    "damping",
+    "fisher",
+    "fit_examples",
+    "temper",
+    "seed",
+)  # settings that are not of a length
 
 
 def run(job: Job) -> Scores:
@@ -199,36 +208,44 @@ def self_influence(
     train: Any,
     *,
     task: Any,
-    direction: str = "plain",
+    direction: str | Perturbation = "plain",
     parameters: str | Sequence[str] | None = None,
     ids: str | Sequence[Id] | None = None,
     collate_fn: Collate | None = None,
     num_workers: int = 0,
+    batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
+    cache_dir: str | Path | None = None,
     progress: Setting = "auto",
     seed: int = 0,
 ) -> SelfInfluence:
     """Return gᵢᵀ P gᵢ of every training example: how strongly it acts on its own loss (Koh & Liang 2017; TracIn 2020).
 
-    High values mark the unusual, the mislabelled and the memorised; so does the loss alone, which is returned beside it.
+    It is the linear score of the example asked about itself. High values mark the unusual, the mislabelled and the
+    memorised; so does the loss alone, which is returned beside it.
 
-    Cost: per-example gradients one at a time, a few F and slower by the loss of batching.
+    Cost: one pass of about 3 F, and the direction's fit. Where P cannot be applied to factors (``"cg"``) or a layer is not
+    known, per-example gradients one at a time: a few F and slower by the loss of batching; a note says why.
 
     Args:
         model: As in :func:`attribute`.
         train: As in :func:`attribute`.
         task: As in :func:`attribute`.
-        direction: P: ``"plain"`` (‖gᵢ‖²) or ``"sign"`` (‖gᵢ‖₁).
+        direction: P: ``"plain"`` (‖gᵢ‖²), ``"sign"`` (‖gᵢ‖₁), or a fitted one (``"ekfac"``, ``"hold"``, …; see
+            :class:`Perturbation`), or a :class:`Perturbation` with its damping and so on (its length does not count).
         parameters: Globs over the names of the parameters that count.
         ids: As in :func:`attribute`.
         collate_fn: As in :func:`attribute`.
         num_workers: As in :func:`attribute`.
+        batch_size: Examples at a time; ``"auto"``: the fastest found on a few batches.
         device: As in :func:`attribute`.
+        cache_dir: Where fits are kept, as in :func:`attribute`.
         progress: As in :func:`attribute`.
         seed: As in :func:`attribute`.
 
     Returns:
-        :class:`SelfInfluence`: ``values (N,)``, ``loss (N,)``, ``ids``.
+        :class:`SelfInfluence`: ``values (N,)``, ``loss (N,)``, ``ids``, ``notes``. ``scores.cosine(found)`` divides linear
+        scores by it.
 
     Example:
         >>> import torch, forwardinf as fi
@@ -236,17 +253,19 @@ def self_influence(
         >>> found.values.shape
         (2,)
     """
-    options = Options(device=device, num_workers=num_workers, progress=progress, seed=seed)
-    rule = Perturbation(
-        direction,
-        parameters=None if parameters is None else tuple([parameters] if isinstance(parameters, str) else parameters),
+    options = Options(
+        batch_size=batch_size, device=device, num_workers=num_workers, cache_dir=cache_dir, progress=progress, seed=seed
     )
+    asked = direction if isinstance(direction, Perturbation) else Perturbation(direction)
+    chosen = (
+        asked.parameters if parameters is None else [parameters] if isinstance(parameters, str) else list(parameters)
+    )
+    rule = Perturbation.from_dict({**{name: getattr(asked, name) for name in OF_A_DIRECTION}, "parameters": chosen})
     with borrowed(model):
-        feed, chosen, move, advance = prepare_self(
-            model, train, task=task, perturbation=rule, ids=ids, collate_fn=collate_fn, options=options
-        )
-        with advance as tick:
-            values, losses, seconds = self_products(feed, range(len(feed.examples)), chosen, move, tick)
+        job = prepare_self(model, train, task=task, perturbation=rule, ids=ids, collate_fn=collate_fn, options=options)
+        began = time.perf_counter()
+        values, losses = job.read()
+    cost = {**job.clock, "read_s": time.perf_counter() - began, "forwards": len(values)}
     return SelfInfluence(
-        values.numpy(), losses.numpy(), feed.examples.ids, feed.task.unit, {"read_s": seconds, "forwards": len(values)}
+        values.numpy(), losses.numpy(), job.feed.examples.ids, job.feed.task.unit, cost, job.notes, rule.to_dict()
     )

@@ -119,6 +119,7 @@ def test_the_front_door():
         "MultiLabel",
         "NoiseError",
         "Perturbation",
+        "ProbeIndex",
         "QueryError",
         "Regression",
         "RunMismatch",

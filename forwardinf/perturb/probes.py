@@ -43,6 +43,8 @@ class Probes:
         seed: Another seed, other directions.
         kind: ``"structured"``; or ``"gaussian"``, independent normal entries: the reference, for small models.
         tables: Names of embedding tables, whose gradients are sparse; see :func:`tables_of`.
+        width: Probes of one block, a power of two; default by M. With a width of its own, more probes leave the first as
+            they are.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class Probes:
         seed: int = 0,
         kind: str = "structured",
         tables: Collection[str] = (),
+        width: int | None = None,
     ) -> None:
         """Draw nothing yet."""
         if kind not in KINDS:
             raise choose("Probes(kind=)", kind, KINDS)
         self.parameters, self.count, self.seed, self.kind = dict(parameters), count, seed, kind
-        self.width = min(WIDEST, 2 ** math.ceil(math.log2(max(count, 2))))
+        self.width = width or min(WIDEST, 2 ** math.ceil(math.log2(max(count, 2))))
         self.outer = {name for name, p in self.parameters.items() if name not in tables and _large(p.shape)}
         self._kept: dict[tuple[object, ...], Tensor] = {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -78,6 +78,7 @@ class Pusher:
         self.live = tensors_of(queries.model)
         self.ruler = Ruler(queries.model, self.parameters)
         self.fitting, self.fit_seconds = fitting, 0.0
+        self.take: Callable[[tuple[int, ...], Tensors], None] | None = None  # takes directions that a check has made
         self._last: tuple[tuple[int, ...], Push] | None = None
 
     @cached_property
@@ -191,6 +192,8 @@ class Pusher:
         first = self.direction({name: tensor.clone() for name, tensor in gradient.items()})  # it may work in place
         rise = sum(float((tensor.double() * first[name].double()).sum())
                    for name, tensor in gradient.items() if name in first)  # fmt: skip
+        if self.take is not None:
+            self.take(query.rows, first)
         return replace(query, length=0.0, rise=rise, direction_norm=norm(first))
 
     def _sized(self, query: Query, first: Tensors) -> Query:

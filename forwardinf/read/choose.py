@@ -7,6 +7,7 @@ never replaced by a rate, nor the other way round.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from forwardinf.core.errors import FileError, ModelError, SettingError
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, write_json
 from forwardinf.core.watch import Parameters
+from forwardinf.read.cut import capture, find_cut, rest
 from forwardinf.read.directions import Directions
 from forwardinf.read.factored import FactoredEngine, product_dtype
 from forwardinf.read.plan import Plan, factored_plan
@@ -74,10 +76,12 @@ def choose_engine(
 
     Raises:
         SettingError: ``"factored"`` was asked for a finite length.
-        ModelError: ``"factored"`` was asked for a model that it cannot read; names the parameter.
+        ModelError: ``"factored"`` or ``"trunk"`` was asked for a model that it cannot read; names the parameter.
     """
     if asked.engine == "forward":
         return replace(plan, why="asked for"), ""
+    if asked.engine == "trunk":
+        return _trunk(asked, plan, feed, parameters, rows)
     if not (asked.linear and asked.signed):
         if asked.engine == "factored":
             raise SettingError("engine='factored'", expected="length='linear': exact rates", got="a finite length",
@@ -104,6 +108,27 @@ def choose_engine(
     if exact.considered["factored"] < WORTH * plan.considered["forward"]:
         return replace(exact, why=f"{passes}, exact and faster"), ""
     return replace(plan, considered=exact.considered, why="forward passes are faster here"), ""
+
+
+def _trunk(asked: Asked, plan: Plan, feed: Feed, parameters: Parameters, rows: Sequence[int]) -> tuple[Plan, str]:
+    """Return the plan with the forward cut in two: what a query reads is measured on a batch."""
+    if not asked.signed:
+        raise SettingError("engine='trunk'", expected="a clean perturbation", got="preset('as_published')",
+                           do="Read with engine='forward'.")  # fmt: skip
+    placed, few = replace(feed, channels_last=plan.channels_last), rows[: plan.batch_size]
+    cut = find_cut(placed, parameters, few)
+    _, kept = capture(placed, cut, few)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        rest(placed, cut, few, kept)
+        times.append((time.perf_counter() - began) / len(few))
+    nbytes = kept.nbytes * len(feed.examples) // len(few)
+    found = replace(
+        plan, engine="trunk", cut=cut.name, trunk_bytes=nbytes, rest_seconds_per_row=min(times), why="asked for"
+    )
+    found = replace(found, considered=plan.considered | {"trunk": round(found.seconds["reading"], 4)})
+    return found, f"trunk: what enters {cut.name!r} is kept on disk, about {nbytes / 2**20:.1f} MiB"
 
 
 def query_block(parameters: Parameters, queries: int, device: torch.device) -> int:

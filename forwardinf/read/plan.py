@@ -12,7 +12,7 @@ from forwardinf.read.tune import Tuning
 
 FORMAT = "forwardinf.plan/1"
 UNIT_SECONDS = 10.0  # what a killed run loses at most, about
-ENGINES = ("auto", "forward", "factored")
+ENGINES = ("auto", "forward", "factored", "trunk")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
     """Which engine, how many examples at a time, in which pieces, at what cost.
 
     Attributes:
-        engine: ``"forward"`` or ``"factored"``.
+        engine: ``"forward"``, ``"factored"`` or ``"trunk"``.
         batch_size: Examples at a time of a plain forward (the baseline), at the start; see ``revisions``.
         channels_last: Memory layout of images of a plain forward.
         shard_rows: Rows of a unit.
@@ -56,6 +56,9 @@ class Plan:
         gradient_error: Factored: how far an example's gradient was off at most when the model was checked.
         direction_bytes: Factored: memory of a block of directions.
         direction_seconds: Expected, of making all queries' directions, where that takes passes over the training set.
+        cut: Trunk: the module at whose inputs the rest begins.
+        trunk_bytes: Trunk: what is kept on disk, about.
+        rest_seconds_per_row: Trunk: of the rest of a forward, measured.
         considered: Expected seconds of directions and reading by each engine that was looked at.
         why: Why this engine.
     """
@@ -78,6 +81,9 @@ class Plan:
     gradient_error: float = 0.0
     direction_bytes: int = 0
     direction_seconds: float = 0.0
+    cut: str = ""
+    trunk_bytes: int = 0
+    rest_seconds_per_row: float = 0.0
     considered: dict[str, float] = field(default_factory=dict)
     why: str = ""
 
@@ -101,6 +107,9 @@ class Plan:
         """Expected seconds: of the baseline, of the queries' directions, of the readings, in all. A fit is not in it."""
         baseline = 0.0 if self.baseline == "cached" else self.rows * self.seconds_per_row
         reading = self.forwards * (self.pass_seconds_per_row if self.exact else self.seconds_per_row)
+        if self.engine == "trunk":  # the first reading is a whole one
+            first = min(self.rows, self.forwards)
+            reading = first * self.seconds_per_row + (self.forwards - first) * self.rest_seconds_per_row
         total = baseline + self.direction_seconds + reading
         return {"baseline": baseline, "directions": self.direction_seconds, "reading": reading, "total": total}
 

@@ -13,20 +13,17 @@ The choice depends on shapes alone, so that a resumed run makes the same one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from forwardinf.core.kernels import form_kernels, pieces
 from forwardinf.core.uses import Convolved, Lookup, Outer, Use
 from forwardinf.read.directions import Directions
 
 TOUCH = 10  # what writing and reading one number costs, in multiplications of a matrix product
 PATCHES = 2.5  # what cutting patches costs, beside their product
 BUFFER = 16 * 2**20  # elements of the buffer in which gradients are formed (64 MiB in float32)
-PIECE = 4 * 2**20  # elements of other intermediates: below what the system takes back at every release
-MANY_PLACES = 100  # from here on the library's own kernel for a convolution's weights beats patches
 
 
 class Products:
@@ -86,7 +83,7 @@ class Products:
         """``(B, T, in)``, ``(B, T, out)`` with Σᵣ wᵣ vᵣᵀ: Σₜ Σᵣ (d·w)(a·v)."""
         count, ranks = w.shape[:2]
         found = []
-        for piece in _pieces(len(a), a.shape[1] * count * ranks):
+        for piece in pieces(len(a), a.shape[1] * count * ranks):
             both = (a[piece] @ v.flatten(0, 1).T) * (d[piece] @ w.flatten(0, 1).T)
             found.append(both.sum(1).view(-1, count, ranks).sum(2))
         return torch.cat(found)
@@ -98,7 +95,7 @@ class Products:
         count, short, long = table.shape
         flat = table.reshape(count * short, long)
         found = []
-        for piece in _pieces(len(a), a.shape[1] * count * short):
+        for piece in pieces(len(a), a.shape[1] * count * short):
             between = (a[piece] @ flat.T).view(-1, a.shape[1], count, short)
             found.append(torch.einsum("btqs,bts->bq", between, d[piece]))
         return torch.cat(found)
@@ -106,7 +103,7 @@ class Products:
     def _formed(self, d: Tensor, a: Tensor, table: Tensor) -> Tensor:
         """``(B, T, out)``, ``(B, T, in)``: form Σₜ dₜaₜᵀ of some examples, then all directions at once."""
         found, size = [], d.shape[2] * a.shape[2]
-        for piece in _pieces(len(a), size, BUFFER):
+        for piece in pieces(len(a), size, BUFFER):
             room = self.room(len(a[piece]), size)
             torch.bmm(d[piece].transpose(1, 2), a[piece], out=room.view(-1, d.shape[2], a.shape[2]))
             found.append(room @ table.T)
@@ -120,7 +117,7 @@ class Products:
         if convolved_way(places, use.shape, use.settings["groups"], directions.count) == "direct":
             return self._convolve(use, table)
         found, size = [], use.shape.numel()
-        for piece in _pieces(len(use.entered), size, BUFFER):
+        for piece in pieces(len(use.entered), size, BUFFER):
             room = self.room(len(use.entered[piece]), size)
             form_kernels(use, piece, room)
             found.append(room @ table.T)
@@ -132,7 +129,7 @@ class Products:
         kernels = table.view(count * use.shape[0], *use.shape[1:])
         convolve = F.conv1d if len(use.shape) == 3 else F.conv2d
         found = []
-        for piece in _pieces(len(x), d[0].numel() * count):
+        for piece in pieces(len(x), d[0].numel() * count):
             between = convolve(x[piece].to(self.dtype), kernels, **use.settings)
             back = d[piece].to(self.dtype).reshape(len(d[piece]), -1)
             found.append(torch.einsum("bqs,bs->bq", between.reshape(len(back), count, -1), back))
@@ -144,7 +141,7 @@ class Products:
         index, d = use.factors()
         table = directions.table(use.name).view(directions.count, *use.shape)
         found = []
-        for piece in _pieces(len(index), d[0].numel() * directions.count):
+        for piece in pieces(len(index), d[0].numel() * directions.count):
             rows = table.index_select(1, index[piece].reshape(-1)).view(directions.count, len(index[piece]), -1)
             found.append(torch.einsum("qbs,bs->bq", rows, d[piece].to(self.dtype).reshape(len(index[piece]), -1)))
         return torch.cat(found)
@@ -176,55 +173,3 @@ def convolved_way(places: int, shape: torch.Size, groups: int, count: int) -> st
     formed = PATCHES * places * size + TOUCH * size + count * size
     direct = places * count * (size + TOUCH * shape[0])
     return "direct" if groups == 1 and direct < formed else "formed"
-
-
-def form_kernels(use: Convolved, piece: slice, room: Tensor) -> None:
-    """Write the kernel's gradient of these examples into ``room``, ``(B, elements)``."""
-    part = Convolved(use.name, use.shape, use.call, use.entered[piece], use.settings)
-    part.back = use.came_back[piece]
-    places = part.back.shape[2:].numel()
-    if places >= MANY_PLACES and room.device.type == "cpu" and room.dtype == part.entered.dtype:
-        for inner in _pieces(len(room), max(use.shape.numel(), part.entered[0].numel())):
-            _by_kernel(part, inner, room[inner])
-        return
-    groups = use.settings["groups"]
-    unfolded = use.shape[1:].numel() * groups * places
-    for inner in _pieces(len(room), unfolded):
-        one = Convolved(use.name, use.shape, use.call, part.entered[inner], use.settings)
-        one.back = part.back[inner]
-        a, d = one.factors()
-        target = room[inner].view(-1, use.shape[0] // groups, use.shape[1:].numel())
-        left, right = d.flatten(0, 1).to(room.dtype).transpose(1, 2), a.flatten(0, 1).to(room.dtype)
-        torch.bmm(left, right, out=target)
-
-
-def _by_kernel(use: Convolved, piece: slice, room: Tensor) -> None:
-    """Let the library's weight-gradient kernel take every example for a group of its own."""
-    x, d, settings = use.entered[piece], use.came_back[piece], use.settings
-    kernel = use.shape[2:]
-    stride, dilation, padding = (_axes(settings[name], len(kernel)) for name in ("stride", "dilation", "padding"))
-    if isinstance(settings["padding"], str):
-        total = [m * (k - 1) if settings["padding"] == "same" else 0 for m, k in zip(dilation, kernel, strict=True)]
-        sides = [side for whole in reversed(total) for side in (whole // 2, whole - whole // 2)]
-        x, padding = F.pad(x, sides), [0] * len(kernel)
-    size = len(x)
-    found = torch.ops.aten.convolution_backward(
-        d.reshape(1, size * d.shape[1], *d.shape[2:]), x.reshape(1, size * x.shape[1], *x.shape[2:]),
-        x.new_empty(size * use.shape[0], *use.shape[1:]), None, stride, padding, dilation, False, [0] * len(kernel),
-        size * settings["groups"], [False, True, False],
-    )[1]  # fmt: skip
-    room.copy_(found.reshape(size, -1))
-
-
-def _axes(value: int | tuple[int, ...] | list[int] | str, axes: int) -> list[int]:
-    if isinstance(value, str):
-        return [0] * axes
-    values = list(value) if isinstance(value, tuple | list) else [value] * axes
-    return values * axes if len(values) == 1 else values
-
-
-def _pieces(size: int, each: int, limit: int = PIECE) -> Iterator[slice]:
-    """Cut examples so that ``each`` elements of every one stay below the limit together."""
-    step = max(1, limit // max(each, 1))
-    for start in range(0, size, step):
-        yield slice(start, start + step)

@@ -16,7 +16,7 @@ from torch import Tensor
 from forwardinf.core.feed import Feed
 from forwardinf.core.per_example import Tensors, per_example_gradients
 from forwardinf.core.progress import Advance
-from forwardinf.core.ridge import Ridge
+from forwardinf.core.ridge import PIECE, Ridge
 from forwardinf.core.watch import Parameters
 from forwardinf.read.factored import FactoredEngine
 
@@ -95,13 +95,17 @@ def sketched(
         advance: Told of training rows done.
     """
     table, rows = torch.stack(list(asked)), torch.stack(list(own))
-    wide = responses.double()
-    scores, losses = table @ wide.T * ridge.inverse, rows @ wide.T * ridge.inverse
+    scores, losses = (along(responses, of) * ridge.inverse for of in (table, rows))
     solved = ridge.solve(scores)
     advance(len(responses))
     rise = (table.square().sum(1) - (scores * solved).sum(1)) / ridge.damping
     values = torch.where(ridge.inverse > 0, ridge.size * solved / ridge.inverse, 0.0)
     return Whitened(values, rise, (table @ rows.T - solved @ losses.T) / ridge.damping)
+
+
+def along(responses: Tensor, asked: Tensor) -> Tensor:
+    """Return ``asked Rᵀ``, ``(Q, N)`` float64, widening a few rows of R at a time: it may be larger than memory."""
+    return torch.cat([asked.double() @ piece.double().T for piece in torch.split(responses, PIECE)], 1)
 
 
 def _losses(train: FactoredEngine, queries: FactoredEngine, block: int, advance: Advance) -> Tensor:

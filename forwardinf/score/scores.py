@@ -14,6 +14,7 @@ from torch import Tensor, from_numpy
 
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
 from forwardinf.core.files import read_json
+from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.score.stability import stability
 from forwardinf.score.store import DONE, QUERIES, TRAIN, Folder, id_column, plain_ids
 from forwardinf.score.top import Floats, Ints, extremes, order
@@ -23,6 +24,7 @@ Id = int | str
 
 # The view stands above: it is named here, not imported, so that `scores.report()` reads naturally and floors stay floors.
 DRAWN_BY = "forwardinf.view.gallery"
+OF_P = ("direction", "parameters", "damping", "fisher", "fit_examples", "temper")
 PER_QUERY = ("rise", "query_baseline", "length", "step", "noise_floor")
 
 
@@ -97,6 +99,28 @@ class Scores:
     def share(self) -> Floats:
         """``values / rise``: 1 for an exact copy of the query. NaN where the rise is below the noise floor."""
         return cast("Floats", (self.values * self._per_rise()[:, None]).astype(np.float32))
+
+    def cosine(self, own: SelfInfluence) -> Floats:
+        """Return linear scores divided by the lengths of both gradients, ``(Q, N)`` in [−1, 1]: gᵢᵀPg_q / √(gᵢᵀPgᵢ · g_qᵀPg_q).
+
+        Loud training examples (large gradients) count no more than quiet ones; an exact copy of a query has 1.
+
+        Args:
+            own: ``fi.self_influence`` of the same training examples, with the same direction.
+
+        Raises:
+            SettingError: The scores are no rates, or ``own`` is of other examples or of another direction.
+        """
+        want = {name: self.perturbation.get(name) for name in own.perturbation if name in OF_P}
+        have = {name: own.perturbation[name] for name in want}
+        if self.kind != "linear" or want != have or list(own.ids) != list(self.ids):
+            got = f"{self.kind} scores" if self.kind != "linear" else "another direction" if want != have else "others"
+            raise SettingError("scores.cosine(own)", expected="linear scores, and the self-influence of the same training "
+                               "examples under the same direction", got=got,
+                               do="fi.self_influence(model, train, direction=perturbation).")  # fmt: skip
+        with np.errstate(divide="ignore", invalid="ignore"):
+            both = np.sqrt(np.maximum(own.values, 0.0)[None] * np.maximum(self.rise, 0.0)[:, None])
+            return cast("Floats", np.where(both > 0, self.values / both, np.nan).astype(np.float32))
 
     def __repr__(self) -> str:
         unit = f"{self.unit}, " if self.unit else ""

@@ -21,7 +21,9 @@ class SelfInfluence:
         loss: ``(N,)`` float64: the training losses, the free baseline beside it.
         ids: Training ids, in order.
         unit: Of the loss; values are per unit step.
-        cost: ``read_s``, ``forwards``.
+        cost: ``setup_s``, ``fit_s``, ``read_s``, ``forwards``.
+        notes: What a person should know.
+        perturbation: The settings of P, plain.
     """
 
     values: Array
@@ -29,6 +31,8 @@ class SelfInfluence:
     ids: list[int | str]
     unit: str
     cost: Mapping[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    perturbation: Mapping[str, Any] = field(default_factory=dict)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a data frame indexed by training id: ``self_influence, loss``."""

@@ -1,12 +1,15 @@
 import pytest
 import torch
-from cases import NAMES, ROWS, Decoder, attribute, case, feed, gradient, gradients
+from cases import NAMES, QUERIES, ROWS, Decoder, attribute, case, feed, gradient, gradients, take
 from close import assert_close
+from given import Packed, Strange
 
 import forwardinf as fi
 from forwardinf.core.per_example import per_example_gradients
+from forwardinf.job import Options, prepare_self
+from forwardinf.perturb.own import Own
 from forwardinf.perturb.select import select
-from forwardinf.read.per_example import self_products
+from forwardinf.read.per_example import OwnEngine, self_products
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -19,6 +22,98 @@ def test_self_products_are_the_gradients_own(name, direction):
     assert_close(found.values, want, rtol=1e-9, why="float64; one example at a time both here and there")
     assert_close(found.loss, feed(given).losses(range(ROWS), 8), rtol=1e-9, why="float64 in other batches")
     assert list(found.ids) == list(range(ROWS))
+    assert not found.notes
+
+
+def slow(given, rule, train=None):
+    """Return gᵢᵀPgᵢ one example at a time, P applied to each gradient."""
+    job = prepare_self(given.model.eval(), given.train if train is None else train, task=given.task, perturbation=rule,
+                       ids=None, collate_fn=None,
+                       options=Options(cache_dir=None, progress=False, batch_size=8))  # fmt: skip
+    values, losses, lengths = self_products(
+        job.feed, range(len(job.feed.examples)), job.parameters, job.direction, lambda n: None
+    )
+    return values / lengths ** (2 * rule.tempering), losses
+
+
+@pytest.fixture(autouse=True)
+def _no_cache(monkeypatch):
+    monkeypatch.setenv("FORWARDINF_CACHE", "off")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("direction", ["diagonal", "kfac", "ekfac", "gfim", "hold"])
+def test_fast_self_influence_equals_the_slow_one_under_every_direction(name, direction):
+    given = case(name, torch.float64)
+    given.train = take(
+        given.train, range(10 if direction == "hold" else ROWS)
+    )  # the slow way takes two passes for each
+    rule = fi.Perturbation(direction, fisher="empirical" if name == "unet" else "true")
+    want, losses = slow(given, rule)
+    found = fi.self_influence(given.model, given.train, task=given.task, direction=rule, progress=False)
+    assert not any("one example at a time" in note and "read" in note[:5] for note in found.notes), found.notes
+    # the curvature is fitted in other batches, and hold takes a difference of two large numbers
+    assert_close(found.values, want, rtol=1e-7, why="float64; another order, and curvature fitted in other batches")
+    assert_close(found.loss, losses, rtol=1e-9, why="float64 in other batches")
+
+
+@pytest.mark.parametrize("direction", ["plain", "sign", "diagonal", "ekfac"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_uncommon_layers_are_taken_too(tied, direction):
+    given = Strange(tied)
+    want, _ = slow(given, fi.Perturbation(direction))
+    found = fi.self_influence(given.model, given.train, task=given.task, direction=direction, progress=False)
+    assert_close(found.values, want, rtol=1e-8, why="float64, fitted in other batches")
+    assert "gru" in found.notes[-1]
+    assert "one example at a time" in found.notes[-1]
+
+
+def test_what_a_watched_batch_brings_is_taken_even_where_layers_are_strange():
+    given = Strange(tied=True)
+    chosen = select(given.model, None)
+    engine = OwnEngine(feed(given), chosen, Own(), 4)
+    values, _ = engine.read(range(9))
+    assert_close(values, slow(given, fi.Perturbation())[0], rtol=1e-9, why="float64")
+    assert engine.forwards == 9
+
+
+def test_documents_are_read_one_by_one_and_it_says_so():
+    given = Packed()
+    want, losses = slow(given, fi.Perturbation())
+    found = fi.self_influence(given.model, given.train, task=given.task, progress=False)
+    assert_close(found.values, want, rtol=1e-9, why="float64")
+    assert_close(found.loss, losses, rtol=1e-9, why="float64")
+    assert "several documents" in found.notes[-1]
+
+
+def test_conjugate_gradients_have_no_short_way():
+    given = case("cnn", torch.float64)
+    found = fi.self_influence(given.model, tuple(c[:3] for c in given.train), task=given.task, direction="cg",
+                              parameters="head.*", progress=False)  # fmt: skip
+    assert "'cg' does not apply to factors" in found.notes[-1]
+    assert (found.values > 0).all()
+
+
+def test_a_float32_model_and_a_batch_size_of_its_own():
+    given = case("resnet")
+    want = fi.self_influence(case("resnet", torch.float64).model, case("resnet", torch.float64).train, task=given.task,
+                             progress=False)  # fmt: skip
+    for size in (1, 7, 64):
+        found = fi.self_influence(given.model, given.train, task=given.task, batch_size=size, progress=False)
+        assert_close(found.values, want.values, rtol=1e-4, why="float32 gradients")
+
+
+def test_scores_divided_by_both_lengths_are_cosines():
+    given = case("transformer").with_copies()
+    for direction in ("plain", "diagonal", "hold"):
+        scores = attribute(given, engine="factored", perturbation=fi.Perturbation(direction))
+        own = fi.self_influence(given.model, given.train, task=given.task, direction=direction, progress=False)
+        cosine = scores.cosine(own)
+        assert abs(cosine).max() <= 1 + 1e-3
+        assert_close(cosine[range(QUERIES), range(ROWS, ROWS + QUERIES)], [1.0] * QUERIES, rtol=1e-3,
+                     why="a copy's direction is the query's own; float32")  # fmt: skip
+    with pytest.raises(fi.SettingError, match="another direction"):
+        scores.cosine(fi.self_influence(given.model, given.train, task=given.task, progress=False))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,138 @@
+"""The trunk engine: where only the last layers move, what enters them is read once and kept on disk; queries read the rest.
+
+A file for each batch, mapped into memory, its digest checked when it is first read. The first reading of a batch is a whole
+forward and writes its file; from then on only what comes after the cut is run (``cut.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from forwardinf.core.errors import FileError
+from forwardinf.core.feed import Feed
+from forwardinf.core.files import written
+from forwardinf.core.fingerprint import digest
+from forwardinf.core.progress import Advance
+from forwardinf.read.cut import Cut, Kept, capture, rest
+from forwardinf.read.engine import silent
+from forwardinf.read.forward import ForwardEngine
+
+FORMAT = "forwardinf.trunk/1"
+
+
+class TrunkFiles:
+    """What is kept of a training set's trunk, under ``folder/<batch size>/``.
+
+    Args:
+        folder: Of this model, data, task and cut alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Write nothing yet."""
+        self.folder = folder
+        self._checked: set[Path] = set()
+
+    def need(self, nbytes: int) -> None:
+        """Raise FileError where the disk has no room for so many bytes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if nbytes > free:
+            raise FileError(str(self.folder), expected=f"room for {nbytes / 2**30:.1f} GiB of activations",
+                            got=f"{free / 2**30:.1f} GiB free",
+                            do="Set cache_dir= to another disk, or read with engine='forward'.")  # fmt: skip
+
+    def load(self, size: int, number: int, device: torch.device) -> Kept | None:
+        """Return what is kept of a batch, or None. A damaged file counts as none, and is removed."""
+        path = self._path(size, number)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                about = json.loads((file.metadata() or {})["about"])
+                # cloned: products round differently where memory is not aligned
+                tensors = [[file.get_tensor(f"{call}.{place}").clone() for place in range(count)]
+                           for call, count in enumerate(about["counts"])]  # fmt: skip
+            if about["format"] != FORMAT or (path not in self._checked and about["digest"] != digest(tensors)):
+                raise ValueError(about["format"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            path.unlink(missing_ok=True)
+            return None
+        self._checked.add(path)
+        return Kept([[_laid(tensor, last) for tensor, last in zip(call, kinds, strict=True)]
+                     for call, kinds in zip(tensors, about["last"], strict=True)], about["shapes"])  # fmt: skip
+
+    def save(self, size: int, number: int, kept: Kept) -> None:
+        """Keep a batch."""
+        last = [[_pixel_by_pixel(tensor) for tensor in call] for call in kept.inputs]
+        plain = [[(tensor.permute(0, 2, 3, 1) if flag else tensor).cpu().contiguous() for tensor, flag in zip(*pair, strict=True)]
+                 for pair in zip(kept.inputs, last, strict=True)]  # fmt: skip
+        about = {"format": FORMAT, "counts": [len(call) for call in plain], "last": last, "shapes": kept.shapes,
+                 "digest": digest(plain)}  # fmt: skip
+        named = {f"{call}.{place}": tensor for call, found in enumerate(plain) for place, tensor in enumerate(found)}
+        with written(self._path(size, number)) as part:
+            save_file(named, part, metadata={"about": json.dumps(about)})
+
+    def _path(self, size: int, number: int) -> Path:
+        return self.folder / str(size) / f"b-{number:06d}.safetensors"
+
+
+class TrunkEngine(ForwardEngine):
+    """Reads losses under models of which only what comes after the cut may have moved.
+
+    Args:
+        feed: Model and training data.
+        batch_size: Examples at a time, to begin with. Batches are those of the whole training set, whatever is asked for.
+        cut: Where the rest begins.
+        files: What is kept.
+        halved: Told the new batch size each time it is halved.
+    """
+
+    def __init__(
+        self, feed: Feed, batch_size: int, cut: Cut, files: TrunkFiles, halved: Callable[[int], None] = silent
+    ) -> None:
+        """Keep what is read and how."""
+        super().__init__(feed, batch_size, halved)
+        self.cut, self.files, self.captured = cut, files, 0
+
+    def losses(self, rows: Sequence[int], advance: Advance = silent) -> Tensor:
+        """Return the loss of every unit in these rows, float64 on the CPU."""
+        found = self.whole(lambda count: self._batches(rows, self.batch_size, count), rows, advance)
+        self.forwards += self.captured
+        self.captured = 0
+        return found
+
+    def _batches(self, rows: Sequence[int], size: int, advance: Advance) -> Tensor:
+        examples, found = self.feed.examples, []
+        for number, group in groupby(rows, key=lambda row: row // size):
+            asked = list(group)
+            piece = range(number * size, min((number + 1) * size, len(examples)))
+            kept = self.files.load(size, number, self.feed.device)
+            if kept is None:
+                losses, kept = capture(self.feed, self.cut, piece)
+                self.files.save(size, number, kept)
+                self.captured += len(piece)
+            else:
+                losses = rest(self.feed, self.cut, piece, kept)
+            first = int(examples.offsets[piece.start])
+            found.append(
+                losses if len(asked) == len(piece) else losses[torch.from_numpy(examples.units_of(asked)) - first]
+            )
+            advance(len(asked))
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+def _pixel_by_pixel(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _laid(tensor: Tensor, pixel_by_pixel: bool) -> Tensor:
+    return tensor.permute(0, 3, 1, 2) if pixel_by_pixel else tensor
