@@ -105,6 +105,8 @@ def choose_engine(
     passes = f"{exact.passes} exact pass{'es' if exact.passes > 1 else ''} for {plan.passes} readings"
     if asked.engine == "factored":
         return replace(exact, why=f"asked for: {passes}"), ""
+    if asked.whitened:  # a direction of its own takes each query two passes with gradients, and then it is read
+        return replace(exact, why=f"{passes}, whitened"), ""
     if exact.considered["factored"] < WORTH * plan.considered["forward"]:
         return replace(exact, why=f"{passes}, exact and faster"), ""
     return replace(plan, considered=exact.considered, why="forward passes are faster here"), ""
