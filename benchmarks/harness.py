@@ -82,9 +82,9 @@ class Decoder(nn.Module):
 
 
 def decoder() -> tuple[nn.Module, Any, Any]:
-    """W3: a decoder of 2.2 M parameters, context 128, vocabulary 2,048, N = 500 rows."""
+    """W3: a decoder of 2.2 M parameters, context 128, vocabulary 2,048, N = 250 rows."""
     torch.manual_seed(0)
-    return Decoder().eval(), torch.randint(2048, (500, 128)), None
+    return Decoder().eval(), torch.randint(2048, (250, 128)), None
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {"cnn": cnn, "resnet": resnet, "decoder": decoder}

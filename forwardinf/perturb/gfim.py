@@ -122,7 +122,10 @@ def gfim_blocks(fitting: Fitting, inverse: Inverse = "cholesky") -> list[Solvabl
     """Return the fitted blocks. Cost: about 3 F and r·d² for each example and weight. Memory: d² numbers for each."""
 
     def means(fit: Fit) -> Fit:
-        plain = {part.name for key, part in fit.parts.items() if f"{key}|diagonal" in fit.tensors}
+        plain = {
+            part.name for key, part in fit.parts.items()
+            if f"{key}|diagonal" in fit.tensors and (min(part.shape[1:]) > 1 or part.name in fit.odd)
+        }  # fmt: skip
         for key, part in fit.parts.items():
             for side, times in (("rows", part.shape[2]), ("columns", part.shape[1]), ("diagonal", 1)):
                 name = f"{key}|{side}"

@@ -53,9 +53,12 @@ def test_every_weight_has_the_dense_formula(name):
 
 
 def test_what_has_the_diagonal_alone_is_named():
+    fit = fitting("transformer", "gfim")
+    gfim_blocks(fit)
+    assert fit.notes == ["gfim: curvature by the diagonal only: places.weight, tokens.weight"]
     fit = fitting("cnn", "gfim")
     gfim_blocks(fit)
-    assert fit.notes == ["gfim: curvature by the diagonal only: conv1.bias, conv2.bias, head.bias"]
+    assert fit.notes == [], "vectors have nothing else"
 
 
 def test_an_adapter_of_low_rank_is_inverted_on_its_long_side():
