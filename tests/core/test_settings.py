@@ -144,7 +144,7 @@ def test_an_unknown_name_in_a_mapping_is_an_error_with_a_guess():
 
 
 def test_presets_are_what_they_say():
-    assert fi.Perturbation.preset("linear") == fi.Perturbation("gfim", damping="auto")
+    assert fi.Perturbation.preset("linear") == fi.Perturbation("hold", damping="auto", temper="auto")
     finite = fi.Perturbation.preset("finite")
     assert finite == fi.Perturbation("gfim", rise=0.5, two_sided=True)
     assert (finite.kind, finite.both_sides) == ("finite", True)

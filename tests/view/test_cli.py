@@ -87,7 +87,7 @@ def test_attribute_writes_a_run_folder_and_prints_json_on_stdout_only(here, run)
     found = json.loads(out)
     assert [entry["query"] for entry in found["queries"]] == [0, 1, 2]
     assert len(found["queries"][0]["top"]) == 2
-    assert found["unit"] == "nats"
+    assert found["unit"] is None  # the default is tempered: ratios
     assert Path("a.html").read_text().startswith("<!")
     kept = fi.load_scores("runs/a")
     assert kept.top(1, 0)["train"].item() == found["queries"][0]["top"][0]["train"]
