@@ -30,14 +30,15 @@ import forwardinf as fi
 from forwardinf.core.borrow import borrowed
 from forwardinf.core.files import write_json
 from forwardinf.job import Options
-from forwardinf.score.agreement import spearman
+from forwardinf.score.agreement import ranks, spearman
 from forwardinf.use.memorize import INFLUENTIAL, MEMORIZED
 from forwardinf.use.opened import opened
 from forwardinf.use.readings import Readings, readings
 from forwardinf.use.responses import unit
 
 FOLDER, WORK = RESULTS / "memorized", sets.WORK / "memorized"
-OURS, PROBABILITY, RIGHT = "`fi.memorized`", "truth, by probability", "truth, by right answers"
+OURS, BOTH = "`fi.memorized`", "`fi.memorized` and self-influence, mean rank"
+PROBABILITY, RIGHT = "truth, by probability", "truth, by right answers"
 SHARES, FULL, AGAIN, RARE = (0.01, 0.03, 0.1), (0, 1), (10, 11, 12), 0.2
 SECONDS = {"digits": (0.9, 200), "Fashion-MNIST": (0.8, 200)}  # a training on one shared core; how many
 Array = np.ndarray[Any, Any]
@@ -64,10 +65,15 @@ def scores(given: Recipe, seed: int) -> tuple[dict[str, Array], Any]:
     near.fill_diagonal_(-1)
     table = found.baselines
     return {
-        OURS: found.table["memorization"].to_numpy(), "self-influence": table["self_influence"].to_numpy(),
+        OURS: found.table["memorization"].to_numpy(), BOTH: _ranked(found.table),
+        "self-influence": table["self_influence"].to_numpy(),
         "self-influence, held": held(own), "loss": table["loss"].to_numpy(), "leverage": table["leverage"].to_numpy(),
         "nearest input of its class (free)": _lonely(near, given.data.train[1]),
     }, found  # fmt: skip
+
+
+def _ranked(table: Any) -> Array:
+    return ranks(table[["memorization", "self_influence"]].to_numpy().T).mean(0)
 
 
 def held(own: Readings) -> Array:
@@ -145,7 +151,7 @@ def removal(given: Recipe, kept: Bank, own: dict[str, Array], truth: Array) -> d
     """Return test accuracy, all and the rare part, after training without the most memorised by each score."""
     right = kept.test_right.mean(0)
     rare = np.argsort(right, kind="stable")[: round(RARE * len(right))]
-    scored = {OURS: own[OURS], "self-influence": own["self-influence"], "loss": own["loss"], PROBABILITY: truth,
+    scored = {OURS: own[OURS], BOTH: own[BOTH], "self-influence": own["self-influence"], "loss": own["loss"], PROBABILITY: truth,
               "random": np.random.default_rng(5).random(len(truth))}  # fmt: skip
     found: dict[str, Any] = {
         "rare part": len(rare),

@@ -64,9 +64,10 @@ def memorized(
 ) -> Memorized:
     """Score how far each training example is known by heart: its own label with it in the training set, minus without.
 
-    With it, the model's probability of the label is read off. Without it, the others predict the label by ridge regression
-    on the responses of the logits to shared probes (leave-one-out in the model's tangent space, closed form). Retraining
-    on random subsets (Feldman & Zhang 2020) estimates the same difference, for hundreds of trainings.
+    Both are predictions of the label by ridge regression on the responses of the logits to shared probes: the model's tangent
+    space, leave-one-out in closed form. Retraining on random subsets (Feldman & Zhang 2020) estimates the same difference,
+    for hundreds of trainings. Where a model has not fitted its training set, self-influence and the loss agree better with
+    that (docs/memorized.md): they stand in the same table.
 
     Cost: about 22 F, and one eigendecomposition of at most 2,048 × 2,048. With queries: the same passes over them.
 
@@ -114,7 +115,7 @@ def memorized(
             asked = given.feed(queries, "queries", query_ids)
             test, _ = readings(given, asked, centre)
     others = leave_one_out(own.logits, own.labels, own.classes)
-    known = memorization(own, others)
+    known = memorization(others, own.labels)
     table = pd.DataFrame(
         {"memorization": known, "self_influence": own.self_influence.numpy(), "loss": own.loss.numpy(),
          "is_memorized": known >= MEMORIZED},
@@ -131,10 +132,12 @@ def memorized(
                      baselines, UNITS, feed.examples.notes, cost, pictured, pairs)  # fmt: skip
 
 
-def memorization(own: Readings, others: Without) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the model's probability of each label minus the others' prediction of it, clipped to [0, 1]."""
-    given = own.labels[:, None]
-    return (own.probabilities.gather(1, given) - others.predicted.clamp(0, 1).gather(1, given))[:, 0].numpy()
+def memorization(others: Without, labels: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the prediction of each label with the row itself minus without it: what its pair with itself would have.
+
+    Not the model's own probability minus the others' prediction: two predictors that differ in how sure they are.
+    """
+    return (others.fitted - others.predicted).gather(1, labels[:, None])[:, 0].numpy()
 
 
 def _pairs(others: Without, test: Readings, feed: Feed, asked: Feed, count: int) -> pd.DataFrame:

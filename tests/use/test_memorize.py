@@ -15,8 +15,8 @@ def test_wrong_labels_that_the_model_fits_are_known_by_heart(tmp_path):
     assert ours > 0.97
     assert ours > auroc(bad, result.table["self_influence"])
     assert ours > auroc(bad, result.table["loss"])
-    assert result.table["memorization"][bad].mean() > 0.7
-    assert result.table["memorization"][~bad].median() < 0.25
+    assert result.table["memorization"][bad].mean() > 0.25
+    assert result.table["memorization"][~bad].median() < 0.1
     assert result.table["is_memorized"].tolist() == (result.table["memorization"] >= 0.25).tolist()
     assert list(result.table.columns) == ["memorization", "self_influence", "loss", "is_memorized"]
     assert result.false_positive_rate is None
