@@ -38,6 +38,7 @@ def folders(tmp_path, monkeypatch, data_folder):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_removal_and_timesteps_in_small(folders, monkeypatch):
     found = images.main(["removal", "timesteps"], SMALL, publish=False)
     lines = {row["row"]: row for row in found["removal"]["found"]["rows"]}
@@ -56,6 +57,7 @@ def test_removal_and_timesteps_in_small(folders, monkeypatch):
     assert again == found, "kept: nothing is trained or read again"
 
 
+@pytest.mark.slow
 def test_customised_models_in_small():
     found = images.main(["conditioned"], SMALL, publish=False)["conditioned"]["found"]
     found += [images.ranked(images.customised_ddpm("item", small), small)
