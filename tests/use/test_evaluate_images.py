@@ -38,6 +38,7 @@ def folders(tmp_path, monkeypatch, data_folder):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_removal_and_timesteps_in_small(folders, monkeypatch):
     found = images.main(["removal", "timesteps"], SMALL, publish=False)
     lines = {row["row"]: row for row in found["removal"]["found"]["rows"]}
@@ -49,22 +50,25 @@ def test_removal_and_timesteps_in_small(folders, monkeypatch):
     assert [line["timesteps"] for line in grid] == [1, 4]
     assert all(0 <= line[rows.UNIT]["Recall@10"]["mean"] <= 1 for line in grid)
     told = table.tables(found)
-    assert "| ours: hold |" in told
+    assert f"| {rows.UNIT} |" in told
     assert "**customised to trousers**" in told
     monkeypatch.setattr(denoisers, "train", None)
     again = images.main(["removal", "timesteps"], SMALL, publish=False)
     assert again == found, "kept: nothing is trained or read again"
 
 
+@pytest.mark.slow
 def test_customised_models_in_small():
     found = images.main(["conditioned"], SMALL, publish=False)["conditioned"]["found"]
     found += [images.ranked(images.customised_ddpm("item", small), small)
               for small in [replace(SMALL, images=12, samples=2, customise=2, alike=2)]]  # fmt: skip
     for model, exemplars in zip(found, (8, 1), strict=True):
         assert model["exemplars"] == exemplars
-        assert {row["row"] for row in model["rows"]} >= {rows.RANDOM, rows.PIXELS, rows.UNIT, rows.ABU, rows.ABU_LINEAR}
+        assert {row["row"] for row in model["rows"]} >= {rows.RANDOM, rows.PIXELS, rows.UNIT, rows.ABU_LINEAR}
         assert all(0 <= row["mAP"]["mean"] <= 1 for row in model["rows"])
-        assert [row["mAP"]["count"] for row in model["rows"] if row["row"] == rows.ABU] == [1]
+    assert [row["mAP"]["count"] for row in found[0]["rows"] if row["row"] == rows.ABU] == [1], (
+        "asked for the first sample"
+    )
     assert "Customised: item, MNIST DDPM" in table.tables({"customised": {"found": found}})
 
 
