@@ -22,7 +22,10 @@ def tables(result: dict[str, Any]) -> str:
     """Return Markdown: what was measured, a table for each part."""
     found, lines = result["results"], list[str]()
     if "goals" in found:
-        lines += ["| | ratio to F (median) | from, to | goal | estimate of the plan off by |", "|---|---|---|---|---|"]
+        lines += [
+            "| | N | ratio to F (median) | from, to | goal | estimate of the plan off by |",
+            "|---|---|---|---|---|---|",
+        ]
         for name, row in found["goals"].items():
             off = f"{row['plan off by']:+.0%}" if "plan off by" in row else ""
             lines.append(
@@ -56,7 +59,8 @@ def tables(result: dict[str, Any]) -> str:
             lines.append(
                 f"| {name} | " + " | ".join(times) + f" | {last['peak_bytes'] / 2**20:.0f} MiB | {agreement} |"
             )
-    small = "The small form, " if result["small"] else ""
+    small = "The small form (an eighth of the examples: what the queries themselves cost weighs eight times as much), "
+    small = small if result["small"] else ""
     loud = "" if result["quiet"] else " The machine was not quiet: other work ran beside it."
     lines += ["", f"{small}{result['clock']} clock, {result['machine']['processor']}, torch {result['versions']['torch']}, "
               f"{result['date']}.{loud}"]  # fmt: skip
