@@ -128,14 +128,15 @@ def goal(case: Case, what: str, pairs: int) -> dict[str, Any]:
     found = paired(case.floor, ours, pairs)
     if offs:
         found["plan off by"] = round(sorted(offs)[len(offs) // 2], 3)
-    return {**found, "goal": GOALS[case.name][what], "load": round(os.getloadavg()[0], 1)}
+    return {**found, "N": len(case.inputs), "goal": GOALS[case.name][what], "load": round(os.getloadavg()[0], 1)}
 
 
-def goals(clock: Clock, threads: list[int], small: bool) -> dict[str, Any]:
+def goals(clock: Clock, threads: list[int], names: list[str], small: bool) -> dict[str, Any]:
     found = {}
     for thread in threads:
         torch.set_num_threads(thread)
-        for name, wanted in GOALS.items():
+        for name in names:
+            wanted = GOALS[name]
             kept: list[Case] = []
             for what in wanted:
                 key = f"{name}, {thread} thread{'s' if thread > 1 else ''}: {what}"
@@ -293,6 +294,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="+", default=["goals", "growth", "rivals"], choices=["goals", "growth", "rivals"]
     )
+    parser.add_argument("--models", nargs="+", default=list(GOALS), choices=list(GOALS), help="of the goals")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--clock", choices=list(CLOCKS), default="cpu")
     parser.add_argument("--quiet", action="store_true", help="say in the result that nothing else ran")
@@ -301,7 +303,7 @@ def main() -> None:
     clock, path = everywhere(Clock(given.clock)), RESULTS / "engines.json"
     results = json.loads(path.read_text()).get("results", {}) if path.is_file() else {}
     if "goals" in given.parts:
-        results["goals"] = goals(clock, given.threads, given.small)
+        results["goals"] = goals(clock, given.threads, given.models, given.small)
     if "growth" in given.parts:
         results["growth"] = growth(clock, given.small)
     if "rivals" in given.parts:
