@@ -91,10 +91,10 @@ def test_mislabeled_small(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate_mislabeled, "HELD", 50)
     monkeypatch.setenv("CLEANLAB_VENV", str(tmp_path / "none"))
     plan = evaluate_mislabeled.Plan(digits, 60, 4)
-    given = wrong.flipped(digits.train[1], "uniform", 0.1, "digits")
-    case = evaluate_mislabeled.Case("digits", "uniform", 0.1, plan, given, (digits.test[0][-50:], digits.test[1][-50:]))
+    given = wrong.flipped(digits.train[1], "uniform", 0.2, "digits")
+    case = evaluate_mislabeled.Case("digits", "uniform", 0.2, plan, given, (digits.test[0][-50:], digits.test[1][-50:]))
     found = evaluate_mislabeled.evaluate(case)
-    assert found["wrong"] == 30
+    assert found["wrong"] == 60
     assert found["stages"]["memorised"]["fits its labels"] > found["stages"]["stopped early"]["fits its labels"]
     assert found["stages"]["stopped early"]["rows"][evaluate_mislabeled.OURS]["AUROC"] > 0.9
     assert set(found["acting"]) > {"as given", "flagged dropped"}
@@ -119,7 +119,7 @@ def test_memorized_small(digits, tmp_path):
 
 def test_the_estimator_is_the_difference_it_stands_for():
     masks = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]], bool)
-    outputs = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 1, 1]], np.float16)
+    outputs = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 1, 1]], np.float64)
     want = [outputs[masks[:, i], i].mean() - outputs[~masks[:, i], i].mean() for i in range(3)]
     assert subsets.memorization(masks, outputs) == pytest.approx(want, abs=1e-6)
 
