@@ -54,9 +54,11 @@ def main(argv: list[str] | None = None) -> fi.Scores:
     with tempfile.TemporaryDirectory() as folder:
         model = fi.load_model(str(make_adapter(Path(folder), train, args.epochs)))
 
-    # Attribute
-    columns = {"input_ids": train}
-    scores = fi.attribute(model, columns, {"input_ids": queries}, task=fi.CausalLM())
+    # Attribute: the plain rate by forward passes alone, so that the length can be seen (of the weights that are adapted)
+    columns, rule = {"input_ids": train}, fi.Perturbation("plain")
+    scores = fi.attribute(
+        model, columns, {"input_ids": queries}, task=fi.CausalLM(), perturbation=rule, engine="forward"
+    )
 
     # Show
     for query, row in enumerate(queries):
