@@ -36,7 +36,8 @@ from torch import nn
 import forwardinf as fi
 from forwardinf.core.files import read_json, write_json
 from forwardinf.core.machine import peak_bytes
-from forwardinf.job import Options, prepare_self
+from forwardinf.job.options import Options
+from forwardinf.job.own import prepare_self
 from forwardinf.read import choose, tune
 
 HERE = Path(__file__).parent

@@ -29,7 +29,7 @@ from uses.subsets import Bank, Recipe, bank, train
 import forwardinf as fi
 from forwardinf.core.borrow import borrowed
 from forwardinf.core.files import write_json
-from forwardinf.job import Options
+from forwardinf.job.options import Options
 from forwardinf.score.agreement import ranks, spearman
 from forwardinf.use.memorize import INFLUENTIAL, MEMORIZED
 from forwardinf.use.opened import opened

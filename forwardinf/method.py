@@ -26,7 +26,10 @@ from forwardinf.core.examples import Collate, Id
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Task, as_task
-from forwardinf.job import Job, Options, as_perturbation, prepare, prepare_self
+from forwardinf.job.job import Job
+from forwardinf.job.options import Options, as_perturbation
+from forwardinf.job.own import prepare_self
+from forwardinf.job.prepare import prepare
 from forwardinf.perturb.lend import lend, tensors_of
 from forwardinf.read.plan import Unit
 from forwardinf.score.combine import HOWS, into_folder

@@ -89,7 +89,7 @@ def test_the_floors_would_notice(tmp_path, monkeypatch):
         "perturb": "from forwardinf.read.plan import Plan",
         "read": "import forwardinf",
         "score": "from .top import order",
-        "job.py": "from forwardinf.method import run",
+        "job": "from forwardinf.method import run",
         "use": "def f():\n    import forwardinf.view.report",
     }.items():
         path = bad / folder if folder.endswith(".py") else bad / folder / "x.py"

@@ -284,7 +284,7 @@ def test_rows_that_change_in_mid_run_stop_it_and_the_shard_is_not_written(tmp_pa
 
 
 @pytest.mark.xfail(
-    reason="job.py guards ranges of rows only: drop `isinstance(unit.rows, range)` in _start", strict=True
+    reason="job/prepare.py guards ranges of rows only: drop `isinstance(unit.rows, range)` in _start", strict=True
 )
 def test_columns_that_change_under_candidates_stop_it_too(tmp_path):
     given = case("cnn")

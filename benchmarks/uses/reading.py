@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import forwardinf as fi
 from forwardinf.core.borrow import borrowed
-from forwardinf.job import Options
+from forwardinf.job.options import Options
 from forwardinf.use.evidence import Views, as_views, matches, whitening
 from forwardinf.use.features import features, find_layers
 from forwardinf.use.leakage import content

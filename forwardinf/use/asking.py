@@ -20,7 +20,7 @@ from forwardinf.core.fingerprint import code_digest, model_digest
 from forwardinf.core.progress import progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task_text import CausalLM, Seq2Seq
-from forwardinf.job import Options, as_perturbation, device_of, open_examples
+from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
 from forwardinf.method import attribute
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.push import Pusher

@@ -21,7 +21,7 @@ from forwardinf.core.progress import Setting, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Task, as_task
 from forwardinf.core.task_diffusion import Diffusion
-from forwardinf.job import Options, as_perturbation, device_of, open_examples
+from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
 from forwardinf.method import attribute
 from forwardinf.perturb.select import select
 from forwardinf.score.scores import Scores

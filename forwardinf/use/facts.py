@@ -16,7 +16,7 @@ from forwardinf.core.errors import DataError, SettingError, choose
 from forwardinf.core.examples import Id
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
-from forwardinf.job import Options, as_perturbation
+from forwardinf.job.options import Options, as_perturbation
 from forwardinf.score.scores import Scores
 from forwardinf.use.asking import Asking
 from forwardinf.use.fuse import as_fusion, reciprocal

@@ -19,7 +19,7 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import row_digest
 from forwardinf.core.progress import Setting, progress
 from forwardinf.core.task import LABELS, Classification
-from forwardinf.job import Options
+from forwardinf.job.options import Options
 from forwardinf.score.scores import Scores
 from forwardinf.use.evidence import STANDS_OUT, Matches, Views, as_views, counted_views, matches, whitening
 from forwardinf.use.fdr import LEAST_CLEAN, LEAST_QUERIES, Null, benjamini_hochberg, from_clean, from_test_set

@@ -16,7 +16,7 @@ from forwardinf.core.borrow import borrowed
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.progress import Setting
-from forwardinf.job import Options
+from forwardinf.job.options import Options
 from forwardinf.use.leave_one_out import Without, leave_one_out
 from forwardinf.use.opened import checked_count, opened
 from forwardinf.use.readings import Readings, checked_size, readings

@@ -16,7 +16,7 @@ from forwardinf.core.borrow import borrowed
 from forwardinf.core.errors import DataError
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.progress import Setting
-from forwardinf.job import Options
+from forwardinf.job.options import Options
 from forwardinf.use.consensus import Array, ranks, weights
 from forwardinf.use.fdr import LEAST_CLEAN
 from forwardinf.use.leave_one_out import Without, leave_one_out, margin

@@ -14,7 +14,7 @@ from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.progress import Advance
 from forwardinf.core.task import Task, as_task
-from forwardinf.job import Options, device_of, open_examples
+from forwardinf.job.options import Options, device_of, open_examples
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read.forward import ForwardEngine
 

@@ -30,7 +30,7 @@ from forwardinf.core.progress import Setting, progress
 from forwardinf.core.ridge import Ridge
 from forwardinf.core.task import FunctionTask, Task, as_task
 from forwardinf.core.uses import Direct, Use
-from forwardinf.job import Options, device_of, open_examples
+from forwardinf.job.options import Options, device_of, open_examples
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.lend import lend, tensors_of
 from forwardinf.perturb.probes import KINDS, WIDEST, Probes, tables_of

@@ -18,7 +18,7 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import digest
 from forwardinf.core.progress import Setting
 from forwardinf.core.task import Batch, Task, as_task
-from forwardinf.job import Options, device_of, open_examples
+from forwardinf.job.options import Options, device_of, open_examples
 from forwardinf.score.agreement import Array
 from forwardinf.score.bank import Bank
 from forwardinf.score.top import order

@@ -19,7 +19,9 @@ from forwardinf.core.load_data import load_data, select_rows
 from forwardinf.core.load_model import load_model
 from forwardinf.core.task import Classification, MultiLabel, Regression, Task, as_task
 from forwardinf.core.task_text import CausalLM, Seq2Seq, SequenceClassification
-from forwardinf.job import Job, Options, as_perturbation, device_of, open_examples, prepare
+from forwardinf.job.job import Job
+from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
+from forwardinf.job.prepare import prepare
 from forwardinf.read.predict import misclassified
 from forwardinf.score.bank import load_bank
 from forwardinf.score.scores import Scores, load_scores

@@ -10,8 +10,8 @@ from cases import QUERIES, ROWS, attribute, case, feed
 from close import assert_close, assert_within
 
 import forwardinf as fi
-from forwardinf import job as jobs
 from forwardinf.core.errors import ModelError, TaskError
+from forwardinf.job import prepare as jobs
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.memory import out_of_memory
 
@@ -136,7 +136,7 @@ def test_a_resumed_run_follows_the_revision(tmp_path):
     assert np.array_equal(scores.values, whole.values), "bytes are equal under equal revisions"
 
 
-@pytest.mark.xfail(reason="job.py: the baseline's engine has nobody to tell that it halved", strict=True)
+@pytest.mark.xfail(reason="job/prepare.py: the baseline's engine has nobody to tell that it halved", strict=True)
 def test_memory_that_runs_out_during_the_baseline_writes_a_revision_too(tmp_path, monkeypatch):
     given = case("cnn")
     (model, room), read = tight(given, 10**9), jobs.read_baseline

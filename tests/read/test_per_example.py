@@ -6,7 +6,8 @@ from given import Packed, Strange
 
 import forwardinf as fi
 from forwardinf.core.per_example import per_example_gradients
-from forwardinf.job import Options, prepare_self
+from forwardinf.job.options import Options
+from forwardinf.job.own import prepare_self
 from forwardinf.perturb.own import Own
 from forwardinf.perturb.select import select
 from forwardinf.read.per_example import OwnEngine, self_products

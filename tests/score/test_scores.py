@@ -341,7 +341,7 @@ def test_scores_survive_saving_and_loading(toy, tmp_path, run):
     assert fi.load_scores(str(folder)).made_from == found.made_from
 
 
-@pytest.mark.xfail(strict=True, reason="job.py: notes made after the data was opened are not written to done.json")
+@pytest.mark.xfail(strict=True, reason="job/job.py: notes made after the data was opened are not written to done.json")
 def test_a_run_folder_keeps_every_note(toy, tmp_path):
     found = toy(output_dir=tmp_path / "run")
     assert found.notes

@@ -7,7 +7,7 @@ from cases import case, gradient, size
 from close import assert_close
 
 import forwardinf as fi
-from forwardinf.job import Options
+from forwardinf.job.options import Options
 from forwardinf.use.consensus import loadings, ranks, weights
 from forwardinf.use.leave_one_out import RIDGES, leave_one_out, margin
 from forwardinf.use.neighbours import neighbours_labels

@@ -1,0 +1,118 @@
+"""What each training example does to itself: how self-influence is settled and read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core.examples import Collate, Id
+from forwardinf.core.feed import Feed
+from forwardinf.core.fingerprint import code_digest, digest, model_digest
+from forwardinf.core.progress import Setting, progress
+from forwardinf.core.settings import Perturbation
+from forwardinf.core.task import as_task
+from forwardinf.job.options import Options, device_of, open_examples
+from forwardinf.perturb.direction import Direction, Fitting
+from forwardinf.perturb.hold import Holding
+from forwardinf.perturb.makers import make_direction
+from forwardinf.perturb.own import Own, own_of
+from forwardinf.perturb.select import Parameters, select
+from forwardinf.read.per_example import OwnEngine, self_products
+from forwardinf.read.support import unsupported
+from forwardinf.read.tune import tune
+
+UNFITTED = ("plain", "sign")
+
+
+@dataclass
+class SelfJob:
+    """What :func:`prepare_self` settled: how gᵢᵀ P gᵢ of every training example is read.
+
+    Attributes:
+        feed: Model and training data.
+        parameters: Those that count.
+        perturbation: The settings of P.
+        direction: P itself.
+        own: Takes the products of whole batches, or None: one example at a time.
+        batch_size: Examples at a time.
+        notes: What a person should know, among it why it is one example at a time.
+        clock: Seconds of ``setup_s`` and ``fit_s``.
+    """
+
+    feed: Feed
+    parameters: Parameters
+    perturbation: Perturbation
+    direction: Direction
+    own: Own | None
+    batch_size: int
+    notes: list[str]
+    clock: dict[str, float]
+    progress: Setting = "auto"
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Return (gᵢᵀ P gᵢ, losses), ``(units,)`` float64. Under ``hold`` the products are tempered as scores are."""
+        rows = range(len(self.feed.examples))
+        with progress("self-influence", self.feed.examples.units, self.progress) as advance:
+            if (
+                isinstance(self.direction, Holding) and self.direction.held.whole
+            ):  # K is there: nothing is left to be read
+                return self.direction.ridge.own(), self.feed.losses(rows, self.batch_size, advance)
+            if self.own is not None:
+                return OwnEngine(self.feed, self.parameters, self.own, self.batch_size, self._halved).read(
+                    rows, advance
+                )
+            values, losses, lengths = self_products(self.feed, rows, self.parameters, self.direction, advance)
+        beta = self.perturbation.tempering
+        return (torch.where(lengths > 0, values / lengths ** (2 * beta), 0.0) if beta else values), losses
+
+    def _halved(self, size: int) -> None:
+        self.notes.append(f"out of memory: {size} examples at a time from there on")
+
+
+def prepare_self(
+    model: nn.Module,
+    train: Any,
+    *,
+    task: Any,
+    perturbation: Perturbation,
+    ids: str | Sequence[Id] | None,
+    collate_fn: Collate | None,
+    options: Options,
+) -> SelfJob:
+    """Settle how self-influence is read; see :func:`forwardinf.self_influence`. Call it with the model borrowed."""
+    began, spoken, notes = time.perf_counter(), as_task(task), list[str]()
+    device = device_of(model, options.device)
+    rows = open_examples(train, "train", spoken, collate_fn, options)
+    data = rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None)
+    rows.label_with(ids)
+    feed = Feed(model, spoken, rows, device, seed=options.seed)
+    chosen = select(model, perturbation.parameters)
+    why = unsupported(feed, chosen, range(len(rows))).reason
+    size = 1 if options.batch_size == "auto" else options.batch_size
+    if not why:
+        squares = Own()
+
+        def work(trial: Feed, piece: Sequence[int], size: int) -> None:
+            OwnEngine(trial, chosen, squares, size).values(piece, size)
+
+        asked = None if options.batch_size == "auto" else options.batch_size
+        tuning = tune(feed, range(len(rows)), asked, min(10.0, max(0.2, 5e-4 * len(rows))), None, work, turns=1)
+        size, feed = tuning.batch_size, replace(feed, channels_last=tuning.channels_last)
+    setup = time.perf_counter()
+    code = code_digest(spoken, getattr(spoken, "version", None))
+    key = None if code is None or perturbation.direction in UNFITTED else digest(model_digest(model), data, code)
+    direction = make_direction(
+        Fitting(perturbation, feed, chosen, size, key, options.cache, progress=options.progress, notes=notes)
+    )
+    own = None if why else own_of(direction)
+    if not why and own is None and not isinstance(direction, Holding):
+        why = f"direction {perturbation.direction!r} does not apply to factors"
+    if why and not isinstance(direction, Holding):
+        notes.append(f"read one example at a time: {why}")
+    clock = {"setup_s": setup - began, "fit_s": time.perf_counter() - setup}
+    return SelfJob(feed, chosen, perturbation, direction, own, size, notes, clock, options.progress)

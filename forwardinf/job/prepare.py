@@ -1,0 +1,347 @@
+"""Everything that is settled before the first reading.
+
+Data in every form, queries checked, batch size and layout found, baseline read or recalled, run folder claimed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core import machine
+from forwardinf.core.errors import DataError, SettingError
+from forwardinf.core.examples import Collate, Examples, Id
+from forwardinf.core.feed import Feed
+from forwardinf.core.files import read_json, read_table, write_json
+from forwardinf.core.fingerprint import code_digest, digest, model_digest
+from forwardinf.core.progress import progress
+from forwardinf.core.settings import Perturbation
+from forwardinf.core.task import Classification, as_task
+from forwardinf.job.job import Job
+from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
+from forwardinf.perturb.direction import Fitting
+from forwardinf.perturb.gradient import query_gradient
+from forwardinf.perturb.makers import PASSES_OF_A_QUERY
+from forwardinf.perturb.push import Pusher, Query
+from forwardinf.perturb.select import Parameters, select
+from forwardinf.read import plan as planning
+from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
+from forwardinf.read.check import noise_floor
+from forwardinf.read.choose import Asked, choose_engine
+from forwardinf.read.directions import Directions
+from forwardinf.read.factored import FactoredEngine
+from forwardinf.read.forward import ForwardEngine
+from forwardinf.read.plan import Plan, make_plan, shards
+from forwardinf.read.predict import misclassified
+from forwardinf.read.tune import tune
+from forwardinf.score.store import QUERIES, Folder, id_column, plain_ids
+from forwardinf.score.top import Ints
+
+ALL_UP_TO = 10**8  # scores kept whole by keep="auto"
+KEPT_BEYOND = 1000
+LOW_RANK = ("plain", "sign", "kfac", "hold")  # read along the few ranks of a query's gradient (hold: and then whitened)
+
+
+def prepare(
+    model: nn.Module,
+    train: Any,
+    queries: Any,
+    *,
+    task: Any,
+    perturbation: Perturbation | str | Mapping[str, Any] | None,
+    ids: str | Sequence[Id] | None,
+    query_ids: str | Sequence[Id] | None,
+    groups: Sequence[Id] | None,
+    candidates: Any,
+    collate_fn: Collate | None,
+    options: Options,
+    dry: bool = False,
+) -> Job:
+    """Settle everything before the first reading; see :func:`forwardinf.attribute`. Call it with the model borrowed.
+
+    ``dry`` stops short of the baseline and of the run folder: for showing the plan.
+    """
+    clock = {
+        "started": time.perf_counter(),
+        "resident_bytes": float(machine.resident_bytes()),
+        "baseline_s": 0.0,
+        "queries_s": 0.0,
+    }
+    rule, spoken = as_perturbation(perturbation), as_task(task)
+    device = device_of(model, options.device)
+    cache = options.cache
+    rows = open_examples(train, "train", spoken, collate_fn, options)
+    questions = open_examples(queries, "queries", spoken, collate_fn, options)
+    members, names = _groups(questions, groups, query_ids)
+
+    with progress("hashing", len(rows) + len(questions), options.progress) as advance:
+        data = rows.seal(range(len(rows)), advance, spoken.parts if spoken.packed else None)
+        asked_for = questions.seal(range(len(questions)), advance, None)
+    rows.label_with(ids)
+    chosen = _candidates(candidates, rows, names)
+    code = code_digest(spoken, getattr(spoken, "version", None))
+    whole = model_digest(model)
+    feed = Feed(model, spoken, rows, device, seed=options.seed)
+    made_from = {
+        "model": whole, "data": data, "queries": asked_for, "task": code, "ids": digest(rows.ids, names, members),
+        "candidates": None if chosen is None else digest([list(map(int, c)) for c in chosen]),
+        "perturbation": digest(rule.to_dict()), "seed": options.seed, "keep": options.keep,
+        "engine": options.engine, "batch_size": options.batch_size, "shard_rows": options.shard_rows,
+        "on_bad_query": options.on_bad_query, "device": device.type,
+    }  # fmt: skip
+    folder = _folder(options, code)
+    kept = folder is not None and not options.overwrite and folder.has("plan.json") and folder.has("queries.parquet")
+    keep_rule: int | str = options.keep
+    if keep_rule == "auto":
+        keep_rule = "all" if len(names) * rows.units <= ALL_UP_TO else KEPT_BEYOND
+    about = {"kind": rule.kind, "unit": None if rule.unitless else spoken.unit, "signed": rule.signed,
+             "perturbation": rule.to_dict(), "notes": [*rows.notes, *questions.notes], "kept": keep_rule,
+             "versions": machine.versions()}  # fmt: skip
+    if folder is not None and kept:
+        _claim(folder, made_from, about, options)  # refuses another run before anything long starts
+
+    read_rows = range(len(rows)) if chosen is None else rows.rows_of(sorted({int(u) for c in chosen for u in c}))
+    parameters = select(model, rule.parameters)
+    notes = [*rows.notes, *questions.notes]
+    if folder is not None and kept:
+        plan = Plan.from_dict(read_json(folder.path / "plan.json", planning.FORMAT, what="a plan"))
+    else:
+        first = Feed(model, spoken.whole(), questions, device, seed=options.seed, asked={}), members[0]
+        plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, first, whole, options)
+        notes += [note] if note else []
+    feed = replace(feed, channels_last=plan.channels_last)
+    key = baseline_key(feed, whole, data, code, plan.batch_size)
+    name = digest(key, None if chosen is None else list(read_rows)) if key is not None and cache is not None else None
+    path = cache / "baselines" / f"{name}.safetensors" if name is not None and cache is not None else None
+    known = load_baseline(path)
+    if not kept:
+        plan = replace(plan, baseline="read" if known is None else "cached")
+
+    floor = known.noise_floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
+    asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
+    known_fit = None if code is None else digest(whole, data, code)
+    fitting = Fitting(rule, feed, parameters, plan.batch_size, known_fit, cache, options.progress, notes)
+    pusher, asked, block = Pusher(asking, fitting, exact=plan.exact), list[Query](), None
+    if folder is not None and kept:
+        asked = _load_queries(folder)
+    elif not dry:
+        began = time.perf_counter()
+        if plan.exact and rule.direction != "hold" and len(names) <= plan.query_block:
+            block = FactoredEngine(feed, parameters, 1).directions(len(names))
+            places = {tuple(group): place for place, group in enumerate(members)}
+            pusher.take = lambda rows, direction: block.put(places[rows], direction)
+        with progress("queries", len(names), options.progress) as advance:
+            for group, called in zip(members, names, strict=True):
+                asked.append(pusher.check(group, called, skip=options.on_bad_query == "skip"))
+                advance(1)
+        clock["queries_s"] = time.perf_counter() - began - pusher.fit_seconds
+
+    clock["setup_s"] = time.perf_counter() - clock["started"] - pusher.fit_seconds
+    unread = Baseline(torch.empty(0), floor)
+    aside = frozenset(row for query in asked if not query.usable for row in query.rows)
+    read_as_rows = replace(asking, asked=None, skipped=aside)
+    job = Job(feed, read_as_rows, pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
+              asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
+    if block is not None and all(query.usable for query in asked):  # what checking has made need not be made again
+        job._block = tuple(range(len(names))), block
+    pusher.take = None
+    job.trunk_folder = cache / "trunks" / digest(key) if key is not None and cache is not None else None
+    if not dry:
+        if not kept:
+            job.settle_rises()
+        if folder is not None and not kept:
+            _claim(folder, made_from, about, options)
+            _save_queries(folder, job)
+            write_json(folder.path / "plan.json", plan.to_dict())
+        _start(job, read_rows, known, unread)
+    return job
+
+
+def _plan(
+    feed: Feed, rows: Sequence[int], chosen: list[Ints] | None, queries: int, rule: Perturbation, parameters: Parameters,
+    first: tuple[Feed, list[int]], model: str, options: Options,
+) -> tuple[Plan, str]:  # fmt: skip
+    """Return (engine, batch size, layout and pieces: found on a few batches, or recalled; a note, or nothing)."""
+    reading = len(rows) if chosen is None else round(sum(map(len, chosen)) / max(len(chosen), 1))
+    sides, cache = 2 if rule.both_sides else 1, options.cache
+    batch_size = None if options.batch_size == "auto" else options.batch_size
+    shard_rows = None if options.shard_rows == "auto" else options.shard_rows
+    sample = feed.examples[rows[0]] if len(rows) else None
+    known = digest(model, code_digest(feed.task), _shape(sample), len(rows) if len(rows) < 1024 else "many", options.batch_size,
+                   str(feed.device), torch.get_num_threads(), torch.__version__, machine.describe()["processor"])  # fmt: skip
+    budget = min(20.0, max(0.5, 0.02 * len(rows) * sides * queries / 100))
+    kept = None if cache is None else cache / "tuning" / f"{known}.json"
+    tuning = tune(feed, rows, batch_size, budget, kept)
+    making = PASSES_OF_A_QUERY.get(rule.direction, 0) * queries * len(feed.examples) * rule.steps
+    plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, direction_rows=making)
+    moved = digest(known, sorted(parameters), rule.direction)
+    asked = Asked(
+        engine=options.engine, linear=rule.kind == "linear", signed=rule.signed,
+        whitened=rule.direction == "hold" and rule.fit_examples == "auto",
+        batch_size=batch_size, shard_rows=shard_rows,
+        kept=None if cache is None else cache / "tuning" / moved,
+    )  # fmt: skip
+
+    def fill(directions: Directions) -> None:
+        """Put in what the queries' directions will be like: of few ranks, or of many."""
+        gradient = query_gradient(*first, parameters, plan.batch_size)
+        if rule.direction not in LOW_RANK:
+            gradient = {name: torch.randn_like(tensor) for name, tensor in gradient.items()}
+        for place in range(len(directions)):
+            directions.put(place, gradient)
+
+    return choose_engine(asked, plan, feed, parameters, rows, fill)
+
+
+def _start(job: Job, rows: Sequence[int], known: Baseline | None, unread: Baseline) -> None:
+    """Read the baseline (or recall it), guard the shards, read the queries' own losses."""
+    began = time.perf_counter()
+    pieces = shards(rows, job.plan.shard_rows)
+    for unit in job.units():
+        if unit.of == "train" and isinstance(unit.rows, range):
+            job.train.examples.guard(unit.rows)
+    engine = ForwardEngine(job.train, job.plan.batch_size_at(0))
+    with progress("baseline", 0 if known else len(rows), job.options.progress) as advance:
+        losses = known.losses if known else torch.empty(0)
+        units_of = job.train.examples.units_of
+
+        def kept(shard: int) -> Tensor | None:
+            if known is not None:
+                return losses[torch.from_numpy(units_of(pieces[shard]))]
+            found = job.folder.base(shard) if job.folder is not None else None
+            return None if found is None else torch.from_numpy(found)
+
+        def keep(shard: int, found: Tensor) -> None:
+            if job.folder is not None:
+                job.folder.write_base(shard, units_of(pieces[shard]), found.numpy())
+
+        losses = read_baseline(engine, pieces, kept, keep, advance)
+    if known is not None and job.folder is not None:
+        for shard, piece in enumerate(pieces):
+            if job.folder.base(shard) is None:
+                keep(shard, losses[torch.from_numpy(units_of(piece))])
+    job.baseline = Baseline(losses, unread.noise_floor)
+    if known is None and job.baseline_file is not None:
+        save_baseline(job.baseline_file, job.baseline)
+    if isinstance(job.queries.task, Classification) and job.queries.task.query == "label":
+        wrong = len(misclassified(job.queries, job.plan.batch_size))
+        if wrong:
+            job.notes.append(f"{wrong} of {len(job.queries.examples)} queries are misclassified: asked by their true label, what "
+                             "made the model answer as it did is among the opponents; ask query='predicted' to see it as "
+                             "proponents")  # fmt: skip
+    job.query_baseline = job.queries.losses(range(len(job.queries.examples)), job.plan.batch_size)
+    job.forwards += engine.forwards
+    job.clock["baseline_s"] = time.perf_counter() - began
+
+
+def _groups(
+    questions: Examples, groups: Sequence[Id] | None, query_ids: str | Sequence[Id] | None
+) -> tuple[list[list[int]], list[Id]]:
+    """Return each query's rows and name. A group is one query: its members' mean is perturbed."""
+    if groups is None:
+        questions.label_with(query_ids)
+        return [[row] for row in range(len(questions))], questions.ids
+    if query_ids is not None:
+        raise SettingError("query_ids", expected="none beside groups (the group's label is its id)", got="both")
+    labels = [value.item() if isinstance(value, np.generic | Tensor) else value for value in groups]
+    if len(labels) != len(questions):
+        raise DataError("groups", expected=f"{len(questions)} labels, one for each query", got=str(len(labels)))
+    found: dict[Id, list[int]] = {}
+    for row, label in enumerate(labels):
+        found.setdefault(label, []).append(row)
+    return list(found.values()), list(found)
+
+
+def _candidates(candidates: Any, rows: Examples, names: list[Id]) -> list[Ints] | None:
+    """Return each query's candidate positions, sorted, each once."""
+    if candidates is None:
+        return None
+    if isinstance(candidates, Mapping):
+        unknown = [key for key in candidates if key not in set(names)]
+        missing = [name for name in names if name not in candidates]
+        if unknown or missing:
+            raise DataError("candidates", expected="an entry for each query id",
+                            got=f"unknown {unknown[:3]}, missing {missing[:3]}")  # fmt: skip
+        place = {value: position for position, value in enumerate(rows.ids)}
+        lists = []
+        for name in names:
+            strange = [value for value in candidates[name] if value not in place]
+            if strange:
+                raise DataError(f"candidates of query {name!r}", expected="training ids", got=repr(strange[0]))
+            lists.append([place[value] for value in candidates[name]])
+    else:
+        plain = candidates.tolist() if isinstance(candidates, np.ndarray | Tensor) else candidates
+        if len(plain) != len(names):
+            raise DataError("candidates", expected=f"a list for each of {len(names)} queries", got=str(len(plain)))
+        lists = [list(entry) for entry in plain]
+    found = []
+    for name, entry in zip(names, lists, strict=True):
+        array = np.unique(np.asarray(entry, dtype=np.int64))
+        if len(array) == 0:
+            raise DataError(f"candidates of query {name!r}", expected="at least one", got="none")
+        if array[0] < 0 or array[-1] >= rows.units:
+            bad = array[0] if array[0] < 0 else array[-1]
+            raise DataError(
+                f"candidates of query {name!r}", expected=f"positions from 0 to {rows.units - 1}", got=str(bad)
+            )
+        found.append(array)
+    return found
+
+
+def _folder(options: Options, code: str | None) -> Folder | None:
+    if options.output_dir is None:
+        return None
+    if code is None:
+        raise SettingError(
+            "output_dir", expected="a task whose code can be told apart from another's", got="one that holds something opaque",
+            do="Give the function a `version` attribute and keep state out of it, or drop output_dir.",
+        )  # fmt: skip
+    return Folder(Path(options.output_dir).expanduser())
+
+
+def _claim(folder: Folder, made_from: dict[str, Any], about: dict[str, Any], options: Options) -> None:
+    resumed = folder.claim(made_from, about, overwrite=options.overwrite, config=options.config)
+    folder.event("resumed" if resumed else "started")
+
+
+def _save_queries(folder: Folder, job: Job) -> None:
+    """Write what is known of the queries: a resumed run pushes them the same way."""
+    columns: dict[str, Any] = {"id": id_column(job.query_ids)}
+    records = [asdict(query) for query in job.asked]
+    for name in records[0]:
+        if name != "rows":
+            columns[name if name != "baseline" else "query_baseline"] = [record[name] for record in records]
+    columns["rows"] = [list(record["rows"]) for record in records]
+    columns["noise_floor"] = job.floor()
+    folder.write_columns("queries.parquet", columns, QUERIES)
+
+
+def _load_queries(folder: Folder) -> list[Query]:
+    path = folder.path / "queries.parquet"
+    records = read_table(path, QUERIES, what="the queries of a run").to_pylist()
+    plain_ids(path, "id", QUERIES)
+    return [
+        Query(tuple(record["rows"]), record["grad_norm"], record["query_baseline"], record["size"], record["length"],
+              record["step"], record["rise"], record["status"], record["usable"], record["share_moved"],
+              record.get("direction_norm", math.nan))
+        for record in records
+    ]  # fmt: skip
+
+
+def _shape(example: Any) -> Any:
+    """Return the shapes inside an example: what the speed of a reading depends on."""
+    if isinstance(example, Tensor | np.ndarray):
+        return [list(example.shape), str(example.dtype)]
+    if isinstance(example, Mapping):
+        return {str(name): _shape(value) for name, value in example.items()}
+    if isinstance(example, tuple | list):
+        return [len(example), *map(_shape, example[:2])]
+    return type(example).__name__
