@@ -8,7 +8,7 @@ where they are formed. Curvature is fitted from the factors, and exact linear sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,3 +179,13 @@ def _padding(
     values = values * axes if len(values) == 1 else values
     both = (0, values[0]) if axes == 1 else (values[0], values[1])
     return both, both
+
+
+def as_uses(gradient: Mapping[str, Tensor]) -> list[Use]:
+    """Return one gradient, by parameter name, as the uses of a batch of one."""
+    uses = list[Use]()
+    for name, tensor in gradient.items():
+        use = Direct(name, tensor.shape, 0, lambda formed: formed)
+        use.back = tensor[None]
+        uses.append(use)
+    return uses

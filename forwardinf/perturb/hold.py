@@ -25,7 +25,7 @@ from forwardinf.core.noise import seed_of
 from forwardinf.core.per_example import factored
 from forwardinf.core.progress import Advance, progress
 from forwardinf.core.ridge import Ridge
-from forwardinf.core.uses import Direct, Use
+from forwardinf.core.uses import as_uses
 from forwardinf.perturb.direction import Fitting, Tensors
 from forwardinf.perturb.gradient import only_these
 from forwardinf.perturb.probes import Probes, tables_of
@@ -112,14 +112,10 @@ class Holding:
     def respond(self, gradient: Tensors) -> Tensor:
         """Return a gradient's responses to the probes that the sketch was made with, ``(M,)`` float64."""
         assert self.held.responses is not None
-        count, uses = self.held.responses.shape[1], list[Use]()
-        for name, tensor in gradient.items():
-            use = Direct(name, tensor.shape, 0, lambda formed: formed)
-            use.back = tensor[None]
-            uses.append(use)
+        count = self.held.responses.shape[1]
         if self._probes is None:
             self._probes = _probes(self.fitting, count)
-        return self._probes.responses(uses, 1)[0].double().cpu() / math.sqrt(count)
+        return self._probes.responses(as_uses(gradient), 1)[0].double().cpu() / math.sqrt(count)
 
     def __call__(self, gradient: Tensors) -> Tensors:
         """Return (g_q − Σ aᵢgᵢ)/λ, made in place."""

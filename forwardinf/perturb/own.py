@@ -86,7 +86,7 @@ class Own:
 
     def _part(self, part: Part, uses: list[Use], form: Form) -> Tensor:
         if isinstance(uses[0], Direct):
-            return self._summed(_sum([wide(use.gradient().flatten(1)) for use in uses])[None, :, None], form)
+            return self._summed(_sum([wide(use.flat()) for use in uses])[None, :, None], form)
         tables, matrices = [u for u in uses if isinstance(u, Lookup)], [u for u in uses if not isinstance(u, Lookup)]
         if not matrices:
             return self._table(part, tables, form)
@@ -170,16 +170,17 @@ class Own:
 
     def _whole(self, name: str, uses: Sequence[Use]) -> Tensor:
         """Form a parameter's gradients as they are, whatever used it: for what has no other way."""
-        whole = _sum([wide(use.gradient()) for use in uses])
+        whole, shape = _sum([wide(use.flat()) for use in uses]), uses[0].shape
         keys = self._keys.get(name, set())
         if self.signs or not keys:
-            return self._squares(whole.flatten(1), self.rest)
+            return self._squares(whole, self.rest)
         found, seen = whole.new_zeros(len(whole)), whole.new_zeros(len(whole))
         for form in (self.forms[key] for key in keys):
-            own = (whole if form.part.span is None else whole[:, slice(*form.part.span)]).flatten(1)
+            span = form.part.span
+            own = whole if span is None else whole.view(-1, *shape)[:, slice(*span)].flatten(1)
             found += self._summed(own.view(len(own), *form.part.shape).transpose(0, 1), form)
             seen += own.square().sum(1)
-        return found + self.rest * (whole.flatten(1).square().sum(1) - seen).clamp_min(0)
+        return found + self.rest * (whole.square().sum(1) - seen).clamp_min(0)
 
     def _summed(self, formed: Tensor, form: Form) -> Tensor:
         """``(groups, B, rows, columns)``, or ``(1, B, 1, columns)``: rotate, square, weigh, add up."""

@@ -29,7 +29,7 @@ from forwardinf.core.noise import seed_of
 from forwardinf.core.progress import Setting, progress
 from forwardinf.core.ridge import Ridge
 from forwardinf.core.task import FunctionTask, Task, as_task
-from forwardinf.core.uses import Direct, Use
+from forwardinf.core.uses import as_uses
 from forwardinf.job.options import Options, device_of, open_examples
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.lend import lend, tensors_of
@@ -514,7 +514,7 @@ class _Reader:
         with progress("queries", len(every), self.options.progress) as advance:
             for row in every:
                 gradient = query_gradient(rows, [row], self.parameters, 1)
-                asked.append(probes.responses(_as_uses(gradient), 1)[0].double().cpu())
+                asked.append(probes.responses(as_uses(gradient), 1)[0].double().cpu())
                 advance(1)
         own = [part.double() for part, _ in by_projection(plain, every, self.parameters, probes.responses, size)]
         return torch.stack(asked), torch.cat(own)
@@ -538,16 +538,6 @@ def _opened(model: Any, task: Any, settings: Mapping[str, Any], options: Options
         )
     spoken = FunctionTask(lambda _, batch: torch.as_tensor(model.losses(batch)))
     yield _Reader(nn.Module(), spoken, settings, options, model)
-
-
-def _as_uses(gradient: Mapping[str, Tensor]) -> list[Use]:
-    """Return one gradient as the uses of a batch of one."""
-    uses = list[Use]()
-    for name, tensor in gradient.items():
-        use = Direct(name, tensor.shape, 0, lambda formed: formed)
-        use.back = tensor[None]
-        uses.append(use)
-    return uses
 
 
 def _spread(rows: Tensor, usable: Tensor, size: int) -> Tensor:

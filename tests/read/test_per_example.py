@@ -3,6 +3,7 @@ import torch
 from cases import NAMES, QUERIES, ROWS, Decoder, attribute, case, feed, gradient, gradients, take
 from close import assert_close
 from given import Packed, Strange
+from torch import nn
 
 import forwardinf as fi
 from forwardinf.core.per_example import per_example_gradients
@@ -189,3 +190,26 @@ def test_a_direction_may_work_in_place():
         feed(given), range(5), parameters, lambda g: {n: t.zero_() for n, t in g.items()}, lambda n: None
     )
     assert not values.any()
+
+
+class Scaled(nn.Module):
+    """A layer and a single number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 3), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+@pytest.mark.parametrize("direction", ["plain", "sign", "diagonal", "kfac", "ekfac", "gfim", "hold"])
+def test_a_single_number_acts_on_itself_as_any_parameter(direction):
+    torch.manual_seed(0)
+    model, data = Scaled().double(), (torch.randn(12, 4).double(), torch.arange(12) % 3)
+    found = fi.self_influence(model, data, task=fi.Classification(), direction=direction, progress=False)
+    rule = fi.Perturbation(direction)
+    asked = fi.attribute(
+        model, data, data, task=fi.Classification(), perturbation=rule, engine="factored", progress=False
+    )
+    assert_close(found.values, asked.rise, rtol=1e-6, why="the score of an example asked about itself")
