@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs" / "faithfulness.md"
-BEGIN, END = "<!-- table: benchmarks/evaluate_attribution.py -->", "<!-- end of table -->"
+import page
 
 
 def write_docs(results: dict[str, list[dict[str, Any]]], metas: dict[str, Any]) -> None:
     """Put the tables into the page."""
-    page = DOCS.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(before + BEGIN + "\n\n" + tables(results, metas) + "\n" + END + after, encoding="utf-8")
+    page.put("faithfulness", "evaluate_attribution", tables(results, metas))
 
 
 def tables(results: dict[str, list[dict[str, Any]]], metas: dict[str, Any]) -> str:

@@ -6,16 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs" / "engines.md"
-BEGIN, END = "<!-- table: benchmarks/bench_engines.py -->", "<!-- end of table -->"
+import page
 
 
 def write_docs(path: Path) -> None:
     """Put the tables into the page."""
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    result = json.loads(path.read_text(encoding="utf-8"))
-    DOCS.write_text(before + BEGIN + "\n\n" + tables(result) + "\n" + END + after, encoding="utf-8")
+    page.put("engines", "bench_engines", tables(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def tables(result: dict[str, Any]) -> str:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
+import page
 from harness import RESULTS
-
-DOCS = Path(__file__).parents[1] / "docs" / "trace-images.md"
-BEGIN, END = "<!-- table: benchmarks/evaluate_trace_images.py -->", "<!-- end of table -->"
 
 
 def write_docs(result: dict[str, Any]) -> None:
     """Put the tables into the page."""
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(before + BEGIN + "\n\n" + tables(result) + "\n" + END + after, encoding="utf-8")
+    page.put("trace-images", "evaluate_trace_images", tables(result))
 
 
 def tables(result: dict[str, Any]) -> str:

@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs" / "trace.md"
-BEGIN, END = "<!-- table: benchmarks/evaluate_trace.py -->", "<!-- end of table -->"
+import page
+
 KINDS = ("MRR", "Recall@10", "P@10")
 
 
 def write_docs(result: dict[str, Any]) -> None:
     """Put the tables into the page."""
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(before + BEGIN + "\n\n" + tables(result) + "\n" + END + after, encoding="utf-8")
+    page.put("trace", "evaluate_trace", tables(result))
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -40,14 +38,9 @@ def tables(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-REMOVAL = "<!-- table: benchmarks/evaluate_trace_removal.py -->"
-
-
 def write_removal(result: dict[str, Any]) -> None:
     """Put the table of what removing texts did into the page."""
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(REMOVAL)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(before + REMOVAL + "\n\n" + removal(result) + "\n" + END + after, encoding="utf-8")
+    page.put("trace", "evaluate_trace_removal", removal(result))
 
 
 def removal(result: dict[str, Any]) -> str:

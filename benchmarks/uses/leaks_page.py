@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .page import put, short, signed, table
+from page import put, short, signed, table
 
 SCRIPT = "evaluate_leaks"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
-from .page import put, short, table
+from page import put, short, table
 
 SCRIPT = "evaluate_memorized"
 TRUTHS = ("truth, by right answers", "truth, by probability")

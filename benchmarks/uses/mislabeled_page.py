@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
-from .page import put, short, signed, table
+from page import put, short, signed, table
 
 SCRIPT = "evaluate_mislabeled"
 OURS = "`fi.mislabeled`"

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import evaluate_leaks
 import evaluate_memorized
 import evaluate_mislabeled
-from uses import copies, leaks_page, memorized_page, mislabeled_page, page, protocol, sets, subsets, wrong
+import page
+from uses import copies, leaks_page, memorized_page, mislabeled_page, protocol, sets, subsets, wrong
 from uses.found import average_precision, beside, measured
 
 ROOT = Path(__file__).parents[2]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[2] / "docs"
-END = "<!-- end of tables -->"
+DOCS = Path(__file__).parents[1] / "docs"
+END = "<!-- end of table -->"
 
 
 def begin(script: str) -> str:
     """Return the mark where a script's tables begin."""
-    return f"<!-- tables: benchmarks/{script}.py -->"
+    return f"<!-- table: benchmarks/{script}.py -->"
 
 
 def put(page: str, script: str, text: str) -> None:
