@@ -24,7 +24,7 @@ from forwardinf.core.checkpoints import Checkpoints
 from forwardinf.core.errors import ModelError, SettingError, choose
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.progress import Setting
-from forwardinf.core.settings import Perturbation
+from forwardinf.core.settings import OF_P, Perturbation
 from forwardinf.core.task import Task, as_task
 from forwardinf.job.job import Job
 from forwardinf.job.options import Options, as_perturbation
@@ -37,15 +37,6 @@ from forwardinf.score.combine import combine as combine_scores
 from forwardinf.score.influence import influence
 from forwardinf.score.scores import Scores
 from forwardinf.score.self_influence import SelfInfluence
-
-OF_A_DIRECTION = (
-    "direction",
-    "damping",
-    "fisher",
-    "fit_examples",
-    "temper",
-    "seed",
-)  # settings that are not of a length
 
 
 def run(job: Job) -> Scores:
@@ -263,12 +254,18 @@ def self_influence(
     chosen = (
         asked.parameters if parameters is None else [parameters] if isinstance(parameters, str) else list(parameters)
     )
-    rule = Perturbation.from_dict({**{name: getattr(asked, name) for name in OF_A_DIRECTION}, "parameters": chosen})
+    rule = Perturbation.from_dict({**{name: getattr(asked, name) for name in (*OF_P, "seed")}, "parameters": chosen})
     with borrowed(model):
         job = prepare_self(model, train, task=task, perturbation=rule, ids=ids, collate_fn=collate_fn, options=options)
         began = time.perf_counter()
         values, losses = job.read()
     cost = {**job.clock, "read_s": time.perf_counter() - began, "forwards": len(values)}
     return SelfInfluence(
-        values.numpy(), losses.numpy(), job.feed.examples.ids, job.feed.task.unit, cost, job.notes, rule.to_dict()
+        values.numpy(),
+        losses.numpy(),
+        job.feed.examples.ids,
+        None if rule.unitless else job.feed.task.unit,
+        cost,
+        job.notes,
+        rule.to_dict(),
     )

@@ -16,6 +16,8 @@ Behaviour = Literal["clean", "as_published"]
 
 REPLAY_RATE = 0.01
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
+# The settings that say what P is; the others are of a length.
+OF_P = ("direction", "parameters", "damping", "fisher", "fit_examples", "temper")
 
 
 @dataclass(frozen=True, init=False)

@@ -14,6 +14,7 @@ from torch import Tensor, from_numpy
 
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
 from forwardinf.core.files import read_json
+from forwardinf.core.settings import OF_P
 from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.score.stability import stability
 from forwardinf.score.store import DONE, QUERIES, TRAIN, Folder, id_column, plain_ids
@@ -24,7 +25,6 @@ Id = int | str
 
 # The view stands above: it is named here, not imported, so that `scores.report()` reads naturally and floors stay floors.
 DRAWN_BY = "forwardinf.view.gallery"
-OF_P = ("direction", "parameters", "damping", "fisher", "fit_examples", "temper")
 PER_QUERY = ("rise", "query_baseline", "length", "step", "noise_floor")
 
 

@@ -28,6 +28,7 @@ from forwardinf.core.noise import seed_of
 from forwardinf.core.progress import Advance
 from forwardinf.core.uses import Convolved, Lookup, Outer, Use
 from forwardinf.core.watch import watched
+from forwardinf.read.whitened import along
 from forwardinf.use.responses import unit
 
 Ask = Callable[[nn.Module, Batch], Tensor]
@@ -179,10 +180,10 @@ def compared(
         train, queries, fit = unit(train), unit(queries), unit(fit)
     asked = queries.double()
     if how in ("dot", "cosine"):
-        return _products(train, asked), asked.square().sum(1)
+        return along(train, asked), asked.square().sum(1)
     ridge = (DAMPING[how] if damping is None else damping) * float(fit.double().square().sum(1).mean())
     solved = _solved(fit, asked, ridge)
-    return _products(train, solved), (solved * asked).sum(1)
+    return along(train, solved), (solved * asked).sum(1)
 
 
 def _solved(fit: Tensor, asked: Tensor, ridge: float) -> Tensor:
@@ -199,7 +200,3 @@ def _solved(fit: Tensor, asked: Tensor, ridge: float) -> Tensor:
     outer.diagonal().add_(ridge)
     held = torch.cholesky_solve(wide @ asked.T, torch.linalg.cholesky(outer))  # a = (K + λN)⁻¹ G g
     return (asked - held.T @ wide) / ridge  # push on the query, hold the rest
-
-
-def _products(train: Tensor, directions: Tensor) -> Tensor:
-    return torch.cat([directions @ piece.double().T for piece in torch.split(train, AT_ONCE)], 1)
