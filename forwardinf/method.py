@@ -24,17 +24,17 @@ from forwardinf.core.checkpoints import Checkpoints
 from forwardinf.core.errors import ModelError, SettingError, choose
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.progress import Setting
-from forwardinf.core.settings import OF_P, Perturbation
+from forwardinf.core.settings import OF_RATES, Perturbation
 from forwardinf.core.task import Task, as_task
 from forwardinf.job.job import Job
-from forwardinf.job.options import Options, as_perturbation
+from forwardinf.job.options import Options, settled
 from forwardinf.job.own import prepare_self
 from forwardinf.job.prepare import prepare
 from forwardinf.perturb.lend import lend, tensors_of
 from forwardinf.read.plan import Unit
 from forwardinf.score.combine import HOWS, into_folder
 from forwardinf.score.combine import combine as combine_scores
-from forwardinf.score.influence import influence
+from forwardinf.score.influence import influence, rate, residual
 from forwardinf.score.scores import Scores
 from forwardinf.score.self_influence import SelfInfluence
 
@@ -42,25 +42,36 @@ from forwardinf.score.self_influence import SelfInfluence
 def run(job: Job) -> Scores:
     """Perturb, read, score: the only place where the three meet."""
     for unit in job.pending():
-        job.keep(unit, rates(job, unit) if job.exact else differences(job, unit))
+        job.keep(unit, *([rates(job, unit)] if job.exact else differences(job, unit)))
     return job.scores()
 
 
-def differences(job: Job, unit: Unit) -> dict[int, Tensor]:
-    """Move the model, read the losses again, compare: any length, any model, a forward for each query and example."""
-    scores = {}
+def differences(job: Job, unit: Unit) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Move the model, read the losses again, compare: any length, any model, a forward for each query and example.
+
+    Two sides of one straight push also tell how far from straight the losses run between them.
+    """
+    scores, bends = {}, {}
     for query in unit.queries:
         push = job.pusher.push(job.asked[query])
-        after = job.read(unit, [partial(lend, job.pusher.live, moved) for moved in push.sides])
-        scores[query] = influence(job.before(unit), list(after), job.perturbation, push.step)
-    return scores
+        before, after = (
+            job.before(unit),
+            list(job.read(unit, [partial(lend, job.pusher.live, moved) for moved in push.sides])),
+        )
+        scores[query] = influence(before, after, job.perturbation, push.step, job.slope_of(query))
+        if job.perturbation.straddles:
+            bends[query] = residual(before, after, job.perturbation)
+    return scores, bends
 
 
 def rates(job: Job, unit: Unit) -> dict[int, Tensor]:
     """Take every example's gradient along the queries' directions: the limit of the same, exact, for all queries at once."""
     if job.pusher.whitened:
-        return job.whitened(unit)
-    return dict(zip(unit.queries, job.read(unit, job.directions(unit.queries)), strict=True))
+        found = job.whitened(unit)
+    else:
+        found = dict(zip(unit.queries, job.read(unit, job.directions(unit.queries)), strict=True))
+    before = job.before(unit)
+    return {query: rate(change, before, job.perturbation, job.slope_of(query)) for query, change in found.items()}
 
 
 def attribute(
@@ -165,7 +176,8 @@ def attribute(
 
     if checkpoints is None:
         return once(options)
-    return over_checkpoints(model, checkpoints, combine, as_perturbation(perturbation), as_task(task), options, once)
+    spoken = as_task(task)
+    return over_checkpoints(model, checkpoints, combine, settled(perturbation, spoken), spoken, options, once)
 
 
 def over_checkpoints(
@@ -181,7 +193,7 @@ def over_checkpoints(
     checkpoints = Checkpoints(model, given)
     path = Path(options.output_dir).expanduser() if options.output_dir is not None else None
     made_from = {"model": checkpoints.digests, "combine": how}
-    unit = None if how == "standardized" or rule.unitless else task.unit
+    unit = None if how == "standardized" else rule.unit_of(task.unit)
     meaning: dict[str, Any] = {
         "kind": rule.kind, "unit": unit, "signed": rule.signed, "perturbation": rule.to_dict(), "kept": "all", "notes": [],
     }  # fmt: skip
@@ -254,7 +266,8 @@ def self_influence(
     chosen = (
         asked.parameters if parameters is None else [parameters] if isinstance(parameters, str) else list(parameters)
     )
-    rule = Perturbation.from_dict({**{name: getattr(asked, name) for name in (*OF_P, "seed")}, "parameters": chosen})
+    kept = {name: getattr(asked, name) for name in (*OF_RATES, "seed")} | {"parameters": chosen}
+    rule = settled(kept, as_task(task))
     with borrowed(model):
         job = prepare_self(model, train, task=task, perturbation=rule, ids=ids, collate_fn=collate_fn, options=options)
         began = time.perf_counter()
@@ -264,7 +277,7 @@ def self_influence(
         values.numpy(),
         losses.numpy(),
         job.feed.examples.ids,
-        None if rule.unitless else job.feed.task.unit,
+        rule.unit_of(job.feed.task.unit),
         cost,
         job.notes,
         rule.to_dict(),

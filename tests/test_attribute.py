@@ -248,7 +248,7 @@ def test_all_queries_skipped_is_a_result_without_numbers():
 
 
 def test_the_perturbation_may_be_a_name_a_mapping_or_settings():
-    plain, best = attribute(), attribute(perturbation=fi.Perturbation("hold"))
+    plain, best = attribute(), attribute(perturbation=fi.Perturbation("gfim", reading="auto"))
     for given in ({}, {"length": "linear"}, fi.Perturbation("plain")):
         assert_same(attribute(perturbation=given), plain)
     for given in (None, "linear", {"preset": "linear"}):

@@ -65,9 +65,7 @@ class Ridge:
                 "training gradients", expected="finite, and not all zero", got="none that could be held on to",
                 do="A model that fits every example exactly has no gradients: use an earlier checkpoint.",
             )  # fmt: skip
-        self.inverse = (
-            torch.where(self.lengths > 0, self.lengths**-temper, 0.0) if temper else torch.ones_like(self.lengths)
-        )
+        self.inverse = tempers(self.lengths, temper)
         self.weight = (DAMPING if isinstance(damping, str) else damping) * self._scale()
         self.gram, self.root = gram, None
         if responses is not None and responses.shape[0] <= responses.shape[1]:
@@ -96,15 +94,17 @@ class Ridge:
         return found.T.reshape(scores.shape)
 
     def own(self) -> Tensor:
-        """Return gᵢᵀ P gᵢ, ``(N,)`` float64: self-influence under P = (GᵀG/N + λI)⁻¹. Cost: N³/3 more (sketch: NM²)."""
+        """Return gᵢᵀ P gᵢ, ``(N,)`` float64: self-influence under P⁻¹ = GᵀG/N + λI, of tempered gradients where asked.
+
+        Cost: N³/3 more (sketch: NM²).
+        """
         if self.gram is not None:
             held = self.gram.double() * self.inverse[:, None] * self.inverse
-            return self.size * torch.cholesky_solve(held, self.factor).diagonal().clone()
-        found = [
-            (torch.linalg.solve_triangular(self.factor, rows.T, upper=False).square().sum(0))
-            for rows, _ in self._pieces()
-        ]
-        return self.size * torch.cat(found)
+            found = torch.cholesky_solve(held, self.factor).diagonal()
+        else:
+            found = torch.cat([torch.linalg.solve_triangular(self.factor, rows.T, upper=False).square().sum(0)
+                               for rows, _ in self._pieces()])  # fmt: skip
+        return torch.where(self.inverse > 0, self.size * found / self.inverse.square(), 0.0)
 
     def _scale(self) -> float:
         """Return the mean square of the gradients' lengths."""
@@ -124,3 +124,8 @@ class Ridge:
         for rows, at in pieces:
             total += take(rows, at)
         return total
+
+
+def tempers(lengths: Tensor, temper: float) -> Tensor:
+    """Return ‖g‖^−β of each length: the factor that tempers a gradient. Zero stays zero; β = 0: all ones."""
+    return torch.where(lengths > 0, lengths**-temper, 0.0) if temper else torch.ones_like(lengths)

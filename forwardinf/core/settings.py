@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from forwardinf.core.errors import SettingError, choose
@@ -13,11 +13,12 @@ Direction = Literal["plain", "sign", "diagonal", "kfac", "ekfac", "gfim", "cg", 
 Fisher = Literal["true", "empirical", "draws"]
 Toward = Literal["ascent", "descent"]
 Behaviour = Literal["clean", "as_published"]
+Reading = Literal["loss", "root", "auto"]
 
 REPLAY_RATE = 0.01
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
-# The settings that say what P is; the others are of a length.
-OF_P = ("direction", "parameters", "damping", "fisher", "fit_examples", "temper")
+# The settings of a rate: what P is, and what is read; the others are of a length.
+OF_RATES = ("direction", "parameters", "damping", "fisher", "fit_examples", "temper", "reading")
 
 
 @dataclass(frozen=True, init=False)
@@ -55,10 +56,13 @@ class Perturbation:
             (denoisers, ``direction="diagonal"``).
         fit_examples: How many training examples the curvature is fitted on; ``"auto"``: all, up to what its memory and
             time allow (``cg``: 4,096).
-        temper: For ``hold``: β, every gradient counts at length ‖g‖^(1−β), in the curvature and (linear scores) in what
-            is read: gᵢᵀP g_q / (‖gᵢ‖‖g_q‖)^β. 0: the plain empirical Fisher, in which the few examples with large losses
-            rule. ``"auto"``: ½, which weights a well-fitted example as the Gauss–Newton matrix does
-            (docs/faithfulness.md). Finite scores are never divided.
+        temper: For ``hold``: β, every gradient counts in the curvature at length ‖g‖^(1−β). 0: the plain empirical Fisher, in
+            which the few examples with large losses rule. ``"auto"``: ½, which weights a well-fitted example as the
+            Gauss–Newton matrix does (docs/faithfulness.md).
+        reading: What is read of a training example: ``"loss"``, or ``"root"``: its loss ℓ on a scale that is 2√ℓ where
+            ℓ is small and ℓ + 1.4 where it is large (:mod:`forwardinf.core.root`), so that fitted examples count by more
+            than the little that is left of their gradient. In √nats; for :class:`Classification`. ``"auto"``: ``"root"``
+            where the task allows it.
         replay: None, or for how many steps of SGD training is continued, with the query added to every batch of 64 as one
             more example, once counted negatively and once positively (two-sided, same order, dropout off, BatchNorm as
             it is). ``lr`` is the rate of those steps, .01 unless given: best that of the last epochs of training. Scores are
@@ -89,6 +93,7 @@ class Perturbation:
     fisher: str = "true"
     fit_examples: int | Literal["auto"] = "auto"
     temper: float | Literal["auto"] = "auto"
+    reading: str = "loss"
     replay: int | None = None
     behaviour: str = "clean"
     seed: int = 0
@@ -108,6 +113,7 @@ class Perturbation:
         fisher: Fisher | str = "true",
         fit_examples: int | Literal["auto"] = "auto",
         temper: float | Literal["auto"] = "auto",
+        reading: Reading | str = "loss",
         replay: int | None = None,
         behaviour: Behaviour | str = "clean",
         seed: int = 0,
@@ -137,6 +143,8 @@ class Perturbation:
             raise choose("Perturbation(toward=)", str(self.toward), get_args(Toward))
         if self.behaviour not in get_args(Behaviour):
             raise choose("Perturbation(behaviour=)", str(self.behaviour), get_args(Behaviour))
+        if self.reading not in get_args(Reading):
+            raise choose("Perturbation(reading=)", str(self.reading), get_args(Reading))
         given = [name for name in ("length", "rise", "lr") if getattr(self, name) is not None]
         if len(given) != 1:
             raise SettingError(
@@ -199,10 +207,11 @@ class Perturbation:
             or self.direction != "plain"
             or self.toward != "ascent"
             or self.steps != 1
+            or self.reading != "loss"
         ):
             raise SettingError(
                 "Perturbation(behaviour='as_published')",
-                expected="direction='plain', toward='ascent', lr=, one step, one-sided: the optimiser of the notebook is Adam",
+                expected="direction='plain', toward='ascent', lr=, one step, one-sided, reading='loss': as the notebook has it",
                 got=repr(self), do="Use Perturbation.preset('as_published').",
             )  # fmt: skip
 
@@ -218,15 +227,30 @@ class Perturbation:
             return 0.0
         return 0.5 if self.temper == "auto" else float(self.temper)
 
-    @property
-    def unitless(self) -> bool:
-        """Whether scores are ratios without a unit: rates of tempered gradients."""
-        return self.kind == "linear" and self.tempering > 0
+    def for_task(self, name: str, *, root: bool) -> Perturbation:
+        """Return these settings with ``reading="auto"`` decided for a task, whose losses have a root reading or not.
+
+        Raises:
+            SettingError: The root reading is asked for, and the task has none.
+        """
+        if self.reading == "root" and not root:
+            raise SettingError("Perturbation(reading='root')", expected="a loss that is −log of one probability",
+                               got=name, do="Choose reading='loss', or 'auto'.")  # fmt: skip
+        return replace(self, reading="root" if root else "loss") if self.reading == "auto" else self
+
+    def unit_of(self, unit: str) -> str:
+        """Return the unit of scores whose losses are in ``unit``."""
+        return f"√{unit}" if self.reading == "root" else unit
 
     @property
     def both_sides(self) -> bool:
         """Whether each query is read on two sides."""
         return self.two_sided is True or (self.replay is not None and self.two_sided == "auto")
+
+    @property
+    def straddles(self) -> bool:
+        """Whether the two sides are the ends of one push through the model as it is, a finite length apart."""
+        return self.two_sided is True and self.replay is None and self.kind == "finite"
 
     @property
     def signed(self) -> bool:
@@ -237,9 +261,9 @@ class Perturbation:
     def preset(cls, name: str) -> Perturbation:
         """Return a named setting: ``"linear"`` (the default), ``"finite"``, ``"unlearning"`` or ``"as_published"``.
 
-        ``"linear"`` is the rate along ``hold``, tempered: the one linear setting that agrees better with retraining than
-        kronfluence's EK-FAC on every bank of docs/faithfulness.md. ``"finite"`` pushes along ``gfim``, fitted once in a few
-        forward passes, until the query's loss has risen by half a unit, on both sides. ``"as_published"`` is the authors'
+        ``"linear"`` is the rate along ``gfim``, fitted once in a few forward passes; ``"finite"`` pushes along it until the
+        query's loss has risen by half a unit, on both sides. Both read classifiers by the root of their losses. They agree
+        better with retraining than kronfluence's EK-FAC on every bank of docs/faithfulness.md. ``"as_published"`` is the authors'
         released leakage notebook (Forward-INF, CVPR 2024): one Adam step of 5e-3 up the query's loss, the example doubled, in
         training mode, and the absolute change of the training losses. ``"unlearning"`` is Attribution by Unlearning (Wang et
         al., NeurIPS 2024) for denoisers: one step along F⁻¹g, F the diagonal Fisher over single (image, timestep, noise)
@@ -250,8 +274,8 @@ class Perturbation:
             SettingError: There is no such preset.
         """
         presets = {
-            "linear": {"direction": "hold"},
-            "finite": {"direction": "gfim", "rise": 0.5, "two_sided": True},
+            "linear": {"direction": "gfim", "reading": "auto"},
+            "finite": {"direction": "gfim", "reading": "auto", "rise": 0.5, "two_sided": True},
             "unlearning": {"direction": "diagonal", "fisher": "draws", "damping": 0.01, "length": 0.01},
             "as_published": {"lr": 5e-3, "behaviour": "as_published"},
         }

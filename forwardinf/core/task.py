@@ -30,6 +30,7 @@ class Task:
 
     Attributes:
         unit: The unit of the loss, and so of the scores.
+        root: Whether the loss is −log of one probability, so that it may be read by its root (``Perturbation(reading=)``).
         keyed: True if the loss draws noise with :func:`forwardinf.core.noise.normal`.
 
     Example:
@@ -43,6 +44,7 @@ class Task:
     """
 
     unit: str = "loss"
+    root: bool = False
     keyed: bool = False
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -57,6 +59,11 @@ class Task:
     def asks(self) -> bool:
         """Whether :meth:`ask` has something to fill in."""
         return False
+
+    @property
+    def asks_loss(self) -> bool:
+        """Whether a query is asked its loss, and not something else."""
+        return type(self).measure is Task.measure
 
     def ask(self, model: nn.Module, batch: Batch) -> Batch:
         """Return the batch with what the unperturbed model decides filled in (its predicted label, say)."""
@@ -194,6 +201,7 @@ class Classification(_Supervised):
     """
 
     unit = "nats"
+    root = True
 
     def __init__(
         self,
@@ -274,6 +282,11 @@ class Classification(_Supervised):
     def asks(self) -> bool:
         """Whether queries are asked by the class the model predicts."""
         return self.query == "predicted"
+
+    @property
+    def asks_loss(self) -> bool:
+        """Whether queries are asked their loss, under whichever label, and not a margin or a contrast."""
+        return self.query in ("label", "predicted")
 
     def ask(self, model: nn.Module, batch: Batch) -> Batch:
         """Put the predicted class in place of the label."""

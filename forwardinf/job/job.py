@@ -21,9 +21,9 @@ from forwardinf.core.examples import Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import write_json
 from forwardinf.core.progress import Advance, progress
+from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
 from forwardinf.job.options import Options
-from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.read.baseline import Baseline
 from forwardinf.read.cut import Cut, find_cut
@@ -131,14 +131,18 @@ class Job:
         return {query: self.tables.values[usable[query], at] for query in unit.queries}
 
     def settle_rises(self) -> None:
-        """Fill in the rises that come with the scores, and divide them as scores are divided."""
+        """Fill in the rises that come with the scores, and take rates through the reading's slope, as scores are."""
         usable = self._usable()
         if usable and self.pusher.whitened:
             self.tables = self._read_whitened()
         for place, query in enumerate(usable):
             known = self.asked[query]
             rise = known.rise if self.tables is None else float(self.tables.rise[place])
-            self.asked[query] = replace(known, rise=rise * self._temper_of(query) ** 2)
+            self.asked[query] = replace(known, rise=rise * self._of_rates(query))
+
+    def _of_rates(self, query: int) -> float:
+        """Return what the reading multiplies the score of a copy of the query by: φ′² of a rate."""
+        return self.slope_of(query) ** 2 if self.perturbation.kind == "linear" else 1.0
 
     def _usable(self) -> list[int]:
         return [q for q, query in enumerate(self.asked) if query.usable]
@@ -177,39 +181,30 @@ class Job:
             return self.query_baseline
         return self.baseline.losses[torch.from_numpy(self.train.examples.units_of(unit.rows))]
 
-    def keep(self, unit: Unit, scores: Mapping[int, Tensor]) -> None:
-        """Take a unit's scores, by query: write them (or hold them in memory), only what the keep rule wants."""
-        entries = [(q, *self._kept(unit, q, found)) for q, found in scores.items()]
+    def keep(self, unit: Unit, scores: Mapping[int, Tensor], bends: Mapping[int, Tensor] | None = None) -> None:
+        """Take a unit's scores, by query: write them (or hold them in memory), only what the keep rule wants.
+
+        ``bends``, how far each loss is from straight between two sides, is kept where all scores are, as the scores'
+        uncertainty.
+        """
+        if bends and unit.of == "train" and self.keep_rule == "all":
+            self._put("uncertainty", unit, bends)
+        self._put("scores", unit, scores)  # last: the unit is done once they are there
+
+    def _put(self, what: str, unit: Unit, found: Mapping[int, Tensor]) -> None:
+        entries = [(q, *self._kept(unit, q, numbers)) for q, numbers in found.items()]
         if self.folder is not None:
-            self.folder.write_entries(unit.name, entries)
+            self.folder.write_entries(unit.name if what == "scores" else unit.name.replace("scores", what, 1), entries)
         else:
-            self.memory[unit.of, unit.block, unit.shard] = entries
+            self.memory[unit.of if what == "scores" else what, unit.block, unit.shard] = entries
 
-    def _tempered(self, unit: Unit, query: int, scores: Tensor) -> Tensor:
-        """Divide linear scores by (‖gᵢ‖‖g_q‖)^β where gradients are tempered, whichever engine read them."""
-        own = self._temper_of(query)
-        if own == 1.0:
-            return scores
-        if unit.of == "train":
-            scale = self._row_tempers()[torch.from_numpy(self.train.examples.units_of(unit.rows))]
-        else:
-            scale = torch.ones(len(scores), dtype=torch.float64)
-            for place, rows in enumerate(self.members):
-                scale[torch.tensor(rows)] = self._temper_of(place)
-        return scores * scale * own
-
-    def _row_tempers(self) -> Tensor:
-        direction = self.pusher.direction
-        assert isinstance(direction, Holding)
-        return direction.ridge.inverse
-
-    def _temper_of(self, query: int) -> float:
-        beta = self.perturbation.tempering if self.perturbation.kind == "linear" else 0.0
-        norm = self.asked[query].grad_norm
-        return float(norm**-beta) if beta and norm > 0 else 1.0
+    def slope_of(self, query: int) -> float:
+        """Return what the reading multiplies the rate of a query's own loss by; 1 where it is asked something else."""
+        if self.perturbation.reading != "root" or not self.queries.task.asks_loss:
+            return 1.0
+        return float(slope(torch.tensor(self.asked[query].baseline, dtype=torch.float64)))
 
     def _kept(self, unit: Unit, query: int, scores: Tensor) -> tuple[Ints, Floats]:
-        scores = self._tempered(unit, query, scores)
         if unit.of == "queries":
             means = [float(scores[torch.tensor(rows)].mean()) for rows in self.members]
             return np.arange(len(means)), np.asarray(means, dtype=np.float32)
@@ -253,15 +248,12 @@ class Job:
 
     def scores(self) -> Scores:
         """Join what was read into the result; mark the run folder as finished."""
-        if self.folder is not None:
-            found, crossed = self.folder.entries("scores/b-*/s-*.parquet"), self.folder.entries("cross/b-*.parquet")
-        else:
-            found = (entry for key in sorted(self.memory) if key[0] == "train" for entry in self.memory[key])
-            crossed = (entry for key in sorted(self.memory) if key[0] == "queries" for entry in self.memory[key])
         size = len(self.asked)
-        dense, best = gather(found, size, self.train.examples.units, self.keep_rule)
-        cross, _ = gather(crossed, size, size, "all")
+        dense, best = gather(self._found("train"), size, self.train.examples.units, self.keep_rule)
+        cross, _ = gather(self._found("queries"), size, size, "all")
         assert cross is not None
+        bends, floor = list(self._found("uncertainty")), self.floor()
+        uncertainty = gather(bends, size, self.train.examples.units, "all")[0] if bends else None
 
         def column(name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
             return np.asarray([getattr(query, name) for query in self.asked], dtype=np.float64)
@@ -271,8 +263,9 @@ class Job:
             best=best, cross=cross.astype(np.float64), query_baseline=column("baseline"),
             rise=column("rise"),
             length=column("length"), step=column("step"), status=[query.status for query in self.asked],
-            noise_floor=self.floor(), kind=self.perturbation.kind,
-            unit=None if self.perturbation.unitless else self.train.task.unit,
+            noise_floor=floor, kind=self.perturbation.kind,
+            uncertainty=None if uncertainty is None else np.maximum(uncertainty, floor[:, None].astype(np.float32)),
+            unit=self.perturbation.unit_of(self.train.task.unit),
             signed=self.perturbation.signed, kept=self.keep_rule, perturbation=self.perturbation.to_dict(),
             plan=self.plan.to_dict(), cost=self._cost(), notes=[*self.notes, *self._remarks()], made_from=self.made_from,
             pictured=(self.train.examples, self.queries.examples),
@@ -282,6 +275,14 @@ class Job:
             self.folder.finish({"cost": dict(scores.cost), "notes": self._remarks()})
         return scores
 
+    def _found(self, what: str) -> Iterator[Entry]:
+        """Yield what was kept: of ``"train"``, of ``"queries"``, or its ``"uncertainty"``."""
+        if self.folder is not None:
+            files = {"train": "scores/b-*/s-*.parquet", "queries": "cross/b-*.parquet"}
+            yield from self.folder.entries(files.get(what, f"{what}/b-*/s-*.parquet"))
+        else:
+            yield from (entry for key in sorted(self.memory) if key[0] == what for entry in self.memory[key])
+
     def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return each query's noise floor in the unit of its scores."""
         floors = []
@@ -290,7 +291,7 @@ class Job:
                 floor = self.plan.gradient_error * query.direction_norm
             else:
                 floor = self.baseline.noise_floor / (query.step if self.perturbation.kind == "linear" else 1.0)
-            floors.append(floor * self._temper_of(place) ** 2)
+            floors.append(floor * self._of_rates(place))
         return np.asarray(floors, dtype=np.float64)
 
     def _cost(self) -> dict[str, Any]:

@@ -78,6 +78,11 @@ def as_perturbation(value: Perturbation | str | Mapping[str, Any] | None) -> Per
     raise SettingError("perturbation", expected="fi.Perturbation(...) or a preset's name", got=repr(value))
 
 
+def settled(value: Perturbation | str | Mapping[str, Any] | None, task: Task) -> Perturbation:
+    """Return the perturbation with what depends on the task decided."""
+    return as_perturbation(value).for_task(type(task).__name__, root=task.root)
+
+
 def device_of(model: nn.Module, asked: str) -> torch.device:
     """Return where the model's parameters are; a user's model is never moved."""
     if not isinstance(model, nn.Module):

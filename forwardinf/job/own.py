@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, digest, model_digest
-from forwardinf.core.progress import Setting, progress
+from forwardinf.core.progress import Advance, Setting, progress
+from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import as_task
 from forwardinf.job.options import Options, device_of, open_examples
@@ -55,20 +56,19 @@ class SelfJob:
     progress: Setting = "auto"
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Return (gᵢᵀ P gᵢ, losses), ``(units,)`` float64. Under ``hold`` the products are tempered as scores are."""
-        rows = range(len(self.feed.examples))
+        """Return (gᵢᵀ P gᵢ, losses), ``(units,)`` float64; the products as their losses are read."""
         with progress("self-influence", self.feed.examples.units, self.progress) as advance:
-            if (
-                isinstance(self.direction, Holding) and self.direction.held.whole
-            ):  # K is there: nothing is left to be read
-                return self.direction.ridge.own(), self.feed.losses(rows, self.batch_size, advance)
-            if self.own is not None:
-                return OwnEngine(self.feed, self.parameters, self.own, self.batch_size, self._halved).read(
-                    rows, advance
-                )
-            values, losses, lengths = self_products(self.feed, rows, self.parameters, self.direction, advance)
-        beta = self.perturbation.tempering
-        return (torch.where(lengths > 0, values / lengths ** (2 * beta), 0.0) if beta else values), losses
+            values, losses = self._products(advance)
+        factor = slope(losses) if self.perturbation.reading == "root" else torch.ones_like(losses)
+        return values * factor.square(), losses
+
+    def _products(self, advance: Advance) -> tuple[Tensor, Tensor]:
+        rows = range(len(self.feed.examples))
+        if isinstance(self.direction, Holding) and self.direction.held.whole:  # K is there: nothing is left to be read
+            return self.direction.ridge.own(), self.feed.losses(rows, self.batch_size, advance)
+        if self.own is not None:
+            return OwnEngine(self.feed, self.parameters, self.own, self.batch_size, self._halved).read(rows, advance)
+        return self_products(self.feed, rows, self.parameters, self.direction, advance)
 
     def _halved(self, size: int) -> None:
         self.notes.append(f"out of memory: {size} examples at a time from there on")

@@ -26,7 +26,7 @@ from forwardinf.core.progress import progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, as_task
 from forwardinf.job.job import Job
-from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
+from forwardinf.job.options import Options, device_of, open_examples, settled
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.makers import PASSES_OF_A_QUERY
@@ -75,7 +75,8 @@ def prepare(
         "baseline_s": 0.0,
         "queries_s": 0.0,
     }
-    rule, spoken = as_perturbation(perturbation), as_task(task)
+    spoken = as_task(task)
+    rule = settled(perturbation, spoken)
     device = device_of(model, options.device)
     cache = options.cache
     rows = open_examples(train, "train", spoken, collate_fn, options)
@@ -102,7 +103,7 @@ def prepare(
     keep_rule: int | str = options.keep
     if keep_rule == "auto":
         keep_rule = "all" if len(names) * rows.units <= ALL_UP_TO else KEPT_BEYOND
-    about = {"kind": rule.kind, "unit": None if rule.unitless else spoken.unit, "signed": rule.signed,
+    about = {"kind": rule.kind, "unit": rule.unit_of(spoken.unit), "signed": rule.signed,
              "perturbation": rule.to_dict(), "notes": [*rows.notes, *questions.notes], "kept": keep_rule,
              "versions": machine.versions()}  # fmt: skip
     if folder is not None and kept:

@@ -13,6 +13,7 @@ import torch
 from forwardinf.core.errors import QueryError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
+from forwardinf.core.root import root
 from forwardinf.core.settings import rise_target
 from forwardinf.perturb.direction import Direction, Fitting, Tensors, dot, norm
 from forwardinf.perturb.gradient import query_gradient
@@ -244,14 +245,19 @@ class Pusher:
 
     def _rise(self, query: Query, push: Push) -> float:
         """Measure the query's own rise exactly as scores are measured: one-sided, or half the two-sided difference."""
+        rooted = (
+            self.perturbation.reading == "root" and self.perturbation.kind == "finite" and self.queries.task.asks_loss
+        )
+        read = root if rooted else torch.clone
         away = []
         for moved in push.sides:
             with lend(self.live, moved):
-                away.append(-self._measured(query.rows))
+                away.append(float(read(-self.queries.measures(query.rows, self.batch_size).mean())))
+        before = float(read(torch.tensor(query.baseline, dtype=torch.float64)))
         if len(away) == 2:
             rise = (away[0] - away[1]) / 2
         else:
-            rise = away[0] - query.baseline if self.perturbation.toward == "ascent" else query.baseline - away[0]
+            rise = away[0] - before if self.perturbation.toward == "ascent" else before - away[0]
         return rise / push.step if self.perturbation.kind == "linear" else rise
 
     def _measured(self, rows: Sequence[int]) -> float:

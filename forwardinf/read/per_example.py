@@ -69,14 +69,12 @@ def self_products(
     parameters: dict[str, nn.Parameter],
     direction: Callable[[Tensors], Tensors],
     advance: Callable[[int], None],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (gᵢᵀ P gᵢ, losses, ‖gᵢ‖), ``(units,)`` float64 each, one example at a time."""
-    values, losses, squares = [], [], []
+) -> tuple[Tensor, Tensor]:
+    """Return (gᵢᵀ P gᵢ, losses), ``(units,)`` float64 each, one example at a time."""
+    values, losses = [], []
     for gradient, loss in per_example_gradients(feed, rows, parameters):
-        squares.append(sum(float(tensor.double().square().sum()) for tensor in gradient.values()))
         moved = direction({name: tensor.clone() for name, tensor in gradient.items()})
         values.append(sum(float((tensor.double() * moved[name].double()).sum()) for name, tensor in gradient.items()))
         losses.append(loss)
         advance(1)
-    found = [torch.tensor(numbers, dtype=torch.float64) for numbers in (values, losses, squares)]
-    return found[0], found[1], found[2].sqrt()
+    return torch.tensor(values, dtype=torch.float64), torch.tensor(losses, dtype=torch.float64)

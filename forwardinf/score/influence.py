@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from forwardinf.core.errors import TaskError
+from forwardinf.core.root import root, slope
 from forwardinf.core.settings import Perturbation
 
 
-def influence(before: Tensor, after: Sequence[Tensor], perturbation: Perturbation, step: float) -> Tensor:
+def influence(
+    before: Tensor, after: Sequence[Tensor], perturbation: Perturbation, step: float, query: float = 1.0
+) -> Tensor:
     """Score how much each training example supports the query.
 
     Positive means *proponent*: unlearning the query hurts the example too, so removing the example would hurt the query.
@@ -21,9 +24,10 @@ def influence(before: Tensor, after: Sequence[Tensor], perturbation: Perturbatio
         after: Losses of the moved model, one ``(N,)`` for each side that was read, in the same order.
         perturbation: Which sides those are, and whether the score is a rate.
         step: The factor on the direction; a linear score is divided by it.
+        query: As in :func:`rate`.
 
     Returns:
-        ``(N,)`` float64, in the task's unit (linear: per unit step).
+        ``(N,)`` float64, in the task's unit, or its root's (``reading``); linear: in the task's, per unit step.
 
     Raises:
         TaskError: The readings are not of the same examples.
@@ -38,6 +42,8 @@ def influence(before: Tensor, after: Sequence[Tensor], perturbation: Perturbatio
     for side in after:
         if side.shape != before.shape:
             raise TaskError("score", expected=f"{tuple(before.shape)} losses", got=str(tuple(side.shape)))
+    read = _reading(perturbation)
+    before, after = read(before), [read(side) for side in after]
     if perturbation.both_sides:
         change = (after[0] - after[1]) / 2
     elif perturbation.toward == "ascent":
@@ -46,11 +52,31 @@ def influence(before: Tensor, after: Sequence[Tensor], perturbation: Perturbatio
         change = before - after[0]
     if not perturbation.signed:
         change = change.abs()
-    return change / step if perturbation.kind == "linear" else change
+    return rate(change / step, before, perturbation, query) if perturbation.kind == "linear" else change
 
 
-def residual(before: Tensor, after: Sequence[Tensor]) -> Tensor:
-    """Return ½|ℓ₊ + ℓ₋ − 2ℓ₀|: what curvature adds to a two-sided difference, ``(N,)`` float64, in the task's unit.
+def rate(change: Tensor, losses: Tensor, perturbation: Perturbation, query: float = 1.0) -> Tensor:
+    """Return a rate of losses as the rate of what is read of them: the same, or through the root's slope at both ends.
+
+    Args:
+        change: ``(N,)``: gᵢᵀ P g_q.
+        losses: ``(N,)``: ℓᵢ of the model as it was.
+        perturbation: Its reading.
+        query: What the query's own gradient is multiplied by: its slope, 1 where it is asked something that has none.
+
+    Returns:
+        ``(N,)`` float64; for the root φ′(ℓᵢ) φ′(ℓ_q) gᵢᵀ P g_q.
+    """
+    return change * slope(losses) * query if perturbation.reading == "root" else change
+
+
+def _reading(perturbation: Perturbation) -> Callable[[Tensor], Tensor]:
+    """Return what turns losses into what is compared; of a rate, the slope is all that counts (:func:`rate`)."""
+    return root if perturbation.reading == "root" and perturbation.kind == "finite" else lambda losses: losses
+
+
+def residual(before: Tensor, after: Sequence[Tensor], perturbation: Perturbation) -> Tensor:
+    """Return ½|ℓ₊ + ℓ₋ − 2ℓ₀|: what curvature adds to a two-sided difference, ``(N,)`` float64, in the score's unit.
 
     It is the size of the second-order term, which cancels in the score itself; what does not cancel starts at third order.
     So it says how far from straight the losses run between the two sides, an upper guess at the score's own bend.
@@ -58,16 +84,19 @@ def residual(before: Tensor, after: Sequence[Tensor]) -> Tensor:
     Args:
         before: Losses of the model as it was, ``(N,)``.
         after: The two sides, ``(N,)`` each.
+        perturbation: What is read of a loss.
 
     Raises:
         TaskError: There are not two sides of the same examples.
 
     Example:
         >>> import torch
-        >>> residual(torch.tensor([1.0]), [torch.tensor([2.5]), torch.tensor([0.5])])
+        >>> sides = [torch.tensor([2.5]), torch.tensor([0.5])]
+        >>> residual(torch.tensor([1.0]), sides, Perturbation(length=0.1, two_sided=True))
         tensor([0.5000])
     """
     if len(after) != 2 or any(side.shape != before.shape for side in after):
         raise TaskError("curvature residual", expected=f"two sides of {tuple(before.shape)} losses",
                         got=str([tuple(side.shape) for side in after]), do="Perturb with two_sided=True.")  # fmt: skip
-    return (after[0] + after[1] - 2 * before).abs() / 2
+    read = _reading(perturbation)
+    return (read(after[0]) + read(after[1]) - 2 * read(before)).abs() / 2

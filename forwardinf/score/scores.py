@@ -14,7 +14,7 @@ from torch import Tensor, from_numpy
 
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
 from forwardinf.core.files import read_json
-from forwardinf.core.settings import OF_P
+from forwardinf.core.settings import OF_RATES
 from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.score.stability import stability
 from forwardinf.score.store import DONE, QUERIES, TRAIN, Folder, id_column, plain_ids
@@ -111,7 +111,7 @@ class Scores:
         Raises:
             SettingError: The scores are no rates, or ``own`` is of other examples or of another direction.
         """
-        want = {name: self.perturbation.get(name) for name in own.perturbation if name in OF_P}
+        want = {name: self.perturbation.get(name) for name in own.perturbation if name in OF_RATES}
         have = {name: own.perturbation[name] for name in want}
         if self.kind != "linear" or want != have or list(own.ids) != list(self.ids):
             got = f"{self.kind} scores" if self.kind != "linear" else "another direction" if want != have else "others"

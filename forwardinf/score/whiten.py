@@ -6,8 +6,6 @@ With S = G g_q the plain scores, K = GGᵀ and P⁻¹ = GᵀG/N + λI, G P g_q =
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -30,10 +28,10 @@ def whitened(
         gram: K, ``(N, N)``.
         responses: Instead: R ``(N, M)`` with K ≈ RRᵀ, such as responses to M probes over √M.
         damping: λN as a multiple of mean ‖gᵢ‖²; ``"auto"``: :data:`forwardinf.core.ridge.DAMPING`.
-        temper: β: with gᵢ/‖gᵢ‖^β in place of gᵢ, in K and in the scores.
+        temper: β: P⁻¹ is of gᵢ/‖gᵢ‖^β in place of gᵢ; the scores stay those of gᵢ.
 
     Returns:
-        ``(Q, N)`` float64.
+        ``(Q, N)`` float64; 0 for an example without gradient.
 
     Raises:
         DataError: The number of training examples differs.
@@ -43,44 +41,8 @@ def whitened(
         [[2.0, 4.0]]
     """
     ridge = Ridge(gram, responses=responses, damping=damping, temper=temper)
-    return ridge.size * ridge.solve(_fits(scores, ridge) * ridge.inverse)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Linear scores and what belongs to them, float64: ``values (Q, N)``, ``rise (Q,)``, ``cross (Q, Q)``."""
-
-    values: Tensor
-    rise: Tensor
-    cross: Tensor
-
-
-def hold_linear(ridge: Ridge, scores: Tensor, rise: Tensor, cross: Tensor, losses: Tensor | None = None) -> Linear:
-    """Return what ``Perturbation("hold", length="linear")`` scores, from the plain linear reading of all queries.
-
-    Args:
-        ridge: (K + λN)⁻¹, of all training examples: ``fit_held(fitting).ridge(damping, temper)``.
-        scores: ``(Q, N)``: gᵢᵀg_q, g_q the gradient of what the query is asked.
-        rise: ``(Q,)``: ‖g_q‖².
-        cross: ``(Q, Q)``: row q holds ℓ′ᵀg_q of every query's own loss gradient ℓ′.
-        losses: ``(Q, N)``: gᵢᵀℓ′, where a query is asked something other than its training loss; default ``scores``.
-
-    Returns:
-        values = G P g_q, rise = g_qᵀP g_q, cross = ℓ′ᵀP g_q, with P⁻¹ = GᵀG/N + λI. With ``temper`` β, G is of
-        tempered gradients and every score is divided by ‖g_q‖^β (cross also by ‖ℓ′‖^β where losses and measurements are
-        the same): with β = 1 like a cosine. A copy of the query has share 1 either way.
-    """
-    plain = _fits(scores, ridge) * ridge.inverse
-    solved = ridge.solve(plain)
-    asked = plain if losses is None else _fits(losses, ridge) * ridge.inverse
-    values, down = ridge.size * solved, ridge.damping
-    own = (rise.double() - (plain * solved).sum(1)) / down
-    between = (cross.double() - solved @ asked.T) / down
-    if ridge.temper:
-        length = rise.double().sqrt() ** ridge.temper
-        values, own = values / length[:, None], own / length.square()
-        between = between / length[:, None] / (length if losses is None else 1.0)
-    return Linear(values, own, between)
+    solved = ridge.solve(_fits(scores, ridge) * ridge.inverse)
+    return torch.where(ridge.inverse > 0, ridge.size * solved / ridge.inverse, 0.0)
 
 
 def _fits(scores: Tensor, ridge: Ridge) -> Tensor:

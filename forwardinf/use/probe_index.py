@@ -27,7 +27,7 @@ from forwardinf.core.files import read_json, read_table, write_json, write_table
 from forwardinf.core.fingerprint import code_digest, differences, digest, model_digest
 from forwardinf.core.noise import seed_of
 from forwardinf.core.progress import Setting, progress
-from forwardinf.core.ridge import Ridge
+from forwardinf.core.ridge import Ridge, tempers
 from forwardinf.core.task import FunctionTask, Task, as_task
 from forwardinf.core.uses import as_uses
 from forwardinf.job.options import Options, device_of, open_examples
@@ -275,7 +275,7 @@ class ProbeIndex:
             how: How queries respond: by their gradient (``"projected"``), or by forward passes; default as the index was built.
             probes: Use the first so many only.
             damping: For whitened scores, as ``Perturbation("hold", damping=)``.
-            temper: For whitened scores, as ``Perturbation("hold", temper=)``.
+            temper: For whitened scores: β, every gradient counts at length ‖g‖^(1−β), in the curvature and in the score.
             query_ids: As in :func:`forwardinf.attribute`.
             collate_fn: As in :meth:`build`.
             batch_size: As in :meth:`build`.
@@ -338,7 +338,7 @@ class ProbeIndex:
             ridge = self._ridges[key]
             found = sketched(ridge, table, list(asked), list(own), lambda done: None)
             scale, lengths = asked.norm(dim=1) ** -temper, own.norm(dim=1)
-            others = torch.where(lengths > 0, lengths**-temper, 0.0) if temper else torch.ones_like(lengths)
+            others = tempers(lengths, temper)
             return (found.values * ridge.inverse * scale[:, None], found.rise * scale.square(),
                     found.cross * scale[:, None] * others)  # fmt: skip
         if compare == "covariance":

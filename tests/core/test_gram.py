@@ -100,7 +100,7 @@ def test_the_solution_is_the_dense_one(form, unit, monkeypatch):
     assert_close(ridge.solve(S), want, rtol=1e-9, why="float64 solves")
     assert_close(ridge.damping, weight / 30, rtol=1e-12, why="float64")
     p = torch.linalg.inv(u.T @ u / 30 + ridge.damping * torch.eye(12, dtype=torch.float64))
-    assert_close(ridge.own(), torch.einsum("ip,pq,iq->i", u, p, u), rtol=1e-9, why="float64 solves")
+    assert_close(ridge.own(), torch.einsum("ip,pq,iq->i", G, p, G), rtol=1e-9, why="float64 solves")
 
 
 def test_gradients_that_hold_nothing_are_refused():

@@ -15,7 +15,7 @@ from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.hold import fit_held, linear_scores, weighted_gradient
 from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.select import select
-from forwardinf.score.whiten import hold_linear, whitened
+from forwardinf.score.whiten import whitened
 
 SAME = "float64 but for K, which is kept in float32"
 MADE = {"cnn": lambda: case("cnn", torch.float64), "transformer": lambda: case("transformer", torch.float64),
@@ -103,20 +103,15 @@ def test_law_2_linear_scores_by_direction_and_by_whitening_are_the_dense_ones(na
     gradients = dense(given, range(ROWS))
     units = gradients / gradients.norm(dim=1, keepdim=True) if unit else gradients
     p = inverse(units, 0.5)
-    lengths = queries.norm(dim=1) if unit else torch.ones(QUERIES, dtype=torch.float64)
-
+    values, cross = queries @ p @ gradients.T, queries @ p @ queries.T
     held = fit_held(made)
-    plain, cross = queries @ gradients.T, queries @ queries.T
-    found = hold_linear(held.ridge(0.5, float(unit)), plain, cross.diagonal(), cross)
-    assert_close(found.values, (queries @ p @ units.T) / lengths[:, None], rtol=1e-5, why=SAME)
-    assert_close(found.cross, (queries @ p @ queries.T) / lengths[:, None] / lengths, rtol=1e-5, why=SAME)
-    assert_close(found.rise, found.cross.diagonal(), rtol=1e-9, why="the same numbers")
-    assert_close(whitened(plain, gram=held.gram, damping=0.5, temper=float(unit)), found.values * lengths[:, None], rtol=1e-9,
-                 why="the same solve")  # fmt: skip
+    twin = whitened(queries @ gradients.T, gram=held.gram, damping=0.5, temper=float(unit))
+    assert_close(twin, values, rtol=1e-5, why=SAME)
 
     read = fi.attribute(given.model, given.train, given.queries, task=given.task, perturbation=rule, progress=False)
-    assert_close(read.values, found.values, rtol=1e-4, why="a difference or an exact rate, kept in float32")
-    assert_close(read.rise, found.rise, rtol=1e-4, why="a difference or an exact rate")
+    assert_close(read.values, values, rtol=1e-4, why="a difference or an exact rate, kept in float32")
+    assert_close(read.cross, cross, rtol=1e-4, why="a difference or an exact rate, kept in float32")
+    assert_close(read.rise, cross.diagonal(), rtol=1e-4, why="a difference or an exact rate")
 
 
 def test_blocks_give_the_same_matrix(monkeypatch):

@@ -184,10 +184,10 @@ def test_the_residual_is_the_second_order_term_that_the_score_is_free_of():
     sides = [at(length), at(-length)]
     rule = fi.Perturbation(length=length, two_sided=True)
     assert_close(influence(before, sides, rule, 1.0), slope * length, rtol=1e-12, why="float64, a parabola")
-    assert_close(residual(before, sides), (bend * length**2 / 2).abs(), rtol=1e-12, why="float64, a parabola")
+    assert_close(residual(before, sides, rule), (bend * length**2 / 2).abs(), rtol=1e-12, why="float64, a parabola")
 
 
 @pytest.mark.parametrize("after", [[torch.ones(3)], [torch.ones(3), torch.ones(2)]])
 def test_the_residual_needs_two_sides_of_the_same_examples(after):
     with pytest.raises(fi.TaskError, match="two sides"):
-        residual(torch.ones(3), after)
+        residual(torch.ones(3), after, fi.Perturbation(length=0.1, two_sided=True))

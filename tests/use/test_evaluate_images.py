@@ -20,8 +20,7 @@ import trace_images_rows as rows
 import trace_images_table as table
 import trace_table
 
-from forwardinf.core.ridge import Ridge
-from forwardinf.score.whiten import hold_linear
+from forwardinf.score.whiten import whitened
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"), pytest.mark.data]
 SMALL = images.Size(
@@ -87,10 +86,9 @@ def test_held_sketches_are_the_scores_of_hold():
     train, asked = torch.randn(30, 50, generator=draw), torch.randn(4, 50, generator=draw)
     found = rows.by_gradients(train, asked)[rows.HOLD]
     plain = asked.double() @ train.double().T
-    want = hold_linear(
-        Ridge(responses=train, temper=0.5), plain, asked.double().square().sum(1), torch.zeros(4, 4).double()
-    )
-    assert_close(found, want.values / 30, rtol=1e-5, why="float32 rows; the same up to N")
+    tempers = [rows.double().norm(dim=1) ** -0.5 for rows in (asked, train)]
+    want = whitened(plain, responses=train, temper=0.5) * tempers[0][:, None] * tempers[1]
+    assert_close(found, want / 30, rtol=1e-5, why="float32 rows; the same up to N")
 
 
 def test_recall_and_precision_are_what_they_are_called():
