@@ -38,10 +38,10 @@ SEEDS = {"cifar": (0,)}  # full models; the others (0, 1)
 REFERENCE = "kronfluence EK-FAC, default damping"
 
 
-def asked_of(bank: str) -> np.ndarray:
-    """Return which queries are asked: equally many of each half, in order."""
+def asked_of(bank: str, most: int | None = None) -> np.ndarray:
+    """Return which queries are asked: equally many of each half, in order; ``most``: so many at most."""
     queries = len(use.recipes.data_of(bank).query_ids)
-    each = ASKED.get(bank, queries) // 2
+    each = min(ASKED.get(bank, queries), most or queries) // 2
     return np.sort(np.concatenate([half[:each] for half in use.halves(queries)]))
 
 
@@ -50,7 +50,7 @@ def evaluate(bank: str, name: str, again: bool) -> dict[str, Any] | str:
     path = WORK / bank / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
     if path.exists() and not again:
         return json.loads(path.read_text())
-    asked, seeds = asked_of(bank), SEEDS.get(bank, (0, 1))
+    asked, seeds = asked_of(bank, getattr(ROWS[name], "most", None)), SEEDS.get(bank, (0, 1))
     yardstick = use.bank_of(bank).queries(asked)
     per_query: dict[str, list[np.ndarray]] = {}
     standardised: dict[str, np.ndarray] = {}
@@ -93,7 +93,7 @@ def summary(entry: dict[str, Any], ceiling: np.ndarray) -> dict[str, Any]:
         "by seed": [round(float(np.mean(np.asarray(rows)[where])), 4) for rows in entry["settings"][chosen]],
         "both models": round(float(np.mean(np.asarray(entry["both"][chosen])[where])), 4) if entry["both"] else None,
         "ceiling": round(float(np.nanmean(ceiling[asked][where])), 4), "seconds": entry["seconds"], "commit": entry["commit"],
-        "per query": tables[chosen].round(4).tolist(), "reported": where.tolist(),
+        "per query": tables[chosen].round(4).tolist(), "reported": where.tolist(), "queries asked": asked.tolist(),
     }  # fmt: skip
 
 
@@ -101,8 +101,11 @@ def beside(rows: list[dict[str, Any]]) -> None:
     """Add each row's paired ratio to the reference, on the queries that both report."""
     reference = next((row for row in rows if row["row"] == REFERENCE), None)
     for row in rows if reference is not None else []:
-        both = np.asarray(row["reported"]) & np.asarray(reference["reported"])
-        found = ratio(np.asarray(row["per query"])[both], np.asarray(reference["per query"])[both])
+        own, others = (dict(zip(np.asarray(each["queries asked"])[each["reported"]],
+                                np.asarray(each["per query"])[each["reported"]], strict=True))
+                       for each in (row, reference))  # fmt: skip
+        both = sorted(own.keys() & others.keys())
+        found = ratio(np.array([own[query] for query in both]), np.array([others[query] for query in both]))
         row["times reference"] = {
             "mean": round(found.mean, 3),
             "low": round(found.low, 3),
@@ -148,17 +151,21 @@ def _short(entry: dict[str, Any]) -> str:
 def _say_time(banks: list[str], wanted: list[str]) -> None:
     total = 0.0
     for bank in banks:
-        asked = asked_of(bank)
         todo = [
             name
             for name in wanted
             if not (WORK / bank / f"{''.join(c if c.isalnum() else '-' for c in name)}.json").exists()
         ]
-        bench = Bench(bank, 0, asked)
-        per_query = sum(getattr(ROWS[name], "forwards", 0) for name in todo)
-        other = sum(0 if hasattr(ROWS[name], "forwards") else 40 for name in todo)
-        total += len(SEEDS.get(bank, (0, 1))) * bench.forward_s * (per_query * len(asked) + other)
+        bench = Bench(bank, 0, asked_of(bank))
+        forwards = sum(_forwards(name, len(bench.asked)) for name in todo)
+        total += len(SEEDS.get(bank, (0, 1))) * bench.forward_s * forwards
     print(f"about {spoken(total)} on this machine, one thread; resumable", file=sys.stderr, flush=True)
+
+
+def _forwards(name: str, queries: int) -> float:
+    """Return about how many F a row takes."""
+    row = ROWS[name]
+    return getattr(row, "forwards", 0) * min(getattr(row, "most", queries), queries) + 40
 
 
 if __name__ == "__main__":
