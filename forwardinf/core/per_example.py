@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed, one_each
+from forwardinf.core.feed import Ask, Feed, one_each
 from forwardinf.core.uses import Direct, Use
 from forwardinf.core.watch import watched
 
@@ -22,9 +22,9 @@ Ints = Sequence[int]
 
 
 def per_example_gradients(
-    feed: Feed, rows: Sequence[int], parameters: Mapping[str, nn.Parameter]
+    feed: Feed, rows: Sequence[int], parameters: Mapping[str, nn.Parameter], ask: Ask | None = None
 ) -> Iterator[tuple[Tensors, float]]:
-    """Yield each unit's (gradient of its training loss by parameter name, loss), in order.
+    """Yield each unit's (gradient of its training loss, or of what else is asked, by parameter name; loss), in order.
 
     Cost: a forward and a backward of one example each, about 3 F for all and slower by the loss of batching. Memory: one
     gradient at a time.
@@ -32,8 +32,8 @@ def per_example_gradients(
     examples = feed.examples
     found: list[tuple[Tensors, float]] = []
 
-    def ask(model: nn.Module, batch: Batch) -> Tensor:
-        losses = feed.task.loss(model, batch)
+    def differentiate(model: nn.Module, batch: Batch) -> Tensor:
+        losses = (ask or feed.task.loss)(model, batch)
         values = one_each(losses, len(losses) if losses.ndim else 1, "one example")
         for place in range(len(losses)):
             grads = torch.autograd.grad(losses[place], list(parameters.values()), allow_unused=True,
@@ -45,7 +45,7 @@ def per_example_gradients(
     with _wanting(parameters.values()), torch.enable_grad():
         for row in rows:
             found.clear()
-            for _ in feed.each(ask, [row], 1):
+            for _ in feed.each(differentiate, [row], 1):
                 pass
             if len(found) != len(examples.units_of([row])):
                 one_each(torch.zeros(len(found)), len(examples.units_of([row])), f"row {row}")
@@ -53,7 +53,7 @@ def per_example_gradients(
 
 
 def factored(
-    feed: Feed, rows: Ints, parameters: Mapping[str, nn.Parameter], batch_size: int
+    feed: Feed, rows: Ints, parameters: Mapping[str, nn.Parameter], batch_size: int, ask: Ask | None = None
 ) -> Iterator[tuple[Ints, Tensor, list[Use]]]:
     """Yield (units, losses, uses) of each batch: the gradients of every unit by every parameter, none missing.
 
@@ -62,6 +62,7 @@ def factored(
         rows: Which, in order.
         parameters: Those whose gradients are wanted, by name.
         batch_size: Rows at a time.
+        ask: What is differentiated, ``(model, batch) -> (B,)``; default the training loss.
 
     Yields:
         ``units``: positions in the scores, in order; ``losses (B,)`` float64; ``uses``: a parameter's gradient is the sum
@@ -75,21 +76,23 @@ def factored(
         for start in range(0, len(rows), batch_size):
             piece = rows[start : start + batch_size]
             units = feed.examples.units_of(piece).tolist()
-            losses, uses = _one_by_one(feed, piece, chosen)
+            losses, uses = _one_by_one(feed, piece, chosen, ask)
             yield units, losses, uses
         return
-    for piece, losses, uses, strange in watched(feed, rows, chosen, batch_size):
+    for piece, losses, uses, strange in watched(feed, rows, chosen, batch_size, ask):
         if strange:
-            missing = _one_by_one(feed, piece, {name: chosen[name] for name in strange})[1]
+            missing = _one_by_one(feed, piece, {name: chosen[name] for name in strange}, ask)[1]
             uses = [use for use in uses if use.name not in strange] + missing
         yield piece, losses, uses
 
 
-def _one_by_one(feed: Feed, rows: Ints, parameters: dict[str, nn.Parameter]) -> tuple[Tensor, list[Use]]:
+def _one_by_one(
+    feed: Feed, rows: Ints, parameters: dict[str, nn.Parameter], ask: Ask | None
+) -> tuple[Tensor, list[Use]]:
     """Return the rows' losses, and their gradients as uses of the simplest kind."""
     losses: list[float] = []
     parts: dict[str, list[tuple[int, Tensor]]] = {}
-    for unit, (gradient, loss) in enumerate(per_example_gradients(feed, rows, parameters)):
+    for unit, (gradient, loss) in enumerate(per_example_gradients(feed, rows, parameters, ask)):
         losses.append(loss)
         for name, tensor in gradient.items():
             parts.setdefault(name, []).append((unit, tensor))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
+from forwardinf.core.per_example import factored
 from forwardinf.perturb.direction import Tensors
 from forwardinf.perturb.select import Parameters
 
@@ -50,3 +52,48 @@ def query_gradient(queries: Feed, rows: Sequence[int], parameters: Parameters, b
         for _ in queries.each(ask, rows, batch_size):
             pass
     return total
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """The gradients of several query rows, taken in one pass.
+
+    Attributes:
+        rows: Which.
+        tables: ``(rows, *shape)`` of each parameter that any of them touches, float32 or wider.
+        away: ``(rows,)`` float64: minus what each is asked.
+    """
+
+    rows: range
+    tables: Tensors
+    away: Tensor
+
+    def of(self, row: int) -> Tensors:
+        """Return one row's gradient, a copy."""
+        return {name: table[row - self.rows.start].clone() for name, table in self.tables.items()}
+
+
+def row_gradients(queries: Feed, rows: range, parameters: Parameters, batch_size: int) -> RowGradients:
+    """Return the gradient of minus the measurement of each of these query rows, for models that can be taken apart.
+
+    Equal to :func:`query_gradient` of each row to rounding. Cost: a forward and an activation-only backward of all of them
+    together. Memory: one gradient each.
+    """
+    tables: Tensors = {}
+    away, at = torch.zeros(len(rows), dtype=torch.float64), 0
+    anyhow = replace(queries, skipped=frozenset(rows))  # what is wrong with one of them is said where it is looked at
+
+    def ask(model: nn.Module, batch: Batch) -> Tensor:
+        return -queries.task.measure(model, batch)
+
+    for units, values, uses in factored(anyhow, rows, parameters, batch_size, ask):
+        here = slice(at, at + len(units))
+        away[here] = values
+        for use in uses:
+            found = use.gradient()
+            if use.name not in tables:
+                wide = torch.promote_types(found.dtype, torch.float32)
+                tables[use.name] = found.new_zeros(len(rows), *use.shape, dtype=wide)
+            tables[use.name][here] += found.reshape(-1, *use.shape)
+        at = here.stop
+    return RowGradients(rows, tables, away)

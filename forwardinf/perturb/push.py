@@ -16,7 +16,7 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.root import root
 from forwardinf.core.settings import rise_target
 from forwardinf.perturb.direction import Direction, Fitting, Tensors, dot, norm
-from forwardinf.perturb.gradient import query_gradient
+from forwardinf.perturb.gradient import RowGradients, query_gradient, row_gradients
 from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.lend import Push, lend, tensors_of
 from forwardinf.perturb.length import CAP, find_rise
@@ -28,6 +28,7 @@ from forwardinf.perturb.walk import linear_length, walk
 
 STRAIGHT = 0.01  # a linear push is short enough when the query's own rise is its exact rate to this
 SHORTEN, TRIES = 0.1**0.5, 6
+TOGETHER, GRADIENTS = 32, 2**28  # query rows whose gradients are taken in one pass, and the bytes they may take
 SHORT = 1e-2  # narrow weights start here, and nothing shorter survives their rounding
 
 
@@ -81,6 +82,7 @@ class Pusher:
         self.fitting, self.fit_seconds = fitting, 0.0
         self.take: Callable[[tuple[int, ...], Tensors], None] | None = None  # takes directions that a check has made
         self._last: tuple[tuple[int, ...], Push] | None = None
+        self._rows: RowGradients | None = None
 
     @cached_property
     def direction(self) -> Direction:
@@ -112,8 +114,9 @@ class Pusher:
         Raises:
             QueryError: The gradient is zero or not finite, and ``skip`` is False.
         """
-        baseline = -self._measured(rows)
         gradient = self._gradient(rows)
+        together = self._together(rows)
+        baseline = -self._measured(rows) if together is None else float(together.away[rows[0] - together.rows.start])
         size = norm(gradient)
         query = Query(tuple(rows), size, baseline)
         vanished = size == 0 and self.perturbation.signed  # as_published resamples a saturated query
@@ -231,7 +234,26 @@ class Pusher:
         return float(self.queries.counts(rows, self.batch_size).double().clamp_min(1).mean())
 
     def _gradient(self, rows: Sequence[int]) -> Tensors:
-        return query_gradient(self.queries, rows, self.parameters, self.batch_size)
+        known = self._together(rows)
+        return (
+            query_gradient(self.queries, rows, self.parameters, self.batch_size) if known is None else known.of(rows[0])
+        )
+
+    def _together(self, rows: Sequence[int]) -> RowGradients | None:
+        """Return the gradients of the rows around a single one, where the model can be taken apart.
+
+        Which rows go together depends on their numbers alone: a resumed run finds the same bits.
+        """
+        if not self.exact or len(rows) != 1:
+            return None
+        if self._rows is None or rows[0] not in self._rows.rows:
+            size = sum(parameter.numel() * max(parameter.element_size(), 4) for parameter in self.parameters.values())
+            count = max(1, min(TOGETHER, self.batch_size, GRADIENTS // size))
+            start = rows[0] // count * count
+            self._rows = None  # its memory is needed for the next ones
+            around = range(start, min(start + count, len(self.queries.examples)))
+            self._rows = row_gradients(self.queries, around, self.parameters, self.batch_size)
+        return self._rows
 
     def _direction(self, rows: Sequence[int]) -> Tensors:
         return self.direction(self._gradient(rows))
