@@ -105,11 +105,11 @@ def feed(given, data=None, **settings):
     return Feed(given.model.eval(), given.task, rows, torch.device("cpu"), **settings)
 
 
-def pusher(given, perturbation, queries=None, batch_size=8):
+def pusher(given, perturbation, queries=None, batch_size=8, **settings):
     """Return what pushes this case's queries (or other ones, given as a feed) under a setting."""
     train = feed(given)
     fitting = Fitting(perturbation, train, select(given.model, perturbation.parameters), batch_size)
-    return Pusher(feed(given, given.queries) if queries is None else queries, fitting)
+    return Pusher(feed(given, given.queries) if queries is None else queries, fitting, **settings)
 
 
 class Sketch(Dataset):
