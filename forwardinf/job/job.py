@@ -206,8 +206,7 @@ class Job:
 
     def _kept(self, unit: Unit, query: int, scores: Tensor) -> tuple[Ints, Floats]:
         if unit.of == "queries":
-            means = [float(scores[torch.tensor(rows)].mean()) for rows in self.members]
-            return np.arange(len(means)), np.asarray(means, dtype=np.float32)
+            return np.arange(len(self.members)), self._means(scores).numpy().astype(np.float32)
         places, found = self.train.examples.units_of(unit.rows), scores.numpy().astype(np.float32)
         if self.candidates is not None:
             wanted = np.isin(places, self.candidates[query])
@@ -215,6 +214,15 @@ class Job:
         if isinstance(self.keep_rule, int):
             found, places = extremes(found, places, self.keep_rule)
         return places, found
+
+    def _means(self, of_rows: Tensor) -> Tensor:
+        """Return each query's mean over its rows."""
+        sizes = torch.tensor([len(rows) for rows in self.members])
+        owner = torch.empty(int(sizes.sum()), dtype=torch.int64)
+        owner[torch.tensor([row for rows in self.members for row in rows])] = torch.arange(
+            len(sizes)
+        ).repeat_interleave(sizes)
+        return of_rows.new_zeros(len(sizes)).index_add_(0, owner, of_rows) / sizes
 
     def _engine(self, feed: Feed) -> Engine:
         size = self.plan.batch_size_at(self._unit)

@@ -57,19 +57,17 @@ class Slices:
         return times * float(self.gram.diagonal(dim1=1, dim2=2).double().sum())
 
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
-        """Return (F + λI)⁻¹ g, ``(groups, rows, columns)`` in and out. Inverts at the first call: d³/3 by Cholesky."""
+        """Return (F + λI)⁻¹ g, ``(groups, rows, columns)`` in and out. Inverts at the first call: d³ by Cholesky."""
         if self._known is None or self._known[0] != damping:
             self._known = damping, self._inverted(damping)
         known = self._known[1].to(gradient.dtype)
-        turned = gradient.mT if self.side == "columns" else gradient
-        found = torch.cholesky_solve(turned, known) if self.inverse == "cholesky" else known @ turned
-        return found.mT if self.side == "columns" else found
+        return gradient @ known if self.side == "columns" else known @ gradient
 
     def _inverted(self, damping: float) -> Tensor:
-        """Return Cholesky factors, or inverses, of G + λI in the dtype of G; computed in float64."""
+        """Return the inverse of G + λI in the dtype of G; computed in float64."""
         damped = self.gram.double() + damping * torch.eye(self.gram.shape[-1], dtype=torch.float64, device=self.device)
         if self.inverse == "cholesky":
-            found: Tensor = torch.linalg.cholesky(damped)
+            found: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         else:
             found = torch.stack([schulz(one) for one in damped])
         return found.to(self.gram.dtype)

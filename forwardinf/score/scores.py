@@ -50,7 +50,8 @@ class Scores:
         status: ``(Q,)``: ``ok``, ``capped``, ``unreachable``, ``resampled``, or why a query was skipped.
         noise_floor: ``(Q,)``: differences below this mean nothing, in the unit of ``values``.
         signed: False for ``as_published``: scores are magnitudes.
-        uncertainty: ``(Q, N)`` float32, standard errors over checkpoints, or None.
+        uncertainty: ``(Q, N)`` float32: standard errors over checkpoints; of a two-sided finite score what curvature adds
+            between its sides (:func:`forwardinf.score.influence.residual`), at least the noise floor; else None.
         kept: ``"all"``, or how many best and worst of each query are kept.
         perturbation: The settings, plain.
         plan: How it was read.
@@ -133,7 +134,7 @@ class Scores:
         """Return each query's k strongest proponents (``as_published``: the largest magnitudes), best first.
 
         Columns: ``query, rank, train, score, share, baseline, uncertainty``. Ties go by position. Where there is an
-        uncertainty (``checkpoints=``), also ``stability``: the probability that the member stays in the top k when every
+        uncertainty, also ``stability``: the probability that the member stays in the top k when every
         score is drawn anew from a normal distribution around it (:func:`forwardinf.score.stability.stability`).
 
         Raises:

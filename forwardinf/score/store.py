@@ -7,7 +7,7 @@
     queries.parquet  a row for each query: id, baseline, rise, length, step, status …
     base/            losses before: row, loss, a file for each shard
     scores/b-*/s-*   query int32, row int64, score float32, sorted by (query, row), a file for each unit
-    uncertainty/     of scores combined over checkpoints, in the same form
+    uncertainty/     of scores over checkpoints, or of two sides, in the same form
     cross/b-*        the same for the queries read as if they were training examples
     train.parquet    a row for each training example: id, baseline
     done.json        cost; written last
