@@ -25,6 +25,7 @@ from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.progress import progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, as_task
+from forwardinf.job.estimate import fit_seconds, query_seconds
 from forwardinf.job.job import Job
 from forwardinf.job.options import Options, device_of, open_examples, settled
 from forwardinf.perturb.direction import Fitting
@@ -130,6 +131,11 @@ def prepare(
     asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
     known_fit = None if code is None else digest(whole, data, code)
     fitting = Fitting(rule, feed, parameters, plan.batch_size, known_fit, cache, options.progress, notes)
+    if dry:  # a run shows its progress instead
+        each = query_seconds(
+            asking, members[0], parameters, plan.batch_size, exact=plan.exact, rise=rule.rise is not None
+        )
+        plan = replace(plan, fit_seconds=fit_seconds(fitting), query_seconds=len(names) * each)
     pusher, asked, block = Pusher(asking, fitting, exact=plan.exact), list[Query](), None
     if folder is not None and kept:
         asked = _load_queries(folder)

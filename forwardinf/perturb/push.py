@@ -24,6 +24,7 @@ from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.published import published_push
 from forwardinf.perturb.replay import replay
 from forwardinf.perturb.ruler import Ruler
+from forwardinf.perturb.select import Parameters
 from forwardinf.perturb.walk import linear_length, walk
 
 STRAIGHT = 0.01  # a linear push is short enough when the query's own rise is its exact rate to this
@@ -247,8 +248,7 @@ class Pusher:
         if not self.exact or len(rows) != 1:
             return None
         if self._rows is None or rows[0] not in self._rows.rows:
-            size = sum(parameter.numel() * max(parameter.element_size(), 4) for parameter in self.parameters.values())
-            count = max(1, min(TOGETHER, self.batch_size, GRADIENTS // size))
+            count = rows_together(self.parameters, self.batch_size)
             start = rows[0] // count * count
             self._rows = None  # its memory is needed for the next ones
             around = range(start, min(start + count, len(self.queries.examples)))
@@ -301,3 +301,9 @@ class Pusher:
         moved, status = found[0]
         change = {name: moved[name] - self.live[name].detach() for name in moved if name in self.parameters}
         return Push((moved,), float(self.perturbation.lr or 0), self.ruler.relative(change), 1.0), status
+
+
+def rows_together(parameters: Parameters, batch_size: int) -> int:
+    """Return how many query rows' gradients are taken in one pass."""
+    size = sum(int(parameter.numel()) * max(parameter.element_size(), 4) for parameter in parameters.values())
+    return max(1, min(TOGETHER, batch_size, GRADIENTS // max(size, 1)))

@@ -56,6 +56,8 @@ class Plan:
         gradient_error: Factored: how far an example's gradient was off at most when the model was checked.
         direction_bytes: Factored: memory of a block of directions.
         direction_seconds: Expected, of making all queries' directions, where that takes passes over the training set.
+        query_seconds: Expected, of all queries' gradients, lengths and own rises; only where a plan is all that is shown.
+        fit_seconds: Expected, of the direction's fit, likewise.
         cut: Trunk: the module at whose inputs the rest begins.
         trunk_bytes: Trunk: what is kept on disk, about.
         rest_seconds_per_row: Trunk: of the rest of a forward, measured.
@@ -81,6 +83,8 @@ class Plan:
     gradient_error: float = 0.0
     direction_bytes: int = 0
     direction_seconds: float = 0.0
+    query_seconds: float = 0.0
+    fit_seconds: float = 0.0
     cut: str = ""
     trunk_bytes: int = 0
     rest_seconds_per_row: float = 0.0
@@ -104,14 +108,15 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Expected seconds: of the baseline, of the queries' directions, of the readings, in all. A fit is not in it."""
+        """Expected seconds: of the fit, the queries, the baseline, the queries' directions, the readings, and in all."""
         baseline = 0.0 if self.baseline == "cached" else self.rows * self.seconds_per_row
         reading = self.forwards * (self.pass_seconds_per_row if self.exact else self.seconds_per_row)
         if self.engine == "trunk":  # the first reading is a whole one
             first = min(self.rows, self.forwards)
             reading = first * self.seconds_per_row + (self.forwards - first) * self.rest_seconds_per_row
-        total = baseline + self.direction_seconds + reading
-        return {"baseline": baseline, "directions": self.direction_seconds, "reading": reading, "total": total}
+        found = {"fit": self.fit_seconds, "queries": self.query_seconds, "baseline": baseline,
+                 "directions": self.direction_seconds, "reading": reading}  # fmt: skip
+        return {**found, "total": sum(found.values())}
 
     def revised(self, unit: int, batch_size: int) -> Plan:
         """Return the plan after memory ran out at a unit."""

@@ -73,7 +73,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "engine": found.engine, "because": found.why, "seconds_by_engine": dict(found.considered), "queries": found.queries,
         "training_rows": found.rows, "training_examples": job.train.examples.units, "readings_per_query": found.sides,
         "batch_size": found.batch_size, "channels_last": found.channels_last, "baseline": found.baseline,
-        "forwards": found.forwards, "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
+        "forwards": found.forwards, "seconds": {name: round(value, 3) for name, value in found.seconds.items()},
         "in_F": {"baseline": 0.0 if found.baseline == "cached" else 1.0, "reading": round(found.seconds["reading"] / floor, 2),
                  "F_star_over_F": round(found.seconds_per_row / found.eager_seconds_per_row, 3)},
         "direction_bytes": found.direction_bytes, "score_bytes_on_disk": 4 * stored,

@@ -87,7 +87,7 @@ def test_attribute_writes_a_run_folder_and_prints_json_on_stdout_only(here, run)
     found = json.loads(out)
     assert [entry["query"] for entry in found["queries"]] == [0, 1, 2]
     assert len(found["queries"][0]["top"]) == 2
-    assert found["unit"] is None  # the default is tempered: ratios
+    assert found["unit"] == "√nats"  # the preset reads a classifier by its root
     assert Path("a.html").read_text().startswith("<!")
     kept = fi.load_scores("runs/a")
     assert kept.top(1, 0)["train"].item() == found["queries"][0]["top"][0]["train"]
@@ -314,3 +314,12 @@ def test_a_config_file_with_an_unknown_name_gets_a_guess(here, run):
     assert "forwardinf.config/1" in err
     Path("run.yaml").write_text("[1, 2]")
     assert run("run", "run.yaml")[0] == 1
+
+
+def test_plan_says_what_the_fit_and_the_queries_take(here, run):
+    code, out, err = run("plan", *BASIC, "--where", "0:3", "--json")
+    assert code == 0, err
+    found = json.loads(out)["seconds"]
+    assert found["fit"] > 0
+    assert found["queries"] > 0
+    assert found["total"] == pytest.approx(sum(each for name, each in found.items() if name != "total"), abs=0.05)
