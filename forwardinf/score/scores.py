@@ -38,7 +38,8 @@ class Scores:
 
     Attributes:
         kind: ``"linear"`` (a rate), ``"finite"`` (what happens at a stated length) or ``"probe"``.
-        unit: Of a finite score; a linear one is per unit step. None for correlations and standardised means.
+        unit: Of a finite score; a linear one is per unit step. ``"√nats"`` where roots of losses are read; None for
+            correlations and standardised means.
         ids: Training ids, in order.
         query_ids: Query ids (or group labels), in order.
         baseline: ``(N,)`` float64: training losses before; NaN where not read.

@@ -20,7 +20,7 @@ class SelfInfluence:
         values: ``(N,)`` float64: gᵢᵀ P gᵢ, the rate at which an example moves its own loss. Never negative.
         loss: ``(N,)`` float64: the training losses, the free baseline beside it.
         ids: Training ids, in order.
-        unit: Of the loss; values are per unit step. None under tempered ``hold``, whose values are ratios.
+        unit: Of the loss, or of its root (``reading``); values are per unit step.
         cost: ``setup_s``, ``fit_s``, ``read_s``, ``forwards``.
         notes: What a person should know.
         perturbation: The settings of P, plain.
