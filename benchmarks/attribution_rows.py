@@ -202,7 +202,7 @@ OURS: dict[str, Callable[[Bench], Found]] = {
     "gfim, linear, root, damping tuned": damped("gfim", **ROOT),
     "gfim, empirical Fisher, linear, root": ours({"direction": "gfim", "fisher": "empirical"} | ROOT),
     "gfim, two-sided rise .5": ours({"direction": "gfim", **FINITE}),
-    "gfim, two-sided rise .5, root (preset finite)": ours({"direction": "gfim", **FINITE} | ROOT),
+    "gfim, two-sided rise .5, root": ours({"direction": "gfim", **FINITE} | ROOT),
     "gfim, two-sided, rise tuned, root": ours(
         *({"direction": "gfim", "rise": r, "two_sided": True} | ROOT for r in RISES)
     ),
@@ -215,7 +215,7 @@ OURS: dict[str, Callable[[Bench], Found]] = {
         *({"direction": "hold", "damping": c} | ROOT for c in (0.3, 1.0, 3.0, 10.0))
     ),
     "hold, two-sided rise .5": ours({"direction": "hold", **FINITE}),
-    "hold, two-sided rise .5, root": few(ours({"direction": "hold", **FINITE} | ROOT), 100),
+    "hold, two-sided rise .5, root (preset finite)": few(ours({"direction": "hold", **FINITE} | ROOT), 100),
     "replay 20 steps, two-sided": few(ours({"replay": 20, "lr": 0.01}), 40),
     "replay 20 steps, two-sided, root": few(ours({"replay": 20, "lr": 0.01} | ROOT), 40),
 }

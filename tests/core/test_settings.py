@@ -146,7 +146,7 @@ def test_an_unknown_name_in_a_mapping_is_an_error_with_a_guess():
 def test_presets_are_what_they_say():
     assert fi.Perturbation.preset("linear") == fi.Perturbation("gfim", damping="auto", reading="auto")
     finite = fi.Perturbation.preset("finite")
-    assert finite == fi.Perturbation("gfim", reading="auto", rise=0.5, two_sided=True)
+    assert finite == fi.Perturbation("hold", reading="auto", rise=0.5, two_sided=True)
     assert (finite.kind, finite.both_sides) == ("finite", True)
     published = fi.Perturbation.preset("as_published")
     assert (published.lr, published.signed, published.kind) == (5e-3, False, "finite")
