@@ -27,17 +27,18 @@ from uses.memorized_page import write_docs
 from uses.subsets import Bank, Recipe, bank, train
 
 import forwardinf as fi
-from forwardinf.core.borrow import borrowed
 from forwardinf.core.files import write_json
-from forwardinf.job.options import Options
 from forwardinf.score.agreement import ranks, spearman
 from forwardinf.use.memorize import INFLUENTIAL, MEMORIZED
-from forwardinf.use.opened import opened
-from forwardinf.use.readings import Readings, readings
 from forwardinf.use.responses import unit
 
 FOLDER, WORK = RESULTS / "memorized", sets.WORK / "memorized"
-OURS, BOTH = "`fi.memorized`", "`fi.memorized` and self-influence, mean rank"
+OURS, STRENGTH = "`fi.memorized`, memorization", "`fi.memorized`, self-influence (gfim by the root)"
+BOTH = "both, mean rank"
+OTHERS = {
+    "hold": fi.Perturbation("hold"), "hold by the root": fi.Perturbation("hold", reading="root"),
+    "EK-FAC by the root": fi.Perturbation("ekfac", reading="root"), "gfim": fi.Perturbation("gfim"),
+}  # fmt: skip
 PROBABILITY, RIGHT = "truth, by probability", "truth, by right answers"
 SHARES, FULL, AGAIN, RARE = (0.01, 0.03, 0.1), (0, 1), (10, 11, 12), 0.2
 SECONDS = {"digits": (0.9, 200), "Fashion-MNIST": (0.8, 200)}  # a training on one shared core; how many
@@ -57,31 +58,26 @@ def scores(given: Recipe, seed: int) -> tuple[dict[str, Array], Any]:
     model = sets.kept(f"memorized-{given.data.name}-{seed}", given.data.build, lambda: train(given, everything, seed))
     task, settings = fi.Classification(), {"progress": False}
     found = fi.memorized(model, given.data.train, given.data.test, task=task, k=5, **settings)
-    with borrowed(model):
-        handle = opened(model, task, Options(progress=False), None, None)
-        own, _ = readings(handle, handle.feed(given.data.train, "train"))
+    others = {
+        f"self-influence, {name}": fi.self_influence(
+            model, given.data.train, direction=rule, task=task, **settings
+        ).values
+        for name, rule in OTHERS.items()
+    }
     inputs = unit(given.data.train[0].flatten(1))
     near = inputs @ inputs.T
     near.fill_diagonal_(-1)
     table = found.baselines
     return {
-        OURS: found.table["memorization"].to_numpy(), BOTH: _ranked(found.table),
-        "self-influence": table["self_influence"].to_numpy(),
-        "self-influence, held": held(own), "loss": table["loss"].to_numpy(), "leverage": table["leverage"].to_numpy(),
+        OURS: found.table["memorization"].to_numpy(), STRENGTH: found.table["self_influence"].to_numpy(),
+        BOTH: _ranked(found.table), **others, "gradient norm": table["gradient_norm"].to_numpy(),
+        "loss": table["loss"].to_numpy(), "leverage": table["leverage"].to_numpy(),
         "nearest input of its class (free)": _lonely(near, given.data.train[1]),
     }, found  # fmt: skip
 
 
 def _ranked(table: Any) -> Array:
     return ranks(table[["memorization", "self_influence"]].to_numpy().T).mean(0)
-
-
-def held(own: Readings) -> Array:
-    """Return gᵢᵀ(GᵀG + λI)⁻¹gᵢ with gradients tempered as `hold` does (length √‖g‖) and λ three times their mean square."""
-    tempered = own.losses.double() / own.losses.double().norm(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-    inner = tempered.T @ tempered
-    inner.diagonal().add_(3 * float(tempered.square().sum(1).mean()))
-    return (tempered * torch.linalg.solve(inner, tempered.T).T).sum(1).numpy()
 
 
 def _lonely(near: torch.Tensor, labels: torch.Tensor) -> Array:
@@ -151,7 +147,7 @@ def removal(given: Recipe, kept: Bank, own: dict[str, Array], truth: Array) -> d
     """Return test accuracy, all and the rare part, after training without the most memorised by each score."""
     right = kept.test_right.mean(0)
     rare = np.argsort(right, kind="stable")[: round(RARE * len(right))]
-    scored = {OURS: own[OURS], BOTH: own[BOTH], "self-influence": own["self-influence"], "loss": own["loss"], PROBABILITY: truth,
+    scored = {OURS: own[OURS], STRENGTH: own[STRENGTH], BOTH: own[BOTH], "loss": own["loss"], PROBABILITY: truth,
               "random": np.random.default_rng(5).random(len(truth))}  # fmt: skip
     found: dict[str, Any] = {
         "rare part": len(rare),
@@ -185,7 +181,7 @@ def draw_figures(name: str, given: Recipe, kept: Bank, own: dict[str, Array]) ->
     """Draw the truth against ours and the loss, and the most memorised by each beside one another."""
     truth = kept.memorization(right=False)
     scatter([(f"{name}: {row.strip('`')}", own[row], truth, row.strip("`"), "memorisation by subset models")
-             for row in (OURS, "self-influence, held", "loss")], FOLDER / f"{name}-scatter.png")  # fmt: skip
+             for row in (OURS, STRENGTH, "loss")], FOLDER / f"{name}-scatter.png")  # fmt: skip
     images, labels = given.data.train
     lines = []
     for row, values in (("most memorised by subset models", truth), ("most memorised by fi.memorized", own[OURS]),

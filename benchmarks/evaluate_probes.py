@@ -223,8 +223,9 @@ def rows(small: bool) -> dict[str, Any]:
     own = {
         "gradient": lambda case: exact(case, direction="plain"),
         "gradient cosine": exact_copies,
-        "exact kernel (hold)": lambda case: exact(case, direction="hold"),
+        "exact kernel (hold)": lambda case: exact(case, direction="hold", reading="root"),
         "EK-FAC, ours": lambda case: exact(case, direction="ekfac"),
+        "gfim by the root (preset linear)": lambda case: exact(case, direction="gfim", reading="root"),
         "projected": lambda case: projected(case, "structured", most),
         "projected, a layer each": lambda case: by_layer(case, most),
         "forward only": lambda case: forward(case, 0.01, False, 256 if small else 1024),

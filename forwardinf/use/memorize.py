@@ -16,7 +16,9 @@ from forwardinf.core.borrow import borrowed
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.progress import Setting
+from forwardinf.core.settings import Perturbation
 from forwardinf.job.options import Options
+from forwardinf.method import self_influence
 from forwardinf.use.leave_one_out import Without, leave_one_out
 from forwardinf.use.opened import checked_count, opened
 from forwardinf.use.readings import Readings, checked_size, readings
@@ -25,8 +27,11 @@ from forwardinf.use.tables import Found, id_index, id_values
 LEAST = 20
 MEMORIZED, INFLUENTIAL = 0.25, 0.15  # Feldman & Zhang 2020: what counts as memorised, and as a pair of high influence
 BLOCK = 2**24
-UNITS = {"memorization": "probability of its own label, with it minus without it", "self_influence": "nats per unit step",
-         "loss": "nats", "influence": "probability of the query's label, with the training example minus without"}  # fmt: skip
+UNITS = {
+    "memorization": "probability of its own label, with it minus without it", "self_influence": "√nats per unit step",
+    "loss": "nats", "gradient_norm": "nats per unit step",
+    "influence": "probability of the query's label, with the training example minus without",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +71,12 @@ def memorized(
 
     Both are predictions of the label by ridge regression on the responses of the logits to shared probes: the model's tangent
     space, leave-one-out in closed form. Retraining on random subsets (Feldman & Zhang 2020) estimates the same difference,
-    for hundreds of trainings. Where a model has not fitted its training set, self-influence and the loss agree better with
-    that (docs/memorized.md): they stand in the same table.
+    for hundreds of trainings. With ordinary labels self-influence along ``gfim``, by the root, ranks closer to that
+    (docs/memorized.md); it stands in the same table. Labels that are wrong and fitted all the same are found best by
+    ``memorization``, which has the scale of a probability.
 
-    Cost: about 22 F, and one eigendecomposition of at most 2,048 × 2,048. With queries: the same passes over them.
+    Cost: about 25 F and a fit of ``gfim``, and one eigendecomposition of at most 2,048 × 2,048. With queries: the same
+    passes over them, the fit apart.
 
     Args:
         model: As in :func:`attribute`; trained on ``train``.
@@ -114,14 +121,18 @@ def memorized(
         if queries is not None:
             asked = given.feed(queries, "queries", query_ids)
             test, _ = readings(given, asked, centre)
+    strength = self_influence(
+        model, train, task=task, direction=Perturbation("gfim", reading="auto"), parameters=parameters, ids=ids,
+        collate_fn=collate_fn, num_workers=num_workers, batch_size=batch_size, device=device, progress=progress, seed=seed,
+    )  # fmt: skip
     others = leave_one_out(own.logits, own.labels, own.classes)
     known = memorization(others, own.labels)
     table = pd.DataFrame(
-        {"memorization": known, "self_influence": own.self_influence.numpy(), "loss": own.loss.numpy(),
+        {"memorization": known, "self_influence": strength.values, "loss": own.loss.numpy(),
          "is_memorized": known >= MEMORIZED},
         index=id_index(feed.examples.ids),
     )  # fmt: skip
-    baselines = pd.DataFrame({"self_influence": table["self_influence"], "loss": table["loss"],
+    baselines = pd.DataFrame({"gradient_norm": own.self_influence.sqrt().numpy(), "loss": table["loss"],
                               "leverage": others.leverage.numpy()}, index=table.index)  # fmt: skip
     pictured = {"train": feed.examples} | ({"queries": asked.examples} if asked is not None else {})
     pairs = pd.DataFrame(columns=["query", "train", "influence"])

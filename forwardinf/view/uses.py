@@ -20,7 +20,11 @@ TITLES = {
     "memorized": "Training examples, those known by heart first",
     "pairs": "Test predictions and the training examples they rest on",
 }
-FREE = {"leaks": ("input_neighbour",), "mislabeled": ("model_margin", "last_neighbours"), "memorized": ("leverage",)}
+FREE = {
+    "leaks": ("input_neighbour",),
+    "mislabeled": ("model_margin", "last_neighbours"),
+    "memorized": ("gradient_norm", "leverage"),
+}
 MOST_PICTURED = 60
 
 
