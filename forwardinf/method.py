@@ -58,7 +58,7 @@ def differences(job: Job, unit: Unit) -> tuple[dict[int, Tensor], dict[int, Tens
             job.before(unit),
             list(job.read(unit, [partial(lend, job.pusher.live, moved) for moved in push.sides])),
         )
-        scores[query] = influence(before, after, job.perturbation, push.step, job.slope_of(query))
+        scores[query] = influence(before, after, job.perturbation, push.step)
         if job.perturbation.straddles:
             bends[query] = residual(before, after, job.perturbation)
     return scores, bends
@@ -71,7 +71,7 @@ def rates(job: Job, unit: Unit) -> dict[int, Tensor]:
     else:
         found = dict(zip(unit.queries, job.read(unit, job.directions(unit.queries)), strict=True))
     before = job.before(unit)
-    return {query: rate(change, before, job.perturbation, job.slope_of(query)) for query, change in found.items()}
+    return {query: rate(change, before, job.perturbation) for query, change in found.items()}
 
 
 def attribute(

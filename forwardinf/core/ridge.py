@@ -58,7 +58,7 @@ class Ridge:
             got = "none" if given is None else "both"
             raise SettingError("Ridge()", expected="one of gram and responses", got=got)
         squares = gram.diagonal() if gram is not None else given.square().sum(1)
-        self.size, self.temper = len(given), temper
+        self.size = len(given)
         self.lengths = squares.double().clamp_min(0).sqrt()
         if not bool(torch.isfinite(self.lengths).all()) or not bool((self.lengths > 0).any()):
             raise ModelError(

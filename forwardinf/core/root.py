@@ -24,14 +24,13 @@ def root(losses: Tensor) -> Tensor:
 
 
 def slope(losses: Tensor) -> Tensor:
-    """Return φ′(ℓ) = r^−½; 0 where ℓ is 0, where there is no gradient either.
+    """Return φ′(ℓ) = r^−½, r at least 2.2e-16: a loss that has rounded to 0 may still have a gradient.
 
     Example:
-        >>> slope(torch.tensor([0.0, 0.01, 20.0]).double()).round(decimals=3).tolist()
-        [0.0, 10.025, 1.0]
+        >>> slope(torch.tensor([0.01, 20.0]).double()).round(decimals=3).tolist()
+        [10.025, 1.0]
     """
-    residual = _residual(losses.clamp_min(0))
-    return torch.where(residual > 0, residual.rsqrt(), 0.0)
+    return _residual(losses.clamp_min(0)).clamp_min(torch.finfo(torch.float64).eps).rsqrt()
 
 
 def _residual(losses: Tensor) -> Tensor:

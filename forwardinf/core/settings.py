@@ -262,7 +262,7 @@ class Perturbation:
         """Return a named setting: ``"linear"`` (the default), ``"finite"``, ``"unlearning"`` or ``"as_published"``.
 
         ``"linear"`` is the rate along ``gfim``, fitted once in a few forward passes and read for all queries in one pass.
-        ``"finite"`` pushes along ``hold`` until the query's loss has risen by half a unit, on both sides: about 7 F a query.
+        ``"finite"`` pushes along ``hold`` until the query's loss has risen by half a unit, on both sides: about 10 F a query.
         Both read classifiers by the root of their losses. They agree better with retraining than kronfluence's EK-FAC on
         every bank of docs/faithfulness.md. ``"as_published"`` is the authors'
         released leakage notebook (Forward-INF, CVPR 2024): one Adam step of 5e-3 up the query's loss, the example doubled, in

@@ -30,7 +30,6 @@ class Task:
 
     Attributes:
         unit: The unit of the loss, and so of the scores.
-        root: Whether the loss is −log of one probability, so that it may be read by its root (``Perturbation(reading=)``).
         keyed: True if the loss draws noise with :func:`forwardinf.core.noise.normal`.
 
     Example:
@@ -44,7 +43,6 @@ class Task:
     """
 
     unit: str = "loss"
-    root: bool = False
     keyed: bool = False
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -64,6 +62,11 @@ class Task:
     def asks_loss(self) -> bool:
         """Whether a query is asked its loss, and not something else."""
         return type(self).measure is Task.measure
+
+    @property
+    def rooted(self) -> bool:
+        """Whether the loss is −log of one probability, so that it may be read by its root (``Perturbation(reading=)``)."""
+        return False
 
     def ask(self, model: nn.Module, batch: Batch) -> Batch:
         """Return the batch with what the unperturbed model decides filled in (its predicted label, say)."""
@@ -201,7 +204,6 @@ class Classification(_Supervised):
     """
 
     unit = "nats"
-    root = True
 
     def __init__(
         self,
@@ -286,7 +288,12 @@ class Classification(_Supervised):
     @property
     def asks_loss(self) -> bool:
         """Whether queries are asked their loss, under whichever label, and not a margin or a contrast."""
-        return self.query in ("label", "predicted")
+        return type(self).measure is Classification.measure and self.query in ("label", "predicted")
+
+    @property
+    def rooted(self) -> bool:
+        """Whether the loss is the plain cross-entropy; a subclass with a loss of its own may say so itself."""
+        return type(self).loss is Classification.loss and self.weight is None and not self.label_smoothing
 
     def ask(self, model: nn.Module, batch: Batch) -> Batch:
         """Put the predicted class in place of the label."""

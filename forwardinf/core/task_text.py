@@ -131,6 +131,11 @@ class CausalLM(Task):
         each = self.token_losses(model, batch)  # −log p, 0 where not counted
         return -each.sum(1) if self.query == "labels" else losses.margin_of(each).sum(1)
 
+    @property
+    def asks_loss(self) -> bool:
+        """Whether queries are asked their loss, and not a margin."""
+        return type(self).measure is CausalLM.measure and self.query == "labels"
+
     def count(self, batch: Batch) -> Tensor:
         """Return each row's counted tokens, ``(B,)``."""
         return (self._labels(batch)[:, 1:] != NOT_COUNTED).sum(1)

@@ -6,9 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+
 from forwardinf.core.feed import Feed
-from forwardinf.perturb.direction import Fitting
+from forwardinf.perturb.direction import Fitting, Tensors
+from forwardinf.perturb.fits import sampled_rows
 from forwardinf.perturb.gradient import query_gradient, row_gradients
+from forwardinf.perturb.hold import EXACT_EXAMPLES
 from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.push import rows_together
 from forwardinf.perturb.select import Parameters
@@ -36,37 +40,54 @@ def query_seconds(
     count = rows_together(parameters, batch_size)
     if exact and len(rows) == 1:
         around = range(min(count, len(asking.examples)))
-        return _second_time(lambda: row_gradients(asking, around, parameters, batch_size)) / len(around)
-    gradient = _second_time(lambda: query_gradient(asking, rows, parameters, batch_size))
-    forward = _second_time(lambda: asking.measures(rows, batch_size))
+        return _second_time(lambda: row_gradients(asking, around, parameters, batch_size), asking.device) / len(around)
+    gradient = _second_time(lambda: query_gradient(asking, rows, parameters, batch_size), asking.device)
+    forward = _second_time(lambda: asking.measures(rows, batch_size), asking.device)
     return gradient + (0 if exact else FORWARDS_OF_A_RISE + 3 if rise else 3) * forward
 
 
-def fit_seconds(fitting: Fitting) -> float:
-    """Return the expected seconds of a fit that is not kept yet, from two small ones: a start, and so much an example.
+def fit_seconds(fitting: Fitting, gradient: Tensors) -> float:
+    """Return the expected seconds of a fit that is not kept yet, from two small ones.
 
-    ``hold``'s inner products grow with N², which so few examples do not show: beyond a few thousand it is a lower bound.
+    A start and so much an example; for ``hold`` so much an example and so much a pair, which leaves out the factor of a large
+    K (N³/3) and the sketch that stands for it beyond 5,000 examples: a lower bound there.
+
+    Args:
+        fitting: What the direction learns from.
+        gradient: A query's: a direction may put off work until it is first used.
     """
-    rule, size = fitting.perturbation, len(fitting.train.examples)
-    if rule.direction in UNFITTED or size < 4:
+    rule, device = fitting.perturbation, fitting.train.device
+    hold, rows = rule.direction == "hold", len(sampled_rows(fitting))
+    few = min(4 * SAMPLE if hold else SAMPLE, rows // 2)
+    if rule.direction in UNFITTED or few < 2:
         return 0.0
-    all_of_them = size if rule.fit_examples == "auto" else min(size, int(rule.fit_examples))
-    few = min(SAMPLE, size // 2)
 
     def fit(count: int) -> float:
         small = replace(
             fitting, perturbation=replace(rule, fit_examples=count), key=None, cache=None, progress=False, notes=[]
         )
-        return _second_time(lambda: make_direction(small))
+
+        def work() -> None:
+            made = make_direction(small)
+            if not hold:  # whose use is a pass over the training set, and counted with the queries
+                made({name: tensor.clone() for name, tensor in gradient.items()})
+
+        return _second_time(work, device)
 
     less, more = fit(few), fit(2 * few)
+    if hold:
+        pair = max(more - 2 * less, 0.0) / (2 * few**2)
+        each = max(less - pair * few**2, 0.0) / few
+        return each * rows + pair * min(rows, EXACT_EXAMPLES) ** 2
     each = max(more - less, 0.0) / few
-    return max(less - each * few, 0.0) + each * all_of_them
+    return max(less - each * few, 0.0) + each * rows
 
 
-def _second_time(work: Callable[[], object]) -> float:
+def _second_time(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of the second of two calls: the first one warms up."""
-    work()
-    began = time.perf_counter()
-    work()
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     return time.perf_counter() - began

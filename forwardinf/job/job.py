@@ -112,6 +112,7 @@ class Job:
             found = FactoredEngine(self.train, self.pusher.parameters, 1).directions(len(queries))
             for place, query in enumerate(queries):
                 found.put(place, self.pusher.along(self.asked[query]))
+            self.pusher.forget()
             self._block = queries, found
         return self._block[1]
 
@@ -131,18 +132,12 @@ class Job:
         return {query: self.tables.values[usable[query], at] for query in unit.queries}
 
     def settle_rises(self) -> None:
-        """Fill in the rises that come with the scores, and take rates through the reading's slope, as scores are."""
+        """Fill in the rises that come with the scores."""
         usable = self._usable()
         if usable and self.pusher.whitened:
             self.tables = self._read_whitened()
-        for place, query in enumerate(usable):
-            known = self.asked[query]
-            rise = known.rise if self.tables is None else float(self.tables.rise[place])
-            self.asked[query] = replace(known, rise=rise * self._of_rates(query))
-
-    def _of_rates(self, query: int) -> float:
-        """Return what the reading multiplies the score of a copy of the query by: φ′² of a rate."""
-        return self.slope_of(query) ** 2 if self.perturbation.kind == "linear" else 1.0
+            for place, query in enumerate(usable):
+                self.asked[query] = replace(self.asked[query], rise=float(self.tables.rise[place]))
 
     def _usable(self) -> list[int]:
         return [q for q, query in enumerate(self.asked) if query.usable]
@@ -167,8 +162,10 @@ class Job:
                     )
                     for feed in (self.train, self.queries)
                 )
+                before = torch.tensor([self.asked[query].baseline for query in usable], dtype=torch.float64)
+                weights = slope(before) if self.pusher.rooted else torch.ones_like(before)
                 found = read_whitened(
-                    train, queries, held.ridge, lambda place: self.pusher.gradient(self.asked[usable[place]]), len(usable),
+                    train, queries, held.ridge, lambda place: self.pusher.gradient(self.asked[usable[place]]), weights,
                     self.plan.query_block, advance,
                 )  # fmt: skip
                 self.forwards += train.forwards
@@ -188,7 +185,8 @@ class Job:
         uncertainty.
         """
         if bends and unit.of == "train" and self.keep_rule == "all":
-            self._put("uncertainty", unit, bends)
+            floors = self.floor()
+            self._put("uncertainty", unit, {q: bend.clamp_min(float(floors[q])) for q, bend in bends.items()})
         self._put("scores", unit, scores)  # last: the unit is done once they are there
 
     def _put(self, what: str, unit: Unit, found: Mapping[int, Tensor]) -> None:
@@ -197,12 +195,6 @@ class Job:
             self.folder.write_entries(unit.name if what == "scores" else unit.name.replace("scores", what, 1), entries)
         else:
             self.memory[unit.of if what == "scores" else what, unit.block, unit.shard] = entries
-
-    def slope_of(self, query: int) -> float:
-        """Return what the reading multiplies the rate of a query's own loss by; 1 where it is asked something else."""
-        if self.perturbation.reading != "root" or not self.queries.task.asks_loss:
-            return 1.0
-        return float(slope(torch.tensor(self.asked[query].baseline, dtype=torch.float64)))
 
     def _kept(self, unit: Unit, query: int, scores: Tensor) -> tuple[Ints, Floats]:
         if unit.of == "queries":
@@ -260,8 +252,9 @@ class Job:
         dense, best = gather(self._found("train"), size, self.train.examples.units, self.keep_rule)
         cross, _ = gather(self._found("queries"), size, size, "all")
         assert cross is not None
-        bends, floor = list(self._found("uncertainty")), self.floor()
-        uncertainty = gather(bends, size, self.train.examples.units, "all")[0] if bends else None
+        uncertainty = None
+        if self.perturbation.straddles and self.keep_rule == "all":
+            uncertainty, _ = gather(self._found("uncertainty"), size, self.train.examples.units, "all")
 
         def column(name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
             return np.asarray([getattr(query, name) for query in self.asked], dtype=np.float64)
@@ -271,8 +264,8 @@ class Job:
             best=best, cross=cross.astype(np.float64), query_baseline=column("baseline"),
             rise=column("rise"),
             length=column("length"), step=column("step"), status=[query.status for query in self.asked],
-            noise_floor=floor, kind=self.perturbation.kind,
-            uncertainty=None if uncertainty is None else np.maximum(uncertainty, floor[:, None].astype(np.float32)),
+            noise_floor=self.floor(), kind=self.perturbation.kind,
+            uncertainty=uncertainty,
             unit=self.perturbation.unit_of(self.train.task.unit),
             signed=self.perturbation.signed, kept=self.keep_rule, perturbation=self.perturbation.to_dict(),
             plan=self.plan.to_dict(), cost=self._cost(), notes=[*self.notes, *self._remarks()], made_from=self.made_from,
@@ -293,13 +286,15 @@ class Job:
 
     def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return each query's noise floor in the unit of its scores."""
+        floor = self.baseline.floor
+        here = floor.root if self.perturbation.reading == "root" else floor.loss
+        steep = here / floor.loss if floor.loss > 0 else 1.0  # what the reading makes of a small change of a loss
         floors = []
-        for place, query in enumerate(self.asked):
+        for query in self.asked:
             if self.exact:
-                floor = self.plan.gradient_error * query.direction_norm
+                floors.append(self.plan.gradient_error * query.direction_norm * steep)
             else:
-                floor = self.baseline.noise_floor / (query.step if self.perturbation.kind == "linear" else 1.0)
-            floors.append(floor * self._of_rates(place))
+                floors.append(here / (query.step if self.perturbation.kind == "linear" else 1.0))
         return np.asarray(floors, dtype=np.float64)
 
     def _cost(self) -> dict[str, Any]:

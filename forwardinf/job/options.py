@@ -80,7 +80,7 @@ def as_perturbation(value: Perturbation | str | Mapping[str, Any] | None) -> Per
 
 def settled(value: Perturbation | str | Mapping[str, Any] | None, task: Task) -> Perturbation:
     """Return the perturbation with what depends on the task decided."""
-    return as_perturbation(value).for_task(type(task).__name__, root=task.root)
+    return as_perturbation(value).for_task(type(task).__name__, root=task.rooted)
 
 
 def device_of(model: nn.Module, asked: str) -> torch.device:

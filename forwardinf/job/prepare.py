@@ -127,16 +127,16 @@ def prepare(
     if not kept:
         plan = replace(plan, baseline="read" if known is None else "cached")
 
-    floor = known.noise_floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
+    floor = known.floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
     asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
     known_fit = None if code is None else digest(whole, data, code)
     fitting = Fitting(rule, feed, parameters, plan.batch_size, known_fit, cache, options.progress, notes)
     if dry:  # a run shows its progress instead
-        each = query_seconds(
-            asking, members[0], parameters, plan.batch_size, exact=plan.exact, rise=rule.rise is not None
-        )
-        plan = replace(plan, fit_seconds=fit_seconds(fitting), query_seconds=len(names) * each)
-    pusher, asked, block = Pusher(asking, fitting, exact=plan.exact), list[Query](), None
+        together = plan.pass_batch_size if plan.exact else plan.batch_size
+        each = query_seconds(asking, members[0], parameters, together, exact=plan.exact, rise=rule.rise is not None)
+        one = query_gradient(asking, members[0], parameters, plan.batch_size)
+        plan = replace(plan, fit_seconds=fit_seconds(fitting, one), query_seconds=len(names) * each)
+    pusher, asked, block = Pusher(asking, fitting, exact=plan.exact, together=plan.pass_batch_size), list[Query](), None
     if folder is not None and kept:
         asked = _load_queries(folder)
     elif not dry:
@@ -149,6 +149,7 @@ def prepare(
             for group, called in zip(members, names, strict=True):
                 asked.append(pusher.check(group, called, skip=options.on_bad_query == "skip"))
                 advance(1)
+        pusher.forget()
         clock["queries_s"] = time.perf_counter() - began - pusher.fit_seconds
 
     clock["setup_s"] = time.perf_counter() - clock["started"] - pusher.fit_seconds
@@ -235,7 +236,7 @@ def _start(job: Job, rows: Sequence[int], known: Baseline | None, unread: Baseli
         for shard, piece in enumerate(pieces):
             if job.folder.base(shard) is None:
                 keep(shard, losses[torch.from_numpy(units_of(piece))])
-    job.baseline = Baseline(losses, unread.noise_floor)
+    job.baseline = Baseline(losses, unread.floor)
     if known is None and job.baseline_file is not None:
         save_baseline(job.baseline_file, job.baseline)
     if isinstance(job.queries.task, Classification) and job.queries.task.query == "label":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.per_example import factored
+from forwardinf.core.root import slope
 from forwardinf.perturb.direction import Tensors
 from forwardinf.perturb.select import Parameters
 
@@ -30,10 +31,13 @@ def only_these(model: nn.Module, parameters: Parameters) -> Iterator[None]:
             parameter.requires_grad_(was)
 
 
-def query_gradient(queries: Feed, rows: Sequence[int], parameters: Parameters, batch_size: int) -> Tensors:
+def query_gradient(
+    queries: Feed, rows: Sequence[int], parameters: Parameters, batch_size: int, *, rooted: bool = False
+) -> Tensors:
     """Return the gradient of minus the mean measurement of these query rows, float32 or wider, by parameter name.
 
-    Parameters that the query does not touch are left out. Cost: one forward and one backward of the query.
+    ``rooted``: of the mean root of it (:mod:`forwardinf.core.root`). Parameters that the query does not touch are left out.
+    Cost: one forward and one backward of the query.
     """
     total: Tensors = {}
 
@@ -41,7 +45,8 @@ def query_gradient(queries: Feed, rows: Sequence[int], parameters: Parameters, b
         away = -queries.task.measure(model, batch)
         if not away.requires_grad:  # it touches none of these parameters
             return away
-        grads = torch.autograd.grad(away.sum() / len(rows), list(parameters.values()), allow_unused=True)
+        weighed = away * slope(away.detach()) if rooted else away
+        grads = torch.autograd.grad(weighed.sum() / len(rows), list(parameters.values()), allow_unused=True)
         for name, grad in zip(parameters, grads, strict=True):
             if grad is not None:
                 wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
@@ -61,7 +66,7 @@ class RowGradients:
     Attributes:
         rows: Which.
         tables: ``(rows, *shape)`` of each parameter that any of them touches, float32 or wider.
-        away: ``(rows,)`` float64: minus what each is asked.
+        away: ``(rows,)`` float64: minus what each is asked, as it is.
     """
 
     rows: range
@@ -73,7 +78,9 @@ class RowGradients:
         return {name: table[row - self.rows.start].clone() for name, table in self.tables.items()}
 
 
-def row_gradients(queries: Feed, rows: range, parameters: Parameters, batch_size: int) -> RowGradients:
+def row_gradients(
+    queries: Feed, rows: range, parameters: Parameters, batch_size: int, *, rooted: bool = False
+) -> RowGradients:
     """Return the gradient of minus the measurement of each of these query rows, for models that can be taken apart.
 
     Equal to :func:`query_gradient` of each row to rounding. Cost: a forward and an activation-only backward of all of them
@@ -90,10 +97,12 @@ def row_gradients(queries: Feed, rows: range, parameters: Parameters, batch_size
         here = slice(at, at + len(units))
         away[here] = values
         for use in uses:
-            found = use.gradient()
+            found = use.flat()
+            found = found.to(torch.promote_types(found.dtype, torch.float32))
+            if rooted:
+                found = found * slope(values)[:, None].to(found)
             if use.name not in tables:
-                wide = torch.promote_types(found.dtype, torch.float32)
-                tables[use.name] = found.new_zeros(len(rows), *use.shape, dtype=wide)
+                tables[use.name] = found.new_zeros(len(rows), *use.shape)
             tables[use.name][here] += found.reshape(-1, *use.shape)
         at = here.stop
     return RowGradients(rows, tables, away)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from forwardinf.core.errors import QueryError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
-from forwardinf.core.root import root
+from forwardinf.core.root import root, slope
 from forwardinf.core.settings import rise_target
 from forwardinf.perturb.direction import Direction, Fitting, Tensors, dot, norm
 from forwardinf.perturb.gradient import RowGradients, query_gradient, row_gradients
@@ -71,11 +72,13 @@ class Pusher:
         queries: The queries.
         fitting: The settings, the parameters that move, and what the direction is fitted on; of the same model.
         exact: Scores will be products with the directions themselves: no push is made, rises are exact rates.
+        together: With ``exact``: how many examples a forward and a backward may have at a time.
     """
 
-    def __init__(self, queries: Feed, fitting: Fitting, *, exact: bool = False) -> None:
+    def __init__(self, queries: Feed, fitting: Fitting, *, exact: bool = False, together: int = 1) -> None:
         """Nothing is fitted yet."""
-        self.exact = exact
+        self.exact, self.together = exact, together
+        self.rooted = fitting.perturbation.reading == "root" and queries.task.asks_loss
         self.queries, self.perturbation, self.batch_size = queries, fitting.perturbation, fitting.batch_size
         self.parameters, self.train = fitting.parameters, fitting.train
         self.live = tensors_of(queries.model)
@@ -116,8 +119,8 @@ class Pusher:
             QueryError: The gradient is zero or not finite, and ``skip`` is False.
         """
         gradient = self._gradient(rows)
-        together = self._together(rows)
-        baseline = -self._measured(rows) if together is None else float(together.away[rows[0] - together.rows.start])
+        known = self._around(rows)
+        baseline = -self._measured(rows) if known is None else float(known.away[rows[0] - known.rows.start])
         size = norm(gradient)
         query = Query(tuple(rows), size, baseline)
         vanished = size == 0 and self.perturbation.signed  # as_published resamples a saturated query
@@ -235,25 +238,29 @@ class Pusher:
         return float(self.queries.counts(rows, self.batch_size).double().clamp_min(1).mean())
 
     def _gradient(self, rows: Sequence[int]) -> Tensors:
-        known = self._together(rows)
-        return (
-            query_gradient(self.queries, rows, self.parameters, self.batch_size) if known is None else known.of(rows[0])
-        )
+        known = self._around(rows)
+        if known is not None:
+            return known.of(rows[0])
+        return query_gradient(self.queries, rows, self.parameters, self.batch_size, rooted=self.rooted)
 
-    def _together(self, rows: Sequence[int]) -> RowGradients | None:
+    def _around(self, rows: Sequence[int]) -> RowGradients | None:
         """Return the gradients of the rows around a single one, where the model can be taken apart.
 
         Which rows go together depends on their numbers alone: a resumed run finds the same bits.
         """
-        if not self.exact or len(rows) != 1:
+        count = rows_together(self.parameters, self.together)
+        if not self.exact or len(rows) != 1 or count == 1:
             return None
         if self._rows is None or rows[0] not in self._rows.rows:
-            count = rows_together(self.parameters, self.batch_size)
             start = rows[0] // count * count
             self._rows = None  # its memory is needed for the next ones
             around = range(start, min(start + count, len(self.queries.examples)))
-            self._rows = row_gradients(self.queries, around, self.parameters, self.batch_size)
+            self._rows = row_gradients(self.queries, around, self.parameters, self.together, rooted=self.rooted)
         return self._rows
+
+    def forget(self) -> None:
+        """Give back the memory of the gradients that are kept."""
+        self._rows = None
 
     def _direction(self, rows: Sequence[int]) -> Tensors:
         return self.direction(self._gradient(rows))
@@ -267,20 +274,29 @@ class Pusher:
 
     def _rise(self, query: Query, push: Push) -> float:
         """Measure the query's own rise exactly as scores are measured: one-sided, or half the two-sided difference."""
-        rooted = (
-            self.perturbation.reading == "root" and self.perturbation.kind == "finite" and self.queries.task.asks_loss
-        )
-        read = root if rooted else torch.clone
+        read, before = self._reading(query)
         away = []
         for moved in push.sides:
             with lend(self.live, moved):
-                away.append(float(read(-self.queries.measures(query.rows, self.batch_size).mean())))
-        before = float(read(torch.tensor(query.baseline, dtype=torch.float64)))
+                away.append(read(-self.queries.measures(query.rows, self.batch_size)))
         if len(away) == 2:
             rise = (away[0] - away[1]) / 2
         else:
             rise = away[0] - before if self.perturbation.toward == "ascent" else before - away[0]
         return rise / push.step if self.perturbation.kind == "linear" else rise
+
+    def _reading(self, query: Query) -> tuple[Callable[[Tensor], float], float]:
+        """Return (what becomes of the measurements of its rows: their mean, or that of their roots; the same before)."""
+        if not self.rooted:
+            return lambda away: float(away.mean()), query.baseline
+        start = -self.queries.measures(query.rows, self.batch_size)
+        steep = slope(start)  # a rate sees the root by its slope where the model is
+        finite = self.perturbation.kind == "finite"
+
+        def read(away: Tensor) -> float:
+            return float((root(away) if finite else away * steep).mean())
+
+        return read, read(start)
 
     def _measured(self, rows: Sequence[int]) -> float:
         return float(self.queries.measures(rows, self.batch_size).mean())

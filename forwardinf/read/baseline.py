@@ -15,9 +15,10 @@ from torch import Tensor
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
+from forwardinf.read.check import Floor
 from forwardinf.read.forward import ForwardEngine
 
-FORMAT = "forwardinf.baseline/1"
+FORMAT = "forwardinf.baseline/2"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Baseline:
     """Losses before, ``(units,)`` float64 (NaN where not read), and what a reading cannot tell apart."""
 
     losses: Tensor
-    noise_floor: float
+    floor: Floor
 
 
 def baseline_key(feed: Feed, model: str, data: str, task: str | None, batch_size: int) -> str | None:
@@ -48,7 +49,9 @@ def load_baseline(path: Path | None) -> Baseline | None:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 return None
-            return Baseline(torch.from_numpy(file.get_tensor("losses")), float(header["noise_floor"]))
+            return Baseline(
+                torch.from_numpy(file.get_tensor("losses")), Floor(float(header["floor"]), float(header["root_floor"]))
+            )
     except (SafetensorError, OSError, KeyError, ValueError):
         path.unlink(missing_ok=True)
         return None
@@ -56,9 +59,9 @@ def load_baseline(path: Path | None) -> Baseline | None:
 
 def save_baseline(path: Path, baseline: Baseline) -> None:
     """Keep a baseline for later calls. 8 bytes an example."""
+    header = {"format": FORMAT, "floor": repr(baseline.floor.loss), "root_floor": repr(baseline.floor.root)}
     with written(path) as part:
-        save_file({"losses": np.ascontiguousarray(baseline.losses.numpy())}, part,
-                  metadata={"format": FORMAT, "noise_floor": repr(baseline.noise_floor)})  # fmt: skip
+        save_file({"losses": np.ascontiguousarray(baseline.losses.numpy())}, part, metadata=header)
 
 
 def read_baseline(

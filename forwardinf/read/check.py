@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from forwardinf.core.errors import DataError, NoiseError
 from forwardinf.core.examples import Examples
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import row_digest
+from forwardinf.core.root import root
 
 AGAIN = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
@@ -19,8 +21,25 @@ ALONE = 8  # rows of each batch that are read one at a time
 ULPS = 4  # a loss cannot be read better than a few roundings of the model's own dtype
 
 
-def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> float:
-    """Return how far a loss moves when only its batch changes, in loss units; refuse what cannot be read twice.
+@dataclass(frozen=True)
+class Floor:
+    """How far what is read moves when only its batch changes.
+
+    Attributes:
+        loss: Of the loss, in its unit.
+        root: Of its root (:mod:`forwardinf.core.root`).
+    """
+
+    loss: float
+    root: float
+
+    def raised(self, loss: Tensor, root: Tensor) -> Floor:
+        """Return the floor, not below these."""
+        return Floor(max(self.loss, float(loss)), max(self.root, float(root)))
+
+
+def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> Floor:
+    """Return how far a loss moves when only its batch changes; refuse what cannot be read twice.
 
     Two batches are read twice as they are (they must agree to rounding), once more in halves, and a few of their rows
     alone, as queries are read: those differences are the noise under which no score means anything.
@@ -32,7 +51,7 @@ def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> float:
     dtype = next((p.dtype for p in feed.model.parameters() if p.is_floating_point()), torch.float32)
     size = min(batch_size, len(rows))
     batches = [rows[:size]] if len(rows) < 2 * size else [rows[:size], rows[len(rows) - size :]]
-    floor = 0.0
+    floor = Floor(0.0, 0.0)
     for batch in batches:
         _same_collate(feed.examples, batch)
         first, again = feed.losses(batch, size), feed.losses(batch, size)
@@ -44,8 +63,8 @@ def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> float:
                 do="Something draws at random in the forward or is not deterministic: turn it off, or key it by example "
                 "(forwardinf.core.noise.normal).",
             )  # fmt: skip
-        scale = float(first.abs().mean().clamp_max(1.0))
-        floor = max(floor, ULPS * torch.finfo(dtype).eps * scale)
+        rounding = ULPS * torch.finfo(dtype).eps
+        floor = floor.raised(*(rounding * each.abs().mean().clamp_max(1.0) for each in (first, root(first))))
         for fewer, at_once in ((batch, max(1, (size + 1) // 2)), (batch[:ALONE], 1)):
             other = feed.losses(fewer, at_once)
             same = first[: len(other)]
@@ -57,7 +76,7 @@ def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> float:
                     do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised "
                     "over the batch, padding that is not masked): make it per example.",
                 )  # fmt: skip
-            floor = max(floor, float((same - other).abs().max()))
+            floor = floor.raised((same - other).abs().max(), (root(same) - root(other)).abs().max())
     return floor
 
 

@@ -2,7 +2,7 @@
 
 With S = G g_q the plain scores and K = GGᵀ, G P g_q = N (K + λN)⁻¹ S (``core/ridge.py``): what reading along the direction
 would give, without a backward pass over the training set for each query. Tempered gradients g̃ᵢ = gᵢ/‖gᵢ‖^β stand in K
-and S for the plain ones; what comes out here is gᵢᵀP g_q, not divided yet.
+and S for the plain ones; what comes out here is gᵢᵀP g_q all the same.
 """
 
 from __future__ import annotations
@@ -41,24 +41,25 @@ def read_whitened(
     queries: FactoredEngine,
     ridge: Ridge,
     gradient: Callable[[int], Tensors],
-    count: int,
+    weights: Tensor,
     block: int,
     advance: Advance,
 ) -> Whitened:
-    """Return the scores of ``count`` queries.
+    """Return the scores of queries.
 
     Args:
         train: Reads the training examples.
         queries: Reads the queries' own rows.
         ridge: (K + λN)⁻¹ of all training examples.
         gradient: The gradient of what query q is asked.
-        count: Q.
+        weights: ``(Q,)``: where queries are asked their losses, what the loss gradient is multiplied by.
         block: How many queries' gradients are held at once.
         advance: Told of training rows read.
 
     Cost: a forward and an activation-only backward over the training set for each block of queries (twice where queries are
-    asked something other than their loss), and N² multiplications a query. Memory: three ``(Q, N)`` float64 tables.
+    not single rows asked their own loss), and N² multiplications a query. Memory: three ``(Q, N)`` float64 tables.
     """
+    count = len(weights)
     rows, asked_rows = range(len(train.feed.examples)), range(len(queries.feed.examples))
     plain, between, squares = [], [], []
     task = queries.feed.task
@@ -73,7 +74,7 @@ def read_whitened(
         plain.append(train.read(directions, rows, advance))
         between.append(queries.read(directions, asked_rows))
     scores, crossed = torch.cat(plain) * ridge.inverse, torch.cat(between)
-    losses = scores if same else _losses(train, queries, block, advance) * ridge.inverse
+    losses = scores / weights[:, None] if same else _losses(train, queries, block, advance) * ridge.inverse
     solved = ridge.solve(scores)
     rise = (torch.tensor(squares, dtype=torch.float64) - (scores * solved).sum(1)) / ridge.damping
     values = torch.where(ridge.inverse > 0, ridge.size * solved / ridge.inverse, 0.0)
@@ -115,13 +116,10 @@ def _losses(train: FactoredEngine, queries: FactoredEngine, block: int, advance:
         places = asked_rows[start : start + block]
         directions = train.directions(len(places))
         for at, row in enumerate(places):
-            directions.put(at, _loss_gradient(queries, row))
+            if row not in queries.feed.skipped:
+                directions.put(at, loss_gradient(queries.feed, row, queries.parameters))
         found.append(train.read(directions, range(len(train.feed.examples)), advance))
     return torch.cat(found)
-
-
-def _loss_gradient(queries: FactoredEngine, row: int) -> Tensors:
-    return loss_gradient(queries.feed, row, queries.parameters)
 
 
 def loss_gradient(queries: Feed, row: int, parameters: Parameters) -> Tensors:

@@ -11,9 +11,7 @@ from forwardinf.core.root import root, slope
 from forwardinf.core.settings import Perturbation
 
 
-def influence(
-    before: Tensor, after: Sequence[Tensor], perturbation: Perturbation, step: float, query: float = 1.0
-) -> Tensor:
+def influence(before: Tensor, after: Sequence[Tensor], perturbation: Perturbation, step: float) -> Tensor:
     """Score how much each training example supports the query.
 
     Positive means *proponent*: unlearning the query hurts the example too, so removing the example would hurt the query.
@@ -24,10 +22,9 @@ def influence(
         after: Losses of the moved model, one ``(N,)`` for each side that was read, in the same order.
         perturbation: Which sides those are, and whether the score is a rate.
         step: The factor on the direction; a linear score is divided by it.
-        query: As in :func:`rate`.
 
     Returns:
-        ``(N,)`` float64, in the task's unit, or its root's (``reading``); linear: in the task's, per unit step.
+        ``(N,)`` float64, in the task's unit or its root's (``reading``); linear: the same per unit step.
 
     Raises:
         TaskError: The readings are not of the same examples.
@@ -52,22 +49,21 @@ def influence(
         change = before - after[0]
     if not perturbation.signed:
         change = change.abs()
-    return rate(change / step, before, perturbation, query) if perturbation.kind == "linear" else change
+    return rate(change / step, before, perturbation) if perturbation.kind == "linear" else change
 
 
-def rate(change: Tensor, losses: Tensor, perturbation: Perturbation, query: float = 1.0) -> Tensor:
-    """Return a rate of losses as the rate of what is read of them: the same, or through the root's slope at both ends.
+def rate(change: Tensor, losses: Tensor, perturbation: Perturbation) -> Tensor:
+    """Return a rate of losses as the rate of what is read of them: the same, or that of their roots.
 
     Args:
         change: ``(N,)``: gᵢᵀ P g_q.
         losses: ``(N,)``: ℓᵢ of the model as it was.
         perturbation: Its reading.
-        query: What the query's own gradient is multiplied by: its slope, 1 where it is asked something that has none.
 
     Returns:
-        ``(N,)`` float64; for the root φ′(ℓᵢ) φ′(ℓ_q) gᵢᵀ P g_q.
+        ``(N,)`` float64; for the root φ′(ℓᵢ) gᵢᵀ P g_q, where g_q is the gradient of the query's own root.
     """
-    return change * slope(losses) * query if perturbation.reading == "root" else change
+    return change * slope(losses) if perturbation.reading == "root" else change
 
 
 def _reading(perturbation: Perturbation) -> Callable[[Tensor], Tensor]:

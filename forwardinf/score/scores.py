@@ -116,7 +116,8 @@ class Scores:
         want = {name: self.perturbation.get(name) for name in own.perturbation if name in OF_RATES}
         have = {name: own.perturbation[name] for name in want}
         if self.kind != "linear" or want != have or list(own.ids) != list(self.ids):
-            got = f"{self.kind} scores" if self.kind != "linear" else "another direction" if want != have else "others"
+            apart = "another direction or reading" if want != have else "others"
+            got = f"{self.kind} scores" if self.kind != "linear" else apart
             raise SettingError("scores.cosine(own)", expected="linear scores, and the self-influence of the same training "
                                "examples under the same direction", got=got,
                                do="fi.self_influence(model, train, direction=perturbation).")  # fmt: skip
@@ -134,9 +135,9 @@ class Scores:
     def top(self, k: int = 10, query: Id | None = None) -> pd.DataFrame:
         """Return each query's k strongest proponents (``as_published``: the largest magnitudes), best first.
 
-        Columns: ``query, rank, train, score, share, baseline, uncertainty``. Ties go by position. Where there is an
-        uncertainty, also ``stability``: the probability that the member stays in the top k when every
-        score is drawn anew from a normal distribution around it (:func:`forwardinf.score.stability.stability`).
+        Columns: ``query, rank, train, score, share, baseline, uncertainty``. Ties go by position. Over
+        checkpoints also ``stability``: the probability that the member stays in the top k when every score is drawn anew from a
+        normal distribution around it (:func:`forwardinf.score.stability.stability`).
 
         Raises:
             SettingError: k is more than was kept, or there is no such query.
@@ -311,13 +312,14 @@ class Scores:
             raise SettingError("top(query=)", expected=f"a query id like {some}", got=repr(query))
         wanted = range(len(self.query_ids)) if query is None else [self.query_ids.index(query)]
         per_rise = self._per_rise() if self.signed else np.full(len(self.query_ids), np.nan)
+        over = "combine" in self.made_from  # standard errors over checkpoints, and not a bound from curvature
         parts = [(np.empty(0, np.int64),) * 3 + (np.empty(0, np.float32),)]
         sure: list[Array] = [np.empty(0)]
         for q in wanted:
             places, scores = self.entry(q)
             chosen = order(scores, places, best=best)[:k]
             parts.append((np.full(len(chosen), q), np.arange(1, len(chosen) + 1), places[chosen], scores[chosen]))
-            if self.uncertainty is not None:
+            if self.uncertainty is not None and over:
                 sure.append(stability(scores, self.uncertainty[q, places], k, best=best))
         query_of, rank, place, score = map(np.concatenate, zip(*parts, strict=True))
         found = pd.DataFrame({
@@ -326,7 +328,7 @@ class Scores:
             "share": score * per_rise[query_of], "baseline": self.baseline[place],
             "uncertainty": np.nan if self.uncertainty is None else self.uncertainty[query_of, place],
         }).infer_objects()  # fmt: skip
-        return found if self.uncertainty is None else found.assign(stability=np.concatenate(sure))
+        return found.assign(stability=np.concatenate(sure)) if self.uncertainty is not None and over else found
 
 
 def gather(entries: Any, queries: int, size: int, kept: int | str) -> tuple[Floats | None, list[tuple[Ints, Floats]]]:
@@ -407,8 +409,9 @@ def load_scores(path: str | Path) -> Scores:
     try:
         dense, best = gather(folder.entries("scores/b-*/s-*.parquet"), size, len(ids), about["kept"])
         cross, _ = gather(folder.entries("cross/b-*.parquet"), size, size, "all")
-        spread = list(folder.entries("uncertainty/b-*/s-*.parquet"))
-        uncertainty = gather(spread, size, len(ids), "all")[0] if spread else None
+        spread = "uncertainty/b-*/s-*.parquet"
+        there = any(folder.path.glob(spread))
+        uncertainty = gather(folder.entries(spread), size, len(ids), "all")[0] if there else None
     except IndexError as error:
         want = f"scores of {size} queries and {len(ids)} training examples"
         raise FileError(str(path), expected=want, got="scores of others",

@@ -49,7 +49,7 @@ HOW = ("projected", "forward")
 COMPARE = ("whitened", "cosine", "covariance")
 LENGTHS = {torch.float64: 1e-4, torch.float32: 1e-2}  # a random direction bends a loss little, and moves it little
 NARROW = 3e-2
-TEMPER = 0.5  # β: see Perturbation(temper=)
+TEMPER = 0.5  # β: every gradient counts at length ‖g‖^(1−β)
 
 
 class ProbeIndex:

@@ -20,7 +20,7 @@ from forwardinf.core.load_model import load_model
 from forwardinf.core.task import Classification, MultiLabel, Regression, Task, as_task
 from forwardinf.core.task_text import CausalLM, Seq2Seq, SequenceClassification
 from forwardinf.job.job import Job
-from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
+from forwardinf.job.options import Options, as_perturbation, device_of, open_examples, settled
 from forwardinf.job.prepare import prepare
 from forwardinf.read.predict import misclassified
 from forwardinf.score.bank import load_bank
@@ -54,13 +54,13 @@ def attribute(config: RunConfig, out: Path | None, overwrite: bool) -> Scores:
 
     if not config.checkpoints:
         return once(options)
-    rule = as_perturbation(config.perturbation)
+    rule = settled(config.perturbation, task)
     return method.over_checkpoints(model, config.checkpoints, config.combine, rule, task, options, once)
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """Return what a run would do: settled on a few batches, nothing read, nothing written."""
-    perturbation = as_perturbation(config.perturbation)  # a wrong setting is said before anything is loaded
+    as_perturbation(config.perturbation)  # a wrong setting is said before anything is loaded
     model, train, queries, task = _loaded(config)
     with borrowed(model):
         job = _prepared(config, model, train, queries, task, Options(**_options(config)), dry=True)
@@ -68,6 +68,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
     stored = (
         found.queries * job.train.examples.units if job.keep_rule == "all" else 2 * found.queries * int(job.keep_rule)
     )
+    if job.perturbation.straddles and job.keep_rule == "all":
+        stored *= 2  # an uncertainty for each score
     floor = max(found.rows * found.eager_seconds_per_row, 1e-12)  # F, in seconds
     return {
         "engine": found.engine, "because": found.why, "seconds_by_engine": dict(found.considered), "queries": found.queries,
@@ -77,7 +79,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "in_F": {"baseline": 0.0 if found.baseline == "cached" else 1.0, "reading": round(found.seconds["reading"] / floor, 2),
                  "F_star_over_F": round(found.seconds_per_row / found.eager_seconds_per_row, 3)},
         "direction_bytes": found.direction_bytes, "score_bytes_on_disk": 4 * stored,
-        "moved_parameters": sum(p.numel() for p in job.pusher.parameters.values()), "perturbation": perturbation.to_dict(),
+        "moved_parameters": sum(p.numel() for p in job.pusher.parameters.values()), "perturbation": job.perturbation.to_dict(),
     }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ def test_small_losses_count_by_their_square_root_and_large_ones_as_they_are():
     assert_close(root(torch.tensor([40.0, 41.0]).double()).diff(), torch.ones(1), rtol=1e-12, why="e^−40 is nothing")
 
 
-def test_what_has_no_gradient_has_no_slope_and_rounding_below_zero_is_zero():
-    assert slope(torch.tensor([0.0, -1e-17])).tolist() == [0, 0]
+def test_a_loss_that_rounded_to_zero_has_the_slope_of_the_smallest_one_and_below_zero_is_zero():
+    smallest = torch.finfo(torch.float64).eps ** -0.5
+    assert slope(torch.tensor([0.0, -1e-17]).double()).tolist() == [smallest, smallest]
     assert root(torch.tensor([-1e-17])).item() == 0

@@ -21,6 +21,10 @@ def test_rows_together_are_the_rows_alone(name, batch_size):
         got = found.of(row)
         for key, tensor in want.items():
             assert_close(got[key], tensor, rtol=1e-9, why="float64, summed in another order")
+        steep = query_gradient(asked, [row], chosen, 1, rooted=True)
+        for key, tensor in row_gradients(asked, range(QUERIES), chosen, batch_size, rooted=True).of(row).items():
+            if key in steep:
+                assert_close(tensor, steep[key], rtol=1e-9, why="float64, summed in another order")
         assert all(not got[key].any() for key in got.keys() - want.keys())
     assert_close(found.away, -asked.measures(range(QUERIES), 1), rtol=1e-12, why="float64 in other batches")
 
@@ -47,7 +51,7 @@ def test_a_row_that_is_not_finite_spoils_no_other():
 def test_which_rows_go_together_depends_on_their_numbers_alone(monkeypatch):
     monkeypatch.setattr("forwardinf.perturb.push.TOGETHER", 2)
     given = case("cnn")
-    first, later = (pusher(given, fi.Perturbation(), exact=True) for _ in range(2))
+    first, later = (pusher(given, fi.Perturbation(), exact=True, together=8) for _ in range(2))
     forwards = [first.gradient(first.check([row], row, skip=False)) for row in range(QUERIES)]
     for row in reversed(range(QUERIES)):
         for key, tensor in later.gradient(later.check([row], row, skip=False)).items():

@@ -147,11 +147,11 @@ def test_a_damaged_cache_file_is_read_again_and_mended(given, cache, damage):
     elif damage == "noise":
         path.write_bytes(bytes(range(256)) * 8)
     elif damage == "foreign":
-        save_file(losses, path, metadata={"format": "forwardinf.baseline/2", "noise_floor": "1.0"})
+        save_file(losses, path, metadata={"format": "forwardinf.baseline/3", "floor": "1.0", "root_floor": "1.0"})
     elif damage == "headless":
         save_file(losses, path)
     else:
-        save_file(losses, path, metadata={"format": "forwardinf.baseline/1", "noise_floor": "much"})
+        save_file(losses, path, metadata={"format": "forwardinf.baseline/2", "floor": "much", "root_floor": "1"})
     assert read_again(given)
     assert np.array_equal(load_file(baselines(cache)[0])["losses"], content["losses"]), "mended"
     assert np.array_equal(attribute(given).values, want.values)

@@ -297,7 +297,7 @@ def test_version_and_help_do_not_wait_for_torch():
             )
             times.append(time.perf_counter() - began)
         assert " torch" not in {line.rpartition("|")[2] for line in done.stderr.splitlines()}
-        assert min(times) < 0.6, times  # 0.1–0.2 s on a quiet machine; the tests share two cores
+        assert min(times) < 1.5, times  # 0.1–0.2 s on a quiet machine; a busy one takes several times that
     assert "proponents" in done.stdout
 
 
@@ -320,6 +320,6 @@ def test_plan_says_what_the_fit_and_the_queries_take(here, run):
     code, out, err = run("plan", *BASIC, "--where", "0:3", "--json")
     assert code == 0, err
     found = json.loads(out)["seconds"]
-    assert found["fit"] > 0
+    assert found["fit, unless kept"] > 0
     assert found["queries"] > 0
     assert found["total"] == pytest.approx(sum(each for name, each in found.items() if name != "total"), abs=0.05)
