@@ -35,8 +35,8 @@ bench-published: .venv/dev  ## what `as_published` does differently, on real mod
 	$(BIN)/python benchmarks/bench_published.py
 
 evaluate-attribution: .venv/dev  ## every way of scoring against retraining; says its time first, resumable; docs/faithfulness.md
-	$(BIN)/python benchmarks/evaluate_attribution.py --banks fashion cifar & \
-	$(BIN)/python benchmarks/evaluate_attribution.py --banks digits digits-short sst2 sst2-short; wait
+	$(BIN)/python benchmarks/evaluate_attribution.py --banks cifar & \
+	$(BIN)/python benchmarks/evaluate_attribution.py --banks digits digits-short digits-noisy fashion sst2 sst2-short; wait
 	$(BIN)/python benchmarks/evaluate_attribution.py --table > /dev/null
 
 evaluate-verify: .venv/dev  ## the hypothesis itself, by exact retraining, on two cores; says its time first, resumable

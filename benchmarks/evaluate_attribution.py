@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from attribution_rows import BASELINES, OURS, Bench, NotThere
+from attribution_rows import BASELINES, NAMED_ONLY, OURS, Bench, NotThere
 from attribution_table import write_docs
 from banks import use
 from harness import commit, write
@@ -47,7 +47,7 @@ def asked_of(bank: str, most: int | None = None) -> np.ndarray:
 
 def evaluate(bank: str, name: str, again: bool) -> dict[str, Any] | str:
     """Return the entry of a row, from its file or by running it; or why it cannot be run."""
-    path = WORK / bank / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
+    path = _kept(bank, name)
     if path.exists() and not again:
         return json.loads(path.read_text())
     asked, seeds = asked_of(bank, getattr(ROWS[name], "most", None)), SEEDS.get(bank, (0, 1))
@@ -122,6 +122,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     wanted = [name for name in ROWS if any(word in name for word in given.rows)]
+    if given.rows == [""]:
+        wanted = [name for name in wanted if not name.startswith(NAMED_ONLY)]
     if not given.table:
         _say_time(given.banks, wanted)
         for bank in given.banks:
@@ -133,7 +135,7 @@ def main() -> None:
     for bank in use.names():
         ceiling, entries = use.bank_of(bank).ceiling(), []
         for name in ROWS:
-            path = WORK / bank / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
+            path = _kept(bank, name)
             if path.exists():
                 entries.append(summary(json.loads(path.read_text()), ceiling))
         beside(entries)
@@ -141,6 +143,11 @@ def main() -> None:
     write("attribution", {"question": "how faithful is each way of scoring", "metric": "mean per-query Spearman, signed",
                           "reference": REFERENCE, "bootstrap seed": 0, "banks": results})  # fmt: skip
     write_docs(results, {bank: use.bank_of(bank).meta for bank in results})
+
+
+def _kept(bank: str, name: str) -> Path:
+    """Return where a row's entry is kept."""
+    return WORK / bank / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
 
 
 def _short(entry: dict[str, Any]) -> str:
@@ -151,11 +158,7 @@ def _short(entry: dict[str, Any]) -> str:
 def _say_time(banks: list[str], wanted: list[str]) -> None:
     total = 0.0
     for bank in banks:
-        todo = [
-            name
-            for name in wanted
-            if not (WORK / bank / f"{''.join(c if c.isalnum() else '-' for c in name)}.json").exists()
-        ]
+        todo = [name for name in wanted if not _kept(bank, name).exists()]
         bench = Bench(bank, 0, asked_of(bank))
         forwards = sum(_forwards(name, len(bench.asked)) for name in todo)
         total += len(SEEDS.get(bank, (0, 1))) * bench.forward_s * forwards

@@ -93,6 +93,10 @@ class Ridge:
             found = (flat - torch.cat([rows @ inner for rows, _ in self._pieces()])) / self.weight
         return found.T.reshape(scores.shape)
 
+    def scores(self, solved: Tensor) -> Tensor:
+        """Return gᵢᵀ P g of gradients as they are from ``solved (…, N)``, the solution for tempered plain scores; float64."""
+        return torch.where(self.inverse > 0, self.size * solved / self.inverse, 0.0)
+
     def own(self) -> Tensor:
         """Return gᵢᵀ P gᵢ, ``(N,)`` float64: self-influence under P⁻¹ = GᵀG/N + λI, of tempered gradients where asked.
 

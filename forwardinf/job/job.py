@@ -185,16 +185,15 @@ class Job:
         uncertainty.
         """
         if bends and unit.of == "train" and self.keep_rule == "all":
-            floors = self.floor()
-            self._put("uncertainty", unit, {q: bend.clamp_min(float(floors[q])) for q, bend in bends.items()})
-        self._put("scores", unit, scores)  # last: the unit is done once they are there
+            self._put("uncertainty", unit, {q: bend.clamp_min(self._floor(q)) for q, bend in bends.items()})
+        self._put(unit.of, unit, scores)  # last: the unit is done once they are there
 
     def _put(self, what: str, unit: Unit, found: Mapping[int, Tensor]) -> None:
         entries = [(q, *self._kept(unit, q, numbers)) for q, numbers in found.items()]
         if self.folder is not None:
-            self.folder.write_entries(unit.name if what == "scores" else unit.name.replace("scores", what, 1), entries)
+            self.folder.write_entries(unit.name if what == unit.of else unit.beside(what), entries)
         else:
-            self.memory[unit.of if what == "scores" else what, unit.block, unit.shard] = entries
+            self.memory[what, unit.block, unit.shard] = entries
 
     def _kept(self, unit: Unit, query: int, scores: Tensor) -> tuple[Ints, Floats]:
         if unit.of == "queries":
@@ -286,16 +285,15 @@ class Job:
 
     def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return each query's noise floor in the unit of its scores."""
-        floor = self.baseline.floor
+        return np.asarray([self._floor(query) for query in range(len(self.asked))], dtype=np.float64)
+
+    def _floor(self, query: int) -> float:
+        floor, known = self.baseline.floor, self.asked[query]
         here = floor.root if self.perturbation.reading == "root" else floor.loss
+        if not self.exact:
+            return here / (known.step if self.perturbation.kind == "linear" else 1.0)
         steep = here / floor.loss if floor.loss > 0 else 1.0  # what the reading makes of a small change of a loss
-        floors = []
-        for query in self.asked:
-            if self.exact:
-                floors.append(self.plan.gradient_error * query.direction_norm * steep)
-            else:
-                floors.append(here / (query.step if self.perturbation.kind == "linear" else 1.0))
-        return np.asarray(floors, dtype=np.float64)
+        return self.plan.gradient_error * known.direction_norm * steep
 
     def _cost(self) -> dict[str, Any]:
         peak = machine.peak_bytes() - int(self.clock.get("resident_bytes", 0))

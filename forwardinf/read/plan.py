@@ -30,7 +30,11 @@ class Unit:
         """Where it goes in the run folder."""
         if self.of == "queries":
             return f"cross/b-{self.block:05d}.parquet"
-        return f"scores/b-{self.block:05d}/s-{self.shard:05d}.parquet"
+        return self.beside("scores")
+
+    def beside(self, what: str) -> str:
+        """Return where something else of the same queries and training rows goes."""
+        return f"{what}/b-{self.block:05d}/s-{self.shard:05d}.parquet"
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,7 @@ def read_whitened(
     losses = scores / weights[:, None] if same else _losses(train, queries, block, advance) * ridge.inverse
     solved = ridge.solve(scores)
     rise = (torch.tensor(squares, dtype=torch.float64) - (scores * solved).sum(1)) / ridge.damping
-    values = torch.where(ridge.inverse > 0, ridge.size * solved / ridge.inverse, 0.0)
-    return Whitened(values, rise, (crossed - solved @ losses.T) / ridge.damping)
+    return Whitened(ridge.scores(solved), rise, (crossed - solved @ losses.T) / ridge.damping)
 
 
 def sketched(
@@ -100,8 +99,7 @@ def sketched(
     solved = ridge.solve(scores)
     advance(len(responses))
     rise = (table.square().sum(1) - (scores * solved).sum(1)) / ridge.damping
-    values = torch.where(ridge.inverse > 0, ridge.size * solved / ridge.inverse, 0.0)
-    return Whitened(values, rise, (table @ rows.T - solved @ losses.T) / ridge.damping)
+    return Whitened(ridge.scores(solved), rise, (table @ rows.T - solved @ losses.T) / ridge.damping)
 
 
 def along(responses: Tensor, asked: Tensor) -> Tensor:

@@ -312,15 +312,17 @@ class Scores:
             raise SettingError("top(query=)", expected=f"a query id like {some}", got=repr(query))
         wanted = range(len(self.query_ids)) if query is None else [self.query_ids.index(query)]
         per_rise = self._per_rise() if self.signed else np.full(len(self.query_ids), np.nan)
-        over = "combine" in self.made_from  # standard errors over checkpoints, and not a bound from curvature
+        errors = (
+            self.uncertainty if "combine" in self.made_from else None
+        )  # a bound from curvature is no standard error
         parts = [(np.empty(0, np.int64),) * 3 + (np.empty(0, np.float32),)]
         sure: list[Array] = [np.empty(0)]
         for q in wanted:
             places, scores = self.entry(q)
             chosen = order(scores, places, best=best)[:k]
             parts.append((np.full(len(chosen), q), np.arange(1, len(chosen) + 1), places[chosen], scores[chosen]))
-            if self.uncertainty is not None and over:
-                sure.append(stability(scores, self.uncertainty[q, places], k, best=best))
+            if errors is not None:
+                sure.append(stability(scores, errors[q, places], k, best=best))
         query_of, rank, place, score = map(np.concatenate, zip(*parts, strict=True))
         found = pd.DataFrame({
             "query": pd.Series([self.query_ids[q] for q in query_of], dtype=object), "rank": rank,
@@ -328,7 +330,7 @@ class Scores:
             "share": score * per_rise[query_of], "baseline": self.baseline[place],
             "uncertainty": np.nan if self.uncertainty is None else self.uncertainty[query_of, place],
         }).infer_objects()  # fmt: skip
-        return found.assign(stability=np.concatenate(sure)) if self.uncertainty is not None and over else found
+        return found if errors is None else found.assign(stability=np.concatenate(sure))
 
 
 def gather(entries: Any, queries: int, size: int, kept: int | str) -> tuple[Floats | None, list[tuple[Ints, Floats]]]:

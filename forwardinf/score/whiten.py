@@ -41,8 +41,7 @@ def whitened(
         [[2.0, 4.0]]
     """
     ridge = Ridge(gram, responses=responses, damping=damping, temper=temper)
-    solved = ridge.solve(_fits(scores, ridge) * ridge.inverse)
-    return torch.where(ridge.inverse > 0, ridge.size * solved / ridge.inverse, 0.0)
+    return ridge.scores(ridge.solve(_fits(scores, ridge) * ridge.inverse))
 
 
 def _fits(scores: Tensor, ridge: Ridge) -> Tensor:

@@ -28,8 +28,8 @@ LEAST = 20
 MEMORIZED, INFLUENTIAL = 0.25, 0.15  # Feldman & Zhang 2020: what counts as memorised, and as a pair of high influence
 BLOCK = 2**24
 UNITS = {
-    "memorization": "probability of its own label, with it minus without it", "self_influence": "√nats per unit step",
-    "loss": "nats", "gradient_norm": "nats per unit step",
+    "memorization": "probability of its own label, with it minus without it", "loss": "nats",
+    "gradient_norm": "nats per unit of length",
     "influence": "probability of the query's label, with the training example minus without",
 }  # fmt: skip
 
@@ -139,8 +139,9 @@ def memorized(
     if asked is not None and test is not None:
         pairs = _pairs(others, test, feed, asked, count)
     cost = {"seconds": round(time.perf_counter() - began, 3), "examples": len(table), "ridge": others.ridge}
+    units = UNITS | {"self_influence": f"{strength.unit} per unit step"}
     return Memorized("memorized", table, "is_memorized", MEMORIZED, None, "threshold of Feldman & Zhang 2020; no rate",
-                     baselines, UNITS, feed.examples.notes, cost, pictured, pairs)  # fmt: skip
+                     baselines, units, feed.examples.notes, cost, pictured, pairs)  # fmt: skip
 
 
 def memorization(others: Without, labels: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
