@@ -1,11 +1,12 @@
 """What does each engine cost, beside one plain forward pass and beside rivals? One question, one JSON, one plot.
 
-- goals: ratios to F (eager, ordinary layout, best batch size), floor and ours in turn; the plan's estimate against what came
+- goals: ratios to F (eager, ordinary layout, best batch size), floor and ours in turn; beside each the same ratio of what was
+  multiplied, and the plan's estimate against what came
 - growth: seconds of reading against N, Q and P, by engine
 - rivals: time, memory and agreement with kronfluence, captum and dattri on one bank's model, Q = 1, 10, 100 (``RIVALS_VENV``)
 
-CPU seconds of the process by default; on a quiet machine say so (``--quiet --clock wall``). The JSON says how loaded the machine
-was. Resumable: what is there is not measured again (benchmarks/.cache/engines).
+CPU seconds of the process by default; on a quiet machine say so (``--quiet --clock wall``): the JSON says so of each part.
+Resumable: what is there is not measured again (benchmarks/.cache/engines).
 
 python benchmarks/bench_engines.py [--small] [--parts goals growth rivals] [--threads 1 2]     # 40 minutes; small: 8
 """
@@ -25,13 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from arithmetic import multiplications
 from attribution_rows import Bench
 from banks import use
 from engines_table import write_docs
 from harness import CLOCKS, MODELS, RESULTS, Clock, bare, best_setting, commit, paired, write
 from lines import plot
 from rivals.run import export
-from torch import nn
+from torch import Tensor, nn
 
 import forwardinf as fi
 from forwardinf.core.files import read_json, write_json
@@ -66,8 +68,11 @@ class Case:
         self.size = best_setting(self.model, self.inputs, self.labels, (False,))[0]
         self.folder = tempfile.TemporaryDirectory()
 
+    def forward(self) -> Tensor:
+        return bare(self.model, self.inputs, self.labels, self.size, False)
+
     def floor(self) -> float:
-        return self.clock.seconds(lambda: bare(self.model, self.inputs, self.labels, self.size, False))
+        return self.clock.seconds(self.forward)
 
     def queries(self, count: int) -> Any:
         """Examples of the same kind: changed ones of the training set."""
@@ -95,9 +100,9 @@ def counted(scores: fi.Scores) -> float:
 
 def goal(case: Case, what: str, pairs: int) -> dict[str, Any]:
     """Measure one goal: the ratio to the floor, pair by pair, and how far the plan's estimate was off."""
-    offs: list[float] = []
+    offs, each = list[float](), 8 if what.startswith("trunk") else 1
 
-    def read(count: int, engine: str, parameters: Any = None, each: int = 1) -> Callable[[], float]:
+    def read(count: int, engine: str, parameters: Any = None) -> Callable[[], float]:
         case.attribute(count, engine, parameters)  # tunes, checks, reads the baseline, fills the trunk
 
         def ours() -> float:
@@ -113,7 +118,7 @@ def goal(case: Case, what: str, pairs: int) -> dict[str, Any]:
     elif what.startswith("last layer"):
         ours = read(int(what.partition("=")[2]), "factored", LAST[case.name])
     elif what.startswith("trunk"):
-        ours = read(8, "trunk", BLOCK[case.name], each=8)
+        ours = read(each, "trunk", BLOCK[case.name])
     elif what == "self-influence":
         job = prepare_self(case.model, case.train, task=case.task, perturbation=fi.Perturbation(), ids=None, collate_fn=None,
                            options=Options(progress=False))  # fmt: skip
@@ -127,6 +132,7 @@ def goal(case: Case, what: str, pairs: int) -> dict[str, Any]:
                                                                       task=case.task, probes=count, progress=False))  # fmt: skip
 
     found = paired(case.floor, ours, pairs)
+    found["multiplications"] = round(multiplications(ours) / each / multiplications(case.forward), 3)
     if offs:
         found["plan off by"] = round(sorted(offs)[len(offs) // 2], 3)
     return {**found, "N": len(case.inputs), "goal": GOALS[case.name][what], "load": round(os.getloadavg()[0], 1)}
@@ -303,16 +309,16 @@ def main() -> None:
     print(f"about {'8' if given.small else '40'} minutes on a quiet machine; resumable", file=sys.stderr)
     clock, path = everywhere(Clock(given.clock)), RESULTS / "engines.json"
     results = json.loads(path.read_text()).get("results", {}) if path.is_file() else {}
+    how = {"clock": given.clock, "small": given.small, "quiet": given.quiet, "date": time.strftime("%Y-%m-%d")}
     if "goals" in given.parts:
-        results["goals"] = goals(clock, given.threads, given.models, given.small)
+        results["goals"] = {**how, "rows": goals(clock, given.threads, given.models, given.small)}
     if "growth" in given.parts:
-        results["growth"] = growth(clock, given.small)
+        results["growth"] = {**how, "rows": growth(clock, given.small)}
     if "rivals" in given.parts:
-        results["rivals"] = rivals(given.small)
+        results["rivals"] = {**how, "clock": "cpu", **rivals(given.small)}
         if any("score_s" in row for rows in results["rivals"]["by Q"].values() for row in rows.values()):
             drawn(results["rivals"], HERE.parent / "docs" / "engines.png")
-    write("engines", {"question": "what each engine costs", "seed": 0, "clock": given.clock, "small": given.small,
-                      "quiet": given.quiet, "results": results})  # fmt: skip
+    write("engines", {"question": "what each engine costs", "seed": 0, "results": results})
     write_docs(path)
 
 

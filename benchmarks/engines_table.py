@@ -19,24 +19,27 @@ def tables(result: dict[str, Any]) -> str:
     found, lines = result["results"], list[str]()
     if "goals" in found:
         lines += [
-            "| | N | ratio to F (median) | from, to | goal | estimate of the plan off by |",
-            "|---|---|---|---|---|---|",
+            "| | N | ratio to F (median) | from, to | goal | multiplications, ratio | estimate of the plan off by |",
+            "|---|---|---|---|---|---|---|",
         ]
-        for name, row in found["goals"].items():
+        for name, row in found["goals"]["rows"].items():
             off = f"{row['plan off by']:+.0%}" if "plan off by" in row else ""
             lines.append(
-                f"| {name} | {row['median']:.2f} | {row['min']:.2f}, {row['max']:.2f} | {row['goal']:g} | {off} |"
+                f"| {name} | {row['median']:.2f} | {row['min']:.2f}, {row['max']:.2f} | {row['goal']:g} | "
+                f"{row['multiplications']:.2f} | {off} |"
             )
+        lines += ["", _how(found["goals"])]
     if "growth" in found:
         lines += ["", "Seconds of reading, an MLP with 256 inputs (N = 1,000, Q = 10, width 128, but for what grows):", "",
                   "| | N | Q | P | forward | factored |", "|---|---|---|---|---|---|"]  # fmt: skip
         rows: dict[str, dict[str, Any]] = {}
-        for key, row in found["growth"].items():
+        for key, row in found["growth"]["rows"].items():
             rows.setdefault(key.partition(",")[0], {})[row["engine"]] = row
         for key, both in rows.items():
             one = both["forward"]
             lines.append(f"| {key} | {one['N']:,} | {one['Q']} | {one['P']:,} | {one['read_s']:.3f} | "
                          f"{both['factored']['read_s']:.3f} |")  # fmt: skip
+        lines += ["", _how(found["growth"])]
     if "rivals" in found:
         part = found["rivals"]
         told = (
@@ -59,12 +62,19 @@ def tables(result: dict[str, Any]) -> str:
             lines.append(
                 f"| {name} | " + " | ".join(times) + f" | {last['peak_bytes'] / 2**20:.0f} MiB | {agreement} |"
             )
-    small = "The small form (an eighth of the examples: what the queries themselves cost weighs eight times as much), "
-    small = small if result["small"] else ""
-    loud = "" if result["quiet"] else " The machine was not quiet: other work ran beside it."
-    lines += ["", f"{small}{result['clock']} clock, {result['machine']['processor']}, torch {result['versions']['torch']}, "
-              f"{result['date']}.{loud}"]  # fmt: skip
+        lines += ["", _how(part)]
+    lines += ["", f"{result['machine']['processor']}, torch {result['versions']['torch']}."]
     return "\n".join(lines).strip() + "\n"
+
+
+def _how(part: dict[str, Any]) -> str:
+    small = (
+        "The small form: an eighth of the examples, so that the queries' own cost weighs more. "
+        if part["small"]
+        else ""
+    )
+    beside = "nothing else ran" if part["quiet"] else "other work ran beside it"
+    return f"{small}{part['clock']} clock, {beside}, {part['date']}."
 
 
 if __name__ == "__main__":

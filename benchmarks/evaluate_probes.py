@@ -180,16 +180,15 @@ def exact(case: Case, **settings: Any) -> list[dict[str, Any]]:
 
 def exact_copies(case: Case) -> list[dict[str, Any]]:
     """The cosine of whole gradients."""
-    own = fi.self_influence(case.model, case.train, task=TASK, progress=False)
+    plain = fi.Perturbation()
+    own = fi.self_influence(case.model, case.train, task=TASK, direction=plain, progress=False)
 
     def ask(queries: Any) -> dict[str, np.ndarray]:
-        scores = fi.attribute(case.model, case.train, queries, task=TASK, engine="factored", on_bad_query="skip",
-                              progress=False)  # fmt: skip
+        scores = fi.attribute(case.model, case.train, queries, task=TASK, perturbation=plain, engine="factored",
+                              on_bad_query="skip", progress=False)  # fmt: skip
         return {"cosine": np.nan_to_num(scores.cosine(own))}
 
-    scores = fi.attribute(case.model, case.train, case.queries, task=TASK, engine="factored", on_bad_query="skip",
-                          progress=False)  # fmt: skip
-    return [{**case.judged(scores.cosine(own)), "copies": copies(case, ask)}]
+    return [{**case.judged(ask(case.queries)["cosine"]), "copies": copies(case, ask)}]
 
 
 def neighbours(case: Case, features: Any) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.plan import Plan, make_plan, shards
 from forwardinf.read.predict import misclassified
+from forwardinf.read.trunk import TrunkFiles
 from forwardinf.read.tune import tune
 from forwardinf.score.store import QUERIES, Folder, id_column, plain_ids
 from forwardinf.score.top import Ints
@@ -124,8 +125,13 @@ def prepare(
     name = digest(key, None if chosen is None else list(read_rows)) if key is not None and cache is not None else None
     path = cache / "baselines" / f"{name}.safetensors" if name is not None and cache is not None else None
     known = load_baseline(path)
+    trunks = cache / "trunks" / digest(key) if key is not None and cache is not None else None
     if not kept:
         plan = replace(plan, baseline="read" if known is None else "cached")
+        if plan.engine == "trunk" and trunks is not None:
+            there = TrunkFiles(trunks / plan.cut).count(plan.batch_size)
+            plan = replace(plan, trunk_rows=min(there * plan.batch_size, len(rows)))
+            plan = replace(plan, considered={**plan.considered, "trunk": round(plan.seconds["reading"], 4)})
 
     floor = known.floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
     asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
@@ -161,7 +167,7 @@ def prepare(
     if block is not None and all(query.usable for query in asked):  # what checking has made need not be made again
         job._block = tuple(range(len(names))), block
     pusher.take = None
-    job.trunk_folder = cache / "trunks" / digest(key) if key is not None and cache is not None else None
+    job.trunk_folder = trunks
     if not dry:
         if not kept:
             job.settle_rises()

@@ -64,6 +64,7 @@ class Plan:
         fit_seconds: Expected, of the direction's fit, likewise.
         cut: Trunk: the module at whose inputs the rest begins.
         trunk_bytes: Trunk: what is kept on disk, about.
+        trunk_rows: Trunk: how many rows' are kept already.
         rest_seconds_per_row: Trunk: of the rest of a forward, measured.
         considered: Expected seconds of directions and reading by each engine that was looked at.
         why: Why this engine.
@@ -91,6 +92,7 @@ class Plan:
     fit_seconds: float = 0.0
     cut: str = ""
     trunk_bytes: int = 0
+    trunk_rows: int = 0
     rest_seconds_per_row: float = 0.0
     considered: dict[str, float] = field(default_factory=dict)
     why: str = ""
@@ -115,8 +117,8 @@ class Plan:
         """Expected seconds: of the fit, the queries, the baseline, the queries' directions, the readings, and in all."""
         baseline = 0.0 if self.baseline == "cached" else self.rows * self.seconds_per_row
         reading = self.forwards * (self.pass_seconds_per_row if self.exact else self.seconds_per_row)
-        if self.engine == "trunk":  # the first reading is a whole one
-            first = min(self.rows, self.forwards)
+        if self.engine == "trunk":  # what is not kept yet is a whole forward in the first reading
+            first = min(max(self.rows - self.trunk_rows, 0), self.forwards)
             reading = first * self.seconds_per_row + (self.forwards - first) * self.rest_seconds_per_row
         found = {"fit, unless kept": self.fit_seconds, "queries": self.query_seconds, "baseline": baseline,
                  "directions": self.direction_seconds, "reading": reading}  # fmt: skip

@@ -50,6 +50,10 @@ class TrunkFiles:
                             got=f"{free / 2**30:.1f} GiB free",
                             do="Set cache_dir= to another disk, or read with engine='forward'.")  # fmt: skip
 
+    def count(self, size: int) -> int:
+        """Return how many batches of this size are there."""
+        return sum(1 for _ in (self.folder / str(size)).glob("b-*.safetensors"))
+
     def load(self, size: int, number: int, device: torch.device) -> Kept | None:
         """Return what is kept of a batch, or None. A damaged file counts as none, and is removed."""
         path = self._path(size, number)

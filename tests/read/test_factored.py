@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from cases import NAMES, QUERIES, ROWS, attribute, batch_of, case, feed, gradient
+from cases import NAMES, QUERIES, ROWS, Case, attribute, batch_of, case, feed, gradient
 from close import assert_close, assert_within
 from torch import nn
 
 import forwardinf as fi
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.per_example import per_example_gradients
-from forwardinf.read.support import unsupported
+from forwardinf.read.support import _watched, unsupported
 
 EXACT = "float64, the same products in another order"
 
@@ -198,6 +198,38 @@ def test_gradients_that_are_wrong_are_found_out(monkeypatch):
     factors = Outer.factors
     monkeypatch.setattr(Outer, "factors", lambda self: (factors(self)[0] * 1.001, factors(self)[1]))
     assert "differ from autograd's" in unsupported(feed(given), parameters, range(ROWS)).reason
+
+
+class Kinked(nn.Module):
+    """Its first hidden unit stands at its kink for an input of zeros: in a batch it falls to the other side."""
+
+    def __init__(self, mixed=0.0):
+        super().__init__()
+        self.body, self.head, self.mixed = nn.Linear(3, 50), nn.Linear(50, 2), mixed
+        with torch.no_grad():
+            self.body.bias[0] = 0.0
+            self.head.weight[:, 0] *= 0.05
+
+    def forward(self, x):
+        hidden = torch.relu(self.body(x) + (1e-9 if len(x) > 1 else -1e-9))
+        return self.head(hidden + self.mixed * hidden.mean(0))
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.01])
+def test_a_unit_at_its_kink_is_no_wrong_gradient_but_examples_that_see_one_another_are(mixed):
+    torch.manual_seed(0)
+    train = torch.randn(16, 3), torch.arange(16) % 2
+    given = Case("kinked", Kinked(mixed), train, train, fi.Classification())
+    given.train[0][0] = 0.0
+    parameters = dict(given.model.named_parameters())
+    found = unsupported(feed(given), parameters, range(16))
+    if mixed:
+        assert "differ from" in found.reason
+        return
+    assert found.reason == ""
+    assert found.error < 1e-5  # the kink counts as no rounding
+    together, alone = (_watched(feed(given), parameters, [0, 1], size)[0]["body.bias"][0] for size in (2, 1))
+    assert together[0] != 0 == alone[0]  # or nothing was tested
 
 
 def test_auto_takes_one_pass_for_many_queries():
