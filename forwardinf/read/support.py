@@ -6,6 +6,7 @@ noise floor is made of.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -141,7 +142,7 @@ def _compared(
 
 
 def _whole(apart: dict[str, float]) -> float:
-    return sum(error**2 for error in apart.values()) ** 0.5
+    return math.hypot(*apart.values())
 
 
 def _apart(found: dict[str, Tensor], gradient: dict[str, Tensor], name: str, at: int) -> float:
