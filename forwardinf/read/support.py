@@ -131,7 +131,9 @@ def _compared(
         if out_of_memory(error):
             return Support("not enough memory for a few gradients")
         return Support(f"autograd has no gradient of one example's loss: {error}")
-    if int(kinked.sum()) > max(1, len(sample) // 4):  # a kink is rare: this is the examples of a batch seeing one another
+    if int(kinked.sum()) > max(
+        1, len(sample) // 4
+    ):  # a kink is rare: this is the examples of a batch seeing one another
         return Support("gradients in a batch differ from those of single examples")
     if not largest:
         return Support("no gradient reaches the parameters that move")
