@@ -1,6 +1,6 @@
 """Fact tracing on WebNLG: which texts taught a small decoder a fact, beside lexical search, hidden states and gradients.
 
-    python benchmarks/evaluate_trace.py          about 20 minutes on one core, and an hour more where the decoder must be trained
+    python benchmarks/evaluate_trace.py          about 70 minutes on one core, and half an hour more to train the decoder once
 
 Protocol of FTRACE (Akyürek et al. 2022): for each question the candidates are its proponents, BM25's first 100 (answer filled
 in), 100 texts with the same object and 100 at random; texts with another fact about the same two entities are left out.
@@ -36,7 +36,22 @@ from forwardinf.use.texts import answer_row
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 TUNE, MOST, WRONG = 200, 300, 200
-HOW = ("dot", "cosine", "whitened", "unit-whitened")
+GRADIENTS = (  # row, how gradients are compared, what they are of, over all checkpoints
+    ("gradient dot", "dot", "loss", False),
+    ("gradient cosine", "cosine", "loss", False),
+    ("TracIn: gradient dot, 3 checkpoints", "dot", "loss", True),
+    ("whitened, by the loss", "whitened", "loss", False),
+    ("unit-whitened, by the loss", "unit-whitened", "loss", False),
+    ("unit-whitened, by the root", "unit-whitened", "root", False),
+    ("gradient cosine, by the margin", "cosine", "margin", False),
+    ("whitened", "whitened", "margin", False),
+    ("unit-whitened", "unit-whitened", "margin", False),
+    ("unit-whitened, 3 checkpoints", "unit-whitened", "margin", True),
+)
+PUSHES = {  # by fi.attribute, whole gradients or forward passes; the first questions only
+    "EK-FAC": fi.Perturbation("ekfac", fit_examples=2000), "hold": fi.Perturbation("hold"),
+    "forward passes: ascent, rise .5": fi.Perturbation(rise=0.5),
+}  # fmt: skip
 WEIGHTS, CONSTANTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), (1.0, 3.0, 10.0, 30.0, 60.0)
 
 
@@ -86,8 +101,8 @@ def measured(scores: Sequence[Array], chosen: Sequence[Array], asked: Sequence[Q
     return {name: np.asarray(values) for name, values in found.items()}
 
 
-def rankings(model: Trained, asked: Sequence[Question], chosen: list[Array], lexical: dict[str, Array], checkpoints: bool,
-             forward: int) -> tuple[dict[str, list[Array]], dict[str, dict[str, float]]]:  # fmt: skip
+def rankings(model: Trained, asked: Sequence[Question], chosen: list[Array], lexical: dict[str, Array],
+             pushed: int) -> tuple[dict[str, list[Array]], dict[str, dict[str, float]]]:  # fmt: skip
     """Return each method's scores of each question's candidates, and what it cost."""
     draw = np.random.default_rng(0)
     found = {"random": [draw.random(len(places)) for places in chosen]}
@@ -100,20 +115,18 @@ def rankings(model: Trained, asked: Sequence[Question], chosen: list[Array], lex
     settings: dict[str, Any] = {"tokenizer": model.tokenizer, "answers": [question.answer for question in asked], "spans": 0,
                                 "baselines": False, "k": 10, "progress": False, "cache_dir": cache_folder()}  # fmt: skip
     prompts = [question.prompt for question in asked]
-    for earlier in (None, model.checkpoints[:-1]) if checkpoints else (None,):
-        for how in HOW:
-            name = f"gradient {how}" if how in ("dot", "cosine") else how
-            name += "" if earlier is None else f", {1 + len(earlier)} checkpoints"
-            traced = fi.trace(model.model, model.texts, prompts, how=how, checkpoints=earlier, **settings)
-            found[name], costs[name] = _of(traced.scores.values, chosen), dict(traced.cost)
-            print(name, traced.cost, flush=True)
-    put(model.model, model.checkpoints[-1])
-    for name, rule in (("forward, rise .5", fi.Perturbation(rise=0.5)),) if forward else ():
-        few = {**settings, "answers": settings["answers"][:forward]}
+    for name, how, reading, every in GRADIENTS:
+        traced = fi.trace(model.model, model.texts, prompts, how=how, reading=reading,
+                          checkpoints=model.checkpoints[:-1] if every else None, **settings)  # fmt: skip
+        put(model.model, model.checkpoints[-1])
+        found[name], costs[name] = _of(traced.scores.values, chosen), dict(traced.cost)
+        print(name, traced.cost, flush=True)
+    for name, rule in PUSHES.items() if pushed else ():
+        few = {**settings, "answers": settings["answers"][:pushed]}
         traced = fi.trace(
-            model.model, model.texts, prompts[:forward], perturbation=rule, candidates=chosen[:forward], **few
+            model.model, model.texts, prompts[:pushed], perturbation=rule, candidates=chosen[:pushed], **few
         )
-        found[name], costs[name] = _of(traced.scores.values, chosen[:forward]), dict(traced.cost)
+        found[name], costs[name] = _of(traced.scores.values, chosen[:pushed]), dict(traced.cost)
         print(name, traced.cost, flush=True)
     return found, costs
 
@@ -184,7 +197,7 @@ def table(found: dict[str, list[Array]], chosen: list[Array], asked: Sequence[Qu
     return lines
 
 
-def main(checkpoints: bool, forward: int, most: int) -> None:
+def main(pushed: int, most: int) -> None:
     """Run the evaluation."""
     model, everything = trained(), questions()
     right = known(model, everything)
@@ -199,13 +212,13 @@ def main(checkpoints: bool, forward: int, most: int) -> None:
     lexical_s = (time.perf_counter() - began) / len(asked)
     lexical["BM25, filled"] = np.stack([index.scores(f"{question.prompt} {question.answer}") for question in asked])
     chosen = candidates(asked, lexical["BM25, filled"])
-    # forward readings cost by the question: those that are reported come first
+    # pushes cost by the question: those that are reported come first
     order = [*range(TUNE, len(sure)), *range(TUNE), *range(len(sure), len(asked))]
     asked, chosen = [asked[at] for at in order], [chosen[at] for at in order]
     lexical = {name: values[order] for name, values in lexical.items()}
     test = list(range(len(sure) - TUNE))
     tune = list(range(len(test), len(sure)))
-    found, costs = rankings(model, asked, chosen, lexical, checkpoints, forward)
+    found, costs = rankings(model, asked, chosen, lexical, pushed)
     settings = fusions(found, chosen, asked, tune)
     result = {
         "model": model.name, "parameters": sum(p.numel() for p in model.model.parameters()), "texts": len(model.texts),
@@ -223,12 +236,8 @@ def main(checkpoints: bool, forward: int, most: int) -> None:
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser()
-    options.add_argument(
-        "--checkpoints", action="store_true", help="also over two earlier checkpoints: 10 minutes more"
-    )
-    options.add_argument(
-        "--forward", type=int, default=0, help="read so many questions' candidates by forward passes too"
-    )
+    options.add_argument("--pushed", type=int, default=60, help="questions of the rows that need whole gradients")
     options.add_argument("--most", type=int, default=MOST, help="questions that are reported")
     given = options.parse_args()
-    main(given.checkpoints, given.forward, given.most)
+    torch.set_num_threads(1)
+    main(given.pushed, given.most)

@@ -81,7 +81,7 @@ class Size:
 
 
 MINUTES = {"removal": 30, "timesteps": 4, "customised": 30, "conditioned": 12}
-REMOVED_BY = (r.PIXELS, r.UNIT, r.OWN)
+REMOVED_BY = (r.PIXELS, r.COSINE, r.UNIT, r.HOLD, r.ABU)
 
 
 def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -42,9 +42,11 @@ from forwardinf.use.texts import answer_row
 WORK = Path(__file__).parent / ".cache" / "trace-removal"
 RANDOM, TRUE = "random", "labelled as stating it"
 MASKED, FILLED = "BM25, masked", "BM25, filled"
-COSINE, OURS, FUSED = "gradient cosine", "unit-whitened", "unit-whitened + BM25, masked"
+COSINE, LOSS, OURS = "gradient cosine", "unit-whitened, by the loss", "unit-whitened"
+FUSED = "unit-whitened + BM25, masked"
+GRADIENTS = {COSINE: ("cosine", "loss"), LOSS: ("unit-whitened", "loss"), OURS: ("unit-whitened", "margin")}
 
-ROWS = (TRUE, MASKED, FILLED, COSINE, OURS, FUSED)
+ROWS = (TRUE, MASKED, FILLED, COSINE, LOSS, OURS, FUSED)
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,13 @@ class Size:
     texts: int = 700
     lexical: int = 10  # of each fact, its nearest texts by words
     removed: int = 10  # of each fact
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     vocabulary: int = 1024
     width: int = 96
     layers: int = 2
     heads: int = 4
     epochs: int = 7
-    rows: tuple[str, ...] = (MASKED, FILLED, OURS)
+    rows: tuple[str, ...] = (TRUE, MASKED, FILLED, LOSS, OURS)
 
     def recipe(self, seed: int) -> Recipe:
         return Recipe(self.vocabulary, self.width, self.layers, self.heads, self.epochs, batch=32, lr=3e-3, warmup=60,
@@ -149,9 +151,9 @@ def named(bench: Bench) -> dict[str, list[frozenset[int]]]:
         FILLED: np.stack([index.scores(f"{q.prompt} {q.answer}") for q in bench.asked]),
     }
     prompts, answers = [q.prompt for q in bench.asked], [q.answer for q in bench.asked]
-    for name, how in ((COSINE, "cosine"), (OURS, "unit-whitened")):
-        traced = fi.trace(model, bench.texts, prompts, answers=answers, tokenizer=bench.tokenizer, how=how, spans=0,
-                          max_length=LONGEST, baselines=False, progress=False)  # fmt: skip
+    for name, (how, reading) in GRADIENTS.items():
+        traced = fi.trace(model, bench.texts, prompts, answers=answers, tokenizer=bench.tokenizer, how=how, reading=reading,
+                          spans=0, max_length=LONGEST, baselines=False, progress=False)  # fmt: skip
         scores[name] = np.asarray(traced.scores.values, dtype=np.float64)
     scores[FUSED] = np.stack(
         [reciprocal([a, b], [1.0, 1.0]) for a, b in zip(scores[OURS], scores[MASKED], strict=True)]

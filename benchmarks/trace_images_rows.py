@@ -20,7 +20,7 @@ from forwardinf.perturb.select import select
 from forwardinf.use.diffusion import DAMPING as WHITENING
 from forwardinf.use.diffusion import unlearning
 from forwardinf.use.responses import unit
-from forwardinf.use.sketch import Sketcher, compared
+from forwardinf.use.sketch import WIDER, Sketcher, compared
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 CPU = torch.device("cpu")
@@ -87,7 +87,9 @@ def sketched(model: nn.Module, task: fi.Diffusion, data: Any, *, noise: str = "s
     task = task.varied(noise=noise)
     rows = examples(data, task_collate=task.collate)
     with borrowed(model):
-        return Sketcher(select(model, None)).rows(Feed(model, task, rows, CPU, seed=seed), range(len(rows)), 32)
+        return Sketcher(select(model, None), side=WIDER[0]).rows(
+            Feed(model, task, rows, CPU, seed=seed), range(len(rows)), 32
+        )
 
 
 def by_gradients(train: Tensor, queries: Tensor, fit: Tensor | None = None) -> dict[str, Array]:

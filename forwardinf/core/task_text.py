@@ -229,7 +229,10 @@ class Seq2Seq(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum over each answer's counted tokens, ``(B,)``."""
-        return self.token_losses(model, batch).sum(1)
+        return self._summed(batch, self.token_losses(model, batch))
+
+    def _summed(self, _batch: Batch, each: Tensor) -> Tensor:
+        return each.sum(1)
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of every token of the answers, ``(B, T)`` float64; 0 where it is not counted."""

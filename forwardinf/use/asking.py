@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from forwardinf.core.examples import Batch, Id, examples
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, model_digest
 from forwardinf.core.progress import progress
+from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task_text import CausalLM, Seq2Seq
 from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
@@ -38,8 +39,17 @@ FIT = 2000  # rows beside the candidates that whitening learns from
 SPANS_BY = Perturbation(rise=0.5, two_sided=True)  # half a nat for each token of the answer
 
 
+READINGS = {"loss": 0.0, "root": 0.5, "margin": 1.0}  # by which power of 1/(1 − p) a token's gradient counts
+
+
 class _Weighted:
-    """A language task whose query rows carry a weight: a contrast is an answer less the mean of its wrong ones."""
+    """A language task whose query rows carry a weight: a contrast is an answer less the mean of its wrong ones.
+
+    Attributes:
+        reading: What gradients are of, token by token; one of :data:`READINGS`.
+    """
+
+    reading = "loss"
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run the model; the weight is none of its business."""
@@ -48,6 +58,15 @@ class _Weighted:
     def measure(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the weighted measurement."""
         found: Tensor = super().measure(model, batch)  # type: ignore[misc]
+        return self._weighted(batch, found)
+
+    def read(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what has each row's gradient as it is read: of its tokens' losses, of their roots, or of minus their margins."""
+        each: Tensor = self.token_losses(model, batch)  # type: ignore[attr-defined]
+        read: Tensor = self._summed(batch, each * slope(each.detach(), READINGS[self.reading]))  # type: ignore[attr-defined]
+        return self._weighted(batch, read)
+
+    def _weighted(self, batch: Batch, found: Tensor) -> Tensor:
         return found * batch["weight"].to(found) if isinstance(batch, Mapping) and "weight" in batch else found
 
 
@@ -72,7 +91,7 @@ class Asking:
 
     def __init__(
         self, model: nn.Module, options: Options, train: Any, tokenizer: Any, text: str | tuple[str, str],
-        documents: str | int | None, max_length: int | None, ids: Any, globs: tuple[str, ...] | None,
+        documents: str | int | None, max_length: int | None, ids: Any, globs: tuple[str, ...] | None, reading: str,
     ) -> None:  # fmt: skip
         self.model, self.options, self.tokenizer = model, options, tokenizer
         self.notes: list[str] = []
@@ -83,6 +102,7 @@ class Asking:
         if self.both and documents is not None:
             raise SettingError("documents=", expected="packed rows of a decoder", got="an encoder-decoder")
         self.task: Any = AskedSeq2Seq(pad) if self.both else AskedCausalLM(documents=documents, pad_token_id=pad)
+        self.task.reading = reading
         self.texts = Texts(train, tokenizer, text, self.both, max_length)
         self._check_lengths()
         rows = open_examples(self.texts.data, "train", self.task, None, options)
@@ -225,8 +245,7 @@ class Asking:
         index = kept_rows(file, lambda: self._sketched(sketcher, places))
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
-        ask: Callable[[nn.Module, Batch], Tensor] = lambda model, batch: -self.queries.task.measure(model, batch)  # noqa: E731
-        each = sketcher.rows(self.queries, range(len(self.rows)), 1, ask)
+        each = sketcher.rows(self.queries, range(len(self.rows)), 1, self.queries.task.read)
         joined = torch.stack([each[members].mean(0) for members in self.members])
         for name, length in zip(self.names, joined.norm(dim=1).tolist(), strict=True):
             if not 0 < length < float("inf"):
@@ -246,7 +265,7 @@ class Asking:
             order = self._order(places.tolist())
             back = {place: at for at, place in enumerate(places.tolist())}
             with progress("gradients", len(order), self.options.progress) as advance:
-                rows = sketcher.rows(self.train, order, self.batch_size, None, advance)
+                rows = sketcher.rows(self.train, order, self.batch_size, self.task.read, advance)
             found[torch.tensor([back[place] for place in order])] = rows
             return found
         units = [self.unit(int(place)) for place in places]
@@ -254,9 +273,10 @@ class Asking:
             for number in sorted({unit.number for unit in units}):
                 at = [place for place, unit in enumerate(units) if unit.number == number]
                 feed = copy.copy(self.train)
-                object.__setattr__(feed, "task", self.task.nth(number))
+                task = self.task.nth(number)
+                object.__setattr__(feed, "task", task)
                 object.__setattr__(feed, "examples", _one_each(self.train.examples))
-                found[at] = sketcher.rows(feed, [units[place].row for place in at], self.batch_size, None, advance)
+                found[at] = sketcher.rows(feed, [units[place].row for place in at], self.batch_size, task.read, advance)
         return found
 
     def read(

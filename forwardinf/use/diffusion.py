@@ -27,7 +27,7 @@ from forwardinf.perturb.select import select
 from forwardinf.score.scores import Scores
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.responses import unit
-from forwardinf.use.sketch import HOW, Sketcher, compared, kept_rows, place_of, silent
+from forwardinf.use.sketch import HOW, Sketcher, compared, kept_rows, place_of, silent, widest
 from forwardinf.use.traced import Traced, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,7 +35,7 @@ KEYS_AND_VALUES = ("*attn2.to_k.weight", "*attn2.to_v.weight")  # diffusers' cro
 FIT = 2000  # images beside the candidates that whitening learns from
 FLIPS = ("none", "max")
 DAMPING = (
-    3.0  # λN as a multiple of mean‖gᵢ‖²: denoisers' gradients are noisier than those of text (docs/trace-images.md)
+    10.0  # λN as a multiple of mean‖gᵢ‖²: denoisers' gradients are noisier than those of text (docs/trace-images.md)
 )
 TABLE = ["image", "rank", "train", "score", "share", "pixel_similarity"]
 
@@ -120,7 +120,7 @@ def trace_images(
         candidates: ``(Q, K)`` positions, or ``{image id: ids}``: only those are scored.
         how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
         perturbation: Instead of ``how``: ``"unlearning"``, or any :class:`Perturbation`.
-        damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖²; default 3.
+        damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖²; default 10.
         flips: ``"max"``: the larger of the scores of a training image and of its mirror image. (The mean over both is the
             task's own ``flips="mean"``.)
         checkpoints: Earlier states of the model: scores are the mean over it and them.
@@ -266,7 +266,7 @@ class _Job:
         asked = self.images.task
         if isinstance(view, Diffusion) and isinstance(asked, Diffusion) and view.noise == "auto":
             view, asked = view.varied(noise="shared"), asked.varied(noise="shared")
-        sketcher = Sketcher(self.parameters, seed=self.options.seed)
+        sketcher = Sketcher(self.parameters, side=widest(self.parameters, len(places)), seed=self.options.seed)
         cache, file = self.options.cache, None
         if cache is not None:
             file = place_of(cache, model_digest(self.model), self.digest, code_digest(view), sorted(self.parameters),

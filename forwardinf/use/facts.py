@@ -18,7 +18,7 @@ from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
 from forwardinf.job.options import Options, as_perturbation
 from forwardinf.score.scores import Scores
-from forwardinf.use.asking import Asking
+from forwardinf.use.asking import READINGS, Asking
 from forwardinf.use.fuse import as_fusion, reciprocal
 from forwardinf.use.sketch import HOW
 from forwardinf.use.traced import Traced, ranked
@@ -44,6 +44,7 @@ def trace(
     contrast: Sequence[Any] | None = None,
     fuse: Any = None,
     how: str | None = None,
+    reading: str | None = None,
     perturbation: Perturbation | str | Mapping[str, Any] | None = None,
     damping: float | None = None,
     per_token: bool = False,
@@ -65,8 +66,9 @@ def trace(
     """Rank training documents by how much they support each answer; positive = proponent.
 
     By default every document's gradient is sketched once (kept in ``cache_dir``), at length one, and the answer's gradient
-    is compared with all of them, whitened by how the documents answer one another. A learned fact has almost no gradient;
-    its direction is what counts here. A ``perturbation`` is read by forward passes instead, as :func:`attribute` does.
+    is compared with all of them, whitened by how the documents answer one another. What is known has almost no loss left,
+    and its loss no gradient: gradients are of every token's margin log p/(1 − p), in which what was learnt well counts as much
+    as what was not. A ``perturbation`` is read by forward passes instead, as :func:`attribute` does.
 
     Cost: about 3 F once for the sketches, 1 F for the hidden-state baseline, then one gradient for each question and a
     solve with a few thousand unknowns. Memory: about 18 kB for each document of a four-layer decoder.
@@ -87,6 +89,7 @@ def trace(
         contrast: Wrong answers, a text or a list for each question: asked is the answer's log-probability less their mean.
         fuse: ``"bm25"``: rank by reciprocal ranks of the score and of BM25 (answer filled in); a number: BM25's weight.
         how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
+        reading: What they are gradients of, token by token: ``"margin"`` (default), ``"loss"``, or ``"root"`` between the two.
         perturbation: Instead of ``how``: any :class:`Perturbation` (``rise=``, ``length=``, a preset's name).
         damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖².
         per_token: Divide scores by the document's counted tokens.
@@ -118,15 +121,21 @@ def trace(
     began = time.perf_counter()
     if how is not None and perturbation is not None:
         raise SettingError("trace()", expected="one of how and perturbation", got="both", do="Keep one.")
+    if reading is not None and perturbation is not None:
+        raise SettingError("trace()", expected="one of reading and perturbation", got="both",
+                           do="A perturbation is read by losses.")  # fmt: skip
     if how is not None and how not in HOW:
         raise choose("trace(how=)", how, HOW)
+    if reading is not None and reading not in READINGS:
+        raise choose("trace(reading=)", reading, tuple(READINGS))
+    reading = reading or "margin"
     if k < 1 or spans < 0:
         raise SettingError("trace(k=, spans=)", expected="k ≥ 1 and spans ≥ 0", got=f"{k}, {spans}")
     fusion = as_fusion(fuse)
     options = Options(batch_size=batch_size, device=device, cache_dir=cache_dir, progress=progress, seed=seed)
     globs = tuple([parameters] if isinstance(parameters, str) else parameters) if parameters is not None else None
     with borrowed(model):
-        job = Asking(model, options, train, tokenizer, text, documents, max_length, ids, globs)
+        job = Asking(model, options, train, tokenizer, text, documents, max_length, ids, globs, reading)
         job.ask(questions, answers, span, contrast, new_tokens, question_ids)
         stage = candidates if isinstance(candidates, str) else None
         if stage is not None and stage not in STAGES:
@@ -146,14 +155,14 @@ def trace(
             own = own / np.asarray([sum(label != -100 for label in question.row["labels"]) for question in job.asked])
         scores = Scores.from_array(
             values, ids=job.train.examples.ids, query_ids=job.names, rise=own,
-            unit=None if perturbation is None and how in (None, "unit-whitened", "cosine") else "nats",
+            unit="nats" if perturbation is not None or (how in ("dot", "whitened") and reading == "loss") else None,
             kind="linear" if perturbation is None else as_perturbation(perturbation).kind,
         )  # fmt: skip
         table = _table(scores, free, fusion, k)
         moved = job.spans(table, spans, perturbation) if spans else None
         return Traced(
             use="trace", table=table, baselines=_baselines(scores, free, k), scores=scores, spans=moved,
-            how=(how or HOW[0]) if perturbation is None else str(as_perturbation(perturbation)), notes=job.notes,
+            how=f"{how or HOW[0]}, {reading}" if perturbation is None else str(as_perturbation(perturbation)), notes=job.notes,
             cost=job.cost(time.perf_counter() - began),
             shown=job.shown(table),
         )  # fmt: skip

@@ -33,6 +33,8 @@ from forwardinf.use.responses import unit
 
 Ask = Callable[[nn.Module, Batch], Tensor]
 SIDE = 16  # numbers that each side of a weight is projected to
+WIDER = (64, 32)  # where there is room: what one sketch does not see is noise in every score
+ROOM = 2**30  # bytes of all rows
 DAMPING = {"unit-whitened": 0.02, "whitened": 0.2}  # λN as a multiple of mean‖gᵢ‖²
 HOW = ("unit-whitened", "whitened", "cosine", "dot")
 CONVOLVE = {1: F.conv1d, 2: F.conv2d}
@@ -135,6 +137,23 @@ class Sketcher:
             return torch.einsum("bot,bit->boi", back, seen)
         whole = use.gradient().float()
         return torch.einsum("bxy,xo,yi->boi", whole.reshape(len(whole), len(one), -1), one, other)
+
+
+def widest(parameters: Mapping[str, nn.Parameter], rows: int, room: int = ROOM) -> int:
+    """Return the widest side at which so many rows' sketches take ``room`` bytes at most, 16 where none does.
+
+    Example:
+        >>> [widest(dict(nn.Linear(100, 100).named_parameters()), rows) for rows in (2000, 10**6)]
+        [64, 16]
+    """
+    for side in WIDER:
+        numbers = sum(
+            min(len(p), side) * min(p[0].numel(), side) if p.ndim > 1 else min(p.numel(), 4 * side)
+            for p in parameters.values()
+        )
+        if 4 * numbers * rows <= room:
+            return side
+    return SIDE
 
 
 def kept_rows(path: Path | None, make: Callable[[], Tensor]) -> Tensor:

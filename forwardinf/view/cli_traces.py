@@ -50,6 +50,9 @@ Stage = Annotated[
 ]
 Fuse = Annotated[str | None, typer.Option(help="bm25, or BM25's weight: rank by reciprocal ranks of both.")]
 How = Annotated[str | None, typer.Option(help="unit-whitened (default), whitened, cosine or dot.")]
+Reading = Annotated[
+    str | None, typer.Option(help="Of what gradients are, token by token: margin (default), root or loss.")
+]
 Forward = Annotated[
     str | None, typer.Option("--perturbation", help="In place of --how: a preset, read by forward passes.")
 ]
@@ -71,10 +74,11 @@ Columns = Annotated[str, typer.Option(help="With --pipeline: the columns of imag
 def trace(
     model: ModelArg, data: DataArg, prompt: Prompts = None, answer: Answers = None, questions: Questions = None,
     tokenizer: Tokenizer = None, span: Span = None, text: Text = "text", documents: Documents = None,
-    candidates: Stage = None, fuse: Fuse = None, how: How = None, perturbation: Forward = None, weights: Weights = None,
-    weights_key: WeightsKey = None, model_option: ModelOption = None, data_option: DataOption = None, ids: Ids = None,
-    max_length: Longest = None, spans: Marked = 3, keep: Kept = 20, batch_size: BatchSize = "auto", seed: Seed = 0,
-    k: Rows = 5, out: Saved = None, report: Page = None, as_json: Json = False,
+    candidates: Stage = None, fuse: Fuse = None, how: How = None, reading: Reading = None, perturbation: Forward = None,
+    weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
+    data_option: DataOption = None, ids: Ids = None, max_length: Longest = None, spans: Marked = 3, keep: Kept = 20,
+    batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None, report: Page = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Which training text taught the model this?"""
     from forwardinf.view.execute_traces import run_trace
@@ -84,7 +88,8 @@ def trace(
     )
     found = run_trace(
         config, questions, prompt, answer, tokenizer=tokenizer or model, span=span, text=text, documents=documents,
-        candidates=candidates, fuse=fuse, how=how, perturbation=perturbation, max_length=max_length, spans=spans, k=keep,
+        candidates=candidates, fuse=fuse, how=how, reading=reading, perturbation=perturbation, max_length=max_length,
+        spans=spans, k=keep,
     )  # fmt: skip
     _traced(found, k, out, report, as_json)
 

@@ -12,7 +12,10 @@ import forwardinf as fi
 from forwardinf.core.examples import examples
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import model_digest
+from forwardinf.core.losses import margin_of
+from forwardinf.core.root import root
 from forwardinf.core.task import as_task
+from forwardinf.use.asking import AskedCausalLM
 from forwardinf.use.fuse import ranks, reciprocal
 from forwardinf.use.lexical import available
 from forwardinf.use.sketch import Sketcher, compared
@@ -80,6 +83,24 @@ def test_scores_are_those_of_whole_gradients_where_nothing_is_projected(how):
     small = {name: p for name, p in model.named_parameters() if p.requires_grad}
     got = compared(*_whole(model, small, rows, asked), how)[0][0]
     assert_close(got, want, rtol=2e-3, why="gradients in float32, a solve with condition about 1e3")
+
+
+@pytest.mark.parametrize(
+    ("reading", "of"), [("loss", lambda loss: loss), ("root", root), ("margin", lambda loss: -margin_of(loss))]
+)
+def test_readings_are_gradients_of_losses_of_roots_and_of_margins(reading, of):
+    model, task = decoder(), AskedCausalLM(pad_token_id=1)
+    task.reading = reading
+    one, other = tokenizer()(texts()[:2])["input_ids"]
+    rows = [{"input_ids": one, "weight": 1.0}, {"input_ids": other, "weight": -0.5}]
+    batch = task.collate(rows)
+    got = torch.autograd.grad(task.read(model, batch).sum(), list(model.parameters()))
+    each = task.token_losses(model, batch)
+    counted = each > 0
+    told = torch.where(counted, of(torch.where(counted, each, 1.0)), 0.0).sum(1)
+    want = torch.autograd.grad((told * batch["weight"].double()).sum(), list(model.parameters()))
+    for one, other in zip(got, want, strict=True):
+        assert_close(one, other, rtol=1e-4, why="float32 through the same backward")
 
 
 def _whole(model, parameters, rows, asked):
@@ -275,6 +296,7 @@ def test_what_is_saved_can_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "error", "told"),
     [({"how": "best"}, fi.SettingError, "how"), ({"how": "dot", "perturbation": "linear"}, fi.SettingError, "one of"),
+     ({"reading": "odds"}, fi.SettingError, "reading"), ({"reading": "loss", "perturbation": "linear"}, fi.SettingError, "one"),
      ({"answers": ["quito", "rome"]}, fi.DataError, "answers"), ({"span": "rome"}, fi.SettingError, "span"),
      ({"candidates": "near"}, fi.Error, "candidates"), ({"k": 0}, fi.SettingError, "k ≥ 1"),
      ({"answers": [""]}, fi.DataError, "text"), ({"tokenizer": None}, fi.SettingError, "tokenizer")],
