@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from forwardinf.core import machine
+from forwardinf.core.directions import Directions
 from forwardinf.core.examples import Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import write_json
@@ -27,7 +28,6 @@ from forwardinf.job.options import Options
 from forwardinf.perturb.push import Pusher, Query
 from forwardinf.read.baseline import Baseline
 from forwardinf.read.cut import Cut, find_cut
-from forwardinf.read.directions import Directions
 from forwardinf.read.engine import Engine
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine

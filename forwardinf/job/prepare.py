@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core import machine
+from forwardinf.core.directions import Directions
 from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.examples import Collate, Examples, Id
 from forwardinf.core.feed import Feed
@@ -30,14 +31,13 @@ from forwardinf.job.job import Job
 from forwardinf.job.options import Options, device_of, open_examples, settled
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
-from forwardinf.perturb.makers import PASSES_OF_A_QUERY
-from forwardinf.perturb.push import Pusher, Query
+from forwardinf.perturb.makers import passes_of
+from forwardinf.perturb.push import Pusher, Query, directions_together
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
 from forwardinf.read.check import noise_floor
 from forwardinf.read.choose import Asked, choose_engine
-from forwardinf.read.directions import Directions
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.plan import Plan, make_plan, shards
@@ -142,7 +142,8 @@ def prepare(
         each = query_seconds(asking, members[0], parameters, together, exact=plan.exact, rise=rule.rise is not None)
         one = query_gradient(asking, members[0], parameters, plan.batch_size)
         plan = replace(plan, fit_seconds=fit_seconds(fitting, one), query_seconds=len(names) * each)
-    pusher, asked, block = Pusher(asking, fitting, exact=plan.exact, together=plan.pass_batch_size), list[Query](), None
+    pusher = Pusher(asking, fitting, exact=plan.exact, together=plan.pass_batch_size, members=members)
+    asked, block = list[Query](), None
     if folder is not None and kept:
         asked = _load_queries(folder)
     elif not dry:
@@ -194,7 +195,7 @@ def _plan(
     budget = min(20.0, max(0.5, 0.02 * len(rows) * sides * queries / 100))
     kept = None if cache is None else cache / "tuning" / f"{known}.json"
     tuning = tune(feed, rows, batch_size, budget, kept)
-    making = PASSES_OF_A_QUERY.get(rule.direction, 0) * queries * len(feed.examples) * rule.steps
+    making = passes_of(rule.direction, queries, directions_together(parameters), rule.steps) * len(feed.examples)
     plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, direction_rows=making)
     moved = digest(known, sorted(parameters), rule.direction)
     asked = Asked(

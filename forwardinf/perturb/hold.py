@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from forwardinf.core.directions import Directions
 from forwardinf.core.dots import dots
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
@@ -23,6 +24,7 @@ from forwardinf.core.fingerprint import digest
 from forwardinf.core.gram import Part, joined, parts_of, products
 from forwardinf.core.noise import seed_of
 from forwardinf.core.per_example import factored
+from forwardinf.core.products import Products, product_dtype
 from forwardinf.core.progress import Advance, progress
 from forwardinf.core.ridge import Ridge
 from forwardinf.core.uses import as_uses
@@ -94,7 +96,7 @@ def fit_held(fitting: Fitting, *, probes: int | None = None) -> Held:
 
 
 class Holding:
-    """The direction P g_q. Fits first; then about 5 F for each new gradient, 3 F for one seen before.
+    """The direction P g_q. Fits first; then about 5 F for each new gradient, 3 F for one seen before; many at once for 6 F.
 
     Attributes:
         held: What was fitted.
@@ -116,6 +118,30 @@ class Holding:
         if self._probes is None:
             self._probes = _probes(self.fitting, count)
         return self._probes.responses(as_uses(gradient), 1)[0].double().cpu() / math.sqrt(count)
+
+    def together(self, gradients: Sequence[Tensors]) -> Directions:
+        """Return the directions of several gradients, in two passes for all: about 6 F, and little more for each of them."""
+        fitting, ridge, rows = self.fitting, self.ridge, self.held.rows
+        shapes = {name: parameter.shape for name, parameter in fitting.parameters.items()}
+        dtype, device = product_dtype(fitting.parameters), fitting.train.device
+        found, rest = (Directions(shapes, len(gradients), dtype, device) for _ in range(2))
+        for place, gradient in enumerate(gradients):
+            found.put(place, gradient)
+        products, plain = Products(dtype, device), []
+        for units, _, uses in factored(fitting.train, rows, fitting.parameters, fitting.batch_size):
+            own = torch.zeros(len(units), len(gradients), dtype=torch.float64)
+            while uses:  # what a use holds is free as soon as it is done
+                own += products.of(uses.pop(), found).double().cpu()
+            plain.append(own)
+        weights, at = ridge.solve(torch.cat(plain).T * ridge.inverse) * ridge.inverse, 0
+        for units, _, uses in factored(fitting.train, rows, fitting.parameters, fitting.batch_size):
+            own = weights[:, at : at + len(units)].T.to(device)
+            while uses:
+                products.add(uses.pop(), own, rest)
+            at += len(units)
+        for name, table in found.tables.items():
+            table.sub_(rest.tables[name]).div_(ridge.damping)
+        return found
 
     def __call__(self, gradient: Tensors) -> Tensors:
         """Return (g_q − Σ aᵢgᵢ)/λ, made in place."""

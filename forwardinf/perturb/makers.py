@@ -20,9 +20,23 @@ MAKERS: dict[str, Maker] = {
     "hold": Holding,
 }
 
-# Forward passes over the training set that the direction of one query takes: two passes with gradients when it is checked,
-# one more when it is pushed. What is fitted once for all is not in it.
-PASSES_OF_A_QUERY = {"hold": 8}
+
+def passes_of(direction: str, queries: int, together: int, steps: int = 1) -> int:
+    """Return the forward passes over the training set that the directions of queries take; what is fitted once is not in it.
+
+    Args:
+        direction: Its name.
+        queries: How many.
+        together: How many are made, and kept, at once.
+        steps: Of a walk: after the first each takes a direction of its own.
+    """
+    if direction != "hold":
+        return 0
+    blocks = -(-queries // together)
+    first = (
+        8 * queries if together == 1 else 6 * blocks * min(blocks, 2)
+    )  # when they are checked, and when they are pushed
+    return first + 8 * queries * (steps - 1)
 
 
 def make_direction(fitting: Fitting) -> Direction:

@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from forwardinf.core.errors import QueryError
+from forwardinf.core.directions import Directions
+from forwardinf.core.errors import Error, QueryError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.root import root, slope
@@ -66,17 +67,22 @@ class Query:
 
 
 class Pusher:
-    """Makes pushes. Holds no more than one at a time.
+    """Makes pushes. Holds no more than one at a time, and the directions that were made together.
 
     Args:
         queries: The queries.
         fitting: The settings, the parameters that move, and what the direction is fitted on; of the same model.
         exact: Scores will be products with the directions themselves: no push is made, rises are exact rates.
         together: With ``exact``: how many examples a forward and a backward may have at a time.
+        members: The rows of every query, where those of several may be pushed together.
     """
 
-    def __init__(self, queries: Feed, fitting: Fitting, *, exact: bool = False, together: int = 1) -> None:
+    def __init__(
+        self, queries: Feed, fitting: Fitting, *, exact: bool = False, together: int = 1,
+        members: Sequence[Sequence[int]] = (),
+    ) -> None:  # fmt: skip
         """Nothing is fitted yet."""
+        self.members = [tuple(rows) for rows in members]
         self.exact, self.together = exact, together
         self.rooted = fitting.perturbation.reading == "root" and queries.task.asks_loss
         self.queries, self.perturbation, self.batch_size = queries, fitting.perturbation, fitting.batch_size
@@ -87,6 +93,7 @@ class Pusher:
         self.take: Callable[[tuple[int, ...], Tensors], None] | None = None  # takes directions that a check has made
         self._last: tuple[tuple[int, ...], Push] | None = None
         self._rows: RowGradients | None = None
+        self._block: tuple[int, Directions] | None = None
 
     @cached_property
     def direction(self) -> Direction:
@@ -135,7 +142,7 @@ class Pusher:
             return replace(query, status=trouble, usable=False)
         if self.exact or self.whitened is not None:
             return self._rate(query, gradient)
-        first = self.direction(gradient)
+        first = self._first(query.rows, gradient)
         found = self._pushed(self._sized(query, first), first)
         if self.perturbation.kind == "linear" and found.size < SHORT:
             # the exact rate; a direction may have been made in place, so that the gradient is asked for again
@@ -183,7 +190,7 @@ class Pusher:
             push = self._replayed(query, self.perturbation.replay)
         else:
             sides = (1, -1) if self.perturbation.both_sides else (1,) if self.perturbation.toward == "ascent" else (-1,)
-            first = self._direction(query.rows) if first is None else first
+            first = self._first(query.rows) if first is None else first
             ways = [self._walk(query, first, query.size, side) for side in sides]
             push = Push(tuple(way[0] for way in ways), *ways[0][1:])
         self._last = query.rows, push
@@ -191,13 +198,15 @@ class Pusher:
 
     def along(self, query: Query) -> Tensors:
         """Return the direction of a checked query. The same query gives the same bits."""
-        return self._direction(query.rows)
+        return self._first(query.rows)
 
     def _rate(self, query: Query, gradient: Tensors) -> Query:
         """Return what an exact score needs: the query's own rate g_qᵀP g_q, and how long its direction is."""
         if self.whitened is not None:  # its rise comes with its scores; ‖P g_q‖ ≤ ‖g_q‖/λ
             return replace(query, length=0.0, direction_norm=query.grad_norm / self.whitened.ridge.damping)
-        first = self.direction({name: tensor.clone() for name, tensor in gradient.items()})  # it may work in place
+        first = self._first(
+            query.rows, {name: tensor.clone() for name, tensor in gradient.items()}
+        )  # it may work in place
         rise = sum(float((tensor.double() * first[name].double()).sum())
                    for name, tensor in gradient.items() if name in first)  # fmt: skip
         if self.take is not None:
@@ -262,6 +271,30 @@ class Pusher:
         """Give back the memory of the gradients that are kept."""
         self._rows = None
 
+    def _first(self, rows: tuple[int, ...], gradient: Tensors | None = None) -> Tensors:
+        """Return the direction of a query where the model is: with those of the queries around it, where that is cheaper.
+
+        Which queries go together depends on their places alone: a resumed run finds the same bits. ``gradient``: the query's,
+        where that is at hand.
+        """
+        count = min(len(self.members), directions_together(self.parameters))
+        if count < 2 or rows not in self.members or not isinstance(self.direction, Holding):
+            return self._direction(rows) if gradient is None else self.direction(gradient)
+        place = self.members.index(rows)
+        start = place // count * count
+        if self._block is None or self._block[0] != start:
+            self._block = None  # its memory is needed for the next one
+            around = self.members[start : start + count]
+            self._block = start, self.direction.together([self._gradient_or_none(one) for one in around])
+        return self._block[1].of(place - start)
+
+    def _gradient_or_none(self, rows: tuple[int, ...]) -> Tensors:
+        """Return a query's gradient; nothing where it has none: that is said where the query itself is checked."""
+        try:
+            return self._gradient(rows)
+        except (Error, RuntimeError):
+            return {}
+
     def _direction(self, rows: Sequence[int]) -> Tensors:
         return self.direction(self._gradient(rows))
 
@@ -317,6 +350,12 @@ class Pusher:
         moved, status = found[0]
         change = {name: moved[name] - self.live[name].detach() for name in moved if name in self.parameters}
         return Push((moved,), float(self.perturbation.lr or 0), self.ruler.relative(change), 1.0), status
+
+
+def directions_together(parameters: Parameters) -> int:
+    """Return how many queries' directions are made, and kept, at once."""
+    size = sum(int(parameter.numel()) * max(parameter.element_size(), 4) for parameter in parameters.values())
+    return max(1, min(TOGETHER, GRADIENTS // max(size, 1)))
 
 
 def rows_together(parameters: Parameters, batch_size: int) -> int:

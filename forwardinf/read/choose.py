@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 
 from forwardinf.core import machine
+from forwardinf.core.directions import Directions
 from forwardinf.core.errors import FileError, ModelError, SettingError
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, write_json
+from forwardinf.core.products import product_dtype
 from forwardinf.core.watch import Parameters
 from forwardinf.read.cut import capture, find_cut, rest
-from forwardinf.read.directions import Directions
-from forwardinf.read.factored import FactoredEngine, product_dtype
+from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.plan import Plan, factored_plan
 from forwardinf.read.support import Support, unsupported
 from forwardinf.read.tune import tune

@@ -13,13 +13,13 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
+from forwardinf.core.directions import Directions
 from forwardinf.core.errors import ModelError
 from forwardinf.core.feed import Feed
+from forwardinf.core.products import Products, product_dtype
 from forwardinf.core.progress import Advance
 from forwardinf.core.watch import Parameters, watched
-from forwardinf.read.directions import Directions
 from forwardinf.read.engine import Halving, silent
-from forwardinf.read.products import Products
 
 
 class FactoredEngine(Halving):
@@ -76,12 +76,6 @@ class FactoredEngine(Halving):
                 advance(len(piece))
         self.losses = torch.cat(losses) if losses else torch.empty(0, dtype=torch.float64)
         return scores
-
-
-def product_dtype(parameters: Parameters) -> torch.dtype:
-    """Return what products are taken in: float64 for a float64 model, else float32."""
-    wide = any(parameter.dtype == torch.float64 for parameter in parameters.values())
-    return torch.float64 if wide else torch.float32
 
 
 def refuse_strange(strange: dict[str, str]) -> None:

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from cases import QUERIES, ROWS, case
+from cases import NAMES, QUERIES, ROWS, case
 from close import assert_close
 from given import Packed, Strange, dense, feed
 
 import forwardinf as fi
 import forwardinf.perturb.hold as module
 from forwardinf.core.errors import SettingError
+from forwardinf.perturb import push
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
-from forwardinf.perturb.hold import fit_held, linear_scores, weighted_gradient
+from forwardinf.perturb.hold import Holding, fit_held, linear_scores, weighted_gradient
 from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.select import select
 from forwardinf.score.whiten import whitened
@@ -79,6 +80,44 @@ def test_the_same_gradient_is_solved_once_and_gives_the_same_bits(monkeypatch):
     assert len(calls) == 2
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert any(not torch.equal(first[n], other[n]) for n in first)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "strange", "packed"])
+def test_directions_made_together_are_those_made_alone(name):
+    given = MADE[name]() if name in MADE else case(name, torch.float64)
+    made = fitting(given, damping=0.5, temper=0.5)
+    direction = make_direction(made)
+    asked = [vector(given, seed) for seed in range(3)]
+    untouched = next(iter(made.parameters))
+    del asked[1][untouched]
+    found = direction.together(asked)
+    for place, gradient in enumerate(asked):
+        want = direction({n: t.clone() for n, t in gradient.items()})
+        assert_close(flat(found.of(place), made.parameters), flat(want, made.parameters), rtol=1e-9, why="float64")
+
+
+def test_queries_pushed_together_score_as_queries_pushed_alone_do(monkeypatch):
+    given = case("cnn", torch.float64)
+    rule = fi.Perturbation("hold", rise=0.5, two_sided=True)
+
+    def scores(**settings):
+        return fi.attribute(
+            given.model, given.train, given.queries, task=given.task, perturbation=rule, progress=False, **settings
+        )
+
+    calls, together = [], Holding.together
+    monkeypatch.setattr(
+        Holding, "together", lambda self, gradients: calls.append(len(gradients)) or together(self, gradients)
+    )
+    whole = scores(shard_rows=8)
+    assert calls == [QUERIES]  # once for checking, and for pushing at every shard
+    monkeypatch.setattr(push, "TOGETHER", 2)
+    assert_close(
+        scores().values, whole.values, rtol=1e-5, why="other blocks round differently, and a rise is searched for"
+    )
+    monkeypatch.setattr(push, "TOGETHER", 1)
+    assert_close(scores().values, whole.values, rtol=1e-5, why="the same, one at a time")
+    assert set(calls[1:]) == {2, 1}  # of three queries; a single one is made alone
 
 
 def test_a_parameter_that_the_query_does_not_touch_moves_too():

@@ -1,4 +1,4 @@
-"""Products of every example's gradient with a block of directions, layer by layer, the cheapest way for each use.
+"""Products of every example's gradient with a block of directions, and sums of gradients with a block of weights, layer by layer.
 
 A gradient is a sum of outer products of what entered a layer and what came back to it (``core/uses.py``), so that its
 product with a direction V can be taken without it, or through it:
@@ -8,18 +8,21 @@ product with a direction V can be taken without it, or through it:
 - *formed*: the gradients of a few examples are formed into one buffer that stays in place (fresh memory costs more than the
   arithmetic), then one matrix product with all directions.
 
-The choice depends on shapes alone, so that a resumed run makes the same one.
+The choice depends on shapes alone, so that a resumed run makes the same one. Weighted sums Σᵢ wᵢgᵢ are the same contraction
+turned round: an example that saw one vector is scaled and multiplied, other gradients are formed first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from forwardinf.core.directions import Directions
 from forwardinf.core.kernels import form_kernels, pieces
 from forwardinf.core.uses import Convolved, Lookup, Outer, Use
-from forwardinf.read.directions import Directions
 
 TOUCH = 10  # what writing and reading one number costs, in multiplications of a matrix product
 PATCHES = 2.5  # what cutting patches costs, beside their product
@@ -60,13 +63,26 @@ class Products:
             return self._lookup(use, directions)
         return use.flat().to(self.dtype) @ directions.table(use.name).T
 
+    def add(self, use: Use, weights: Tensor, total: Directions) -> None:
+        """Add Σᵢ wᵢgᵢ through this use to each direction of ``total``; ``weights (B, queries)``."""
+        own, table = weights.to(self.dtype), total.table(use.name)
+        if isinstance(use, Outer):
+            self._add_outer(use, own, table)
+        elif isinstance(use, Convolved):
+            for piece, formed in self._kernels(use):
+                table.addmm_(own[piece].T, formed)
+        elif isinstance(use, Lookup):
+            index, d = use.factors()
+            for row, scale in zip(table.view(-1, *use.shape), own.T, strict=True):
+                row.index_add_(0, index.reshape(-1), (d.to(self.dtype) * scale[:, None, None]).reshape(-1, d.shape[-1]))
+        else:
+            table.addmm_(own.T, use.flat().to(self.dtype))
+
     # -- matrices ----------------------------------------------------------------------------------------------------
 
     def _outer(self, use: Outer, directions: Directions) -> Tensor:
-        a, d = (factor.to(self.dtype) for factor in use.factors())
+        a, d = self._sides(use)
         table = directions.table(use.name).view(directions.count, *use.shape)
-        if use.turned:  # (in, out): the same with the two changed over
-            a, d = d, a
         if use.rows is not None:
             table = table[:, use.rows]
         factors = None if use.rows is not None else directions.factors(use.name)
@@ -78,6 +94,22 @@ class Products:
         if way == "direct":
             return self._direct(a, d, table)
         return self._formed(d, a, table.reshape(directions.count, -1))
+
+    def _sides(self, use: Outer) -> tuple[Tensor, Tensor]:
+        """Return (a, d) of Σₜ dₜaₜᵀ as the parameter lies: the two changed over where it is (in, out)."""
+        a, d = (factor.to(self.dtype) for factor in use.factors())
+        return (d, a) if use.turned else (a, d)
+
+    def _add_outer(self, use: Outer, weights: Tensor, table: Tensor) -> None:
+        a, d = self._sides(use)
+        whole = table.view(-1, *use.shape)
+        part = whole if use.rows is None else whole[:, use.rows]
+        if a.shape[1] == 1:
+            for row, scale in zip(part, weights.T, strict=True):
+                row.addmm_((d[:, 0] * scale[:, None]).T, a[:, 0])
+            return
+        for piece, formed in self._matrices(d, a):
+            part += (weights[piece].T @ formed).view(part.shape)
 
     def _low(self, a: Tensor, d: Tensor, w: Tensor, v: Tensor) -> Tensor:
         """``(B, T, in)``, ``(B, T, out)`` with Σᵣ wᵣ vᵣᵀ: Σₜ Σᵣ (d·w)(a·v)."""
@@ -102,12 +134,15 @@ class Products:
 
     def _formed(self, d: Tensor, a: Tensor, table: Tensor) -> Tensor:
         """``(B, T, out)``, ``(B, T, in)``: form Σₜ dₜaₜᵀ of some examples, then all directions at once."""
-        found, size = [], d.shape[2] * a.shape[2]
+        return torch.cat([formed @ table.T for _, formed in self._matrices(d, a)])
+
+    def _matrices(self, d: Tensor, a: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (examples, their Σₜ dₜaₜᵀ as rows), in the buffer."""
+        size = d.shape[2] * a.shape[2]
         for piece in pieces(len(a), size, BUFFER):
             room = self.room(len(a[piece]), size)
             torch.bmm(d[piece].transpose(1, 2), a[piece], out=room.view(-1, d.shape[2], a.shape[2]))
-            found.append(room @ table.T)
-        return torch.cat(found)
+            yield piece, room
 
     # -- convolutions ------------------------------------------------------------------------------------------------
 
@@ -116,12 +151,15 @@ class Products:
         places = use.came_back.shape[2:].numel()
         if convolved_way(places, use.shape, use.settings["groups"], directions.count) == "direct":
             return self._convolve(use, table)
-        found, size = [], use.shape.numel()
+        return torch.cat([formed @ table.T for _, formed in self._kernels(use)])
+
+    def _kernels(self, use: Convolved) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (examples, the kernel's gradients as rows), in the buffer."""
+        size = use.shape.numel()
         for piece in pieces(len(use.entered), size, BUFFER):
             room = self.room(len(use.entered[piece]), size)
             form_kernels(use, piece, room)
-            found.append(room @ table.T)
-        return torch.cat(found)
+            yield piece, room
 
     def _convolve(self, use: Convolved, table: Tensor) -> Tensor:
         """Convolve what entered with the directions as kernels; the product with what came back is the score."""
@@ -145,6 +183,12 @@ class Products:
             rows = table.index_select(1, index[piece].reshape(-1)).view(directions.count, len(index[piece]), -1)
             found.append(torch.einsum("qbs,bs->bq", rows, d[piece].to(self.dtype).reshape(len(index[piece]), -1)))
         return torch.cat(found)
+
+
+def product_dtype(parameters: Mapping[str, nn.Parameter]) -> torch.dtype:
+    """Return what products are taken in: float64 for a float64 model, else float32."""
+    wide = any(parameter.dtype == torch.float64 for parameter in parameters.values())
+    return torch.float64 if wide else torch.float32
 
 
 def outer_way(places: int, inside: int, outside: int, count: int, ranks: int) -> str:

@@ -46,6 +46,10 @@ class Directions:
             self.tables[name][place] = tensor.detach().reshape(-1).to(self.dtype)
         self._factors.clear()
 
+    def of(self, place: int) -> dict[str, Tensor]:
+        """Return one query's direction, a copy."""
+        return {name: table[place].view(self.shapes[name]).clone() for name, table in self.tables.items()}
+
     def table(self, name: str) -> Tensor:
         """Return ``(queries, elements)``."""
         return self.tables[name]
