@@ -93,7 +93,7 @@ class Pusher:
         self.take: Callable[[tuple[int, ...], Tensors], None] | None = None  # takes directions that a check has made
         self._last: tuple[tuple[int, ...], Push] | None = None
         self._rows: RowGradients | None = None
-        self._block: tuple[int, Directions] | None = None
+        self._block: tuple[int, Directions, list[bool]] | None = None
 
     @cached_property
     def direction(self) -> Direction:
@@ -284,9 +284,10 @@ class Pusher:
         start = place // count * count
         if self._block is None or self._block[0] != start:
             self._block = None  # its memory is needed for the next one
-            around = self.members[start : start + count]
-            self._block = start, self.direction.together([self._gradient_or_none(one) for one in around])
-        return self._block[1].of(place - start)
+            gradients = [self._gradient_or_none(one) for one in self.members[start : start + count]]
+            self._block = start, self.direction.together(gradients), [bool(one) for one in gradients]
+        _, directions, there = self._block
+        return directions.of(place - start) if there[place - start] else self._direction(rows)
 
     def _gradient_or_none(self, rows: tuple[int, ...]) -> Tensors:
         """Return a query's gradient; nothing where it has none: that is said where the query itself is checked."""
