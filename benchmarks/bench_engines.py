@@ -138,7 +138,7 @@ def goal(case: Case, what: str, pairs: int) -> dict[str, Any]:
     return {**found, "N": len(case.inputs), "goal": GOALS[case.name][what], "load": round(os.getloadavg()[0], 1)}
 
 
-def goals(clock: Clock, threads: list[int], names: list[str], small: bool) -> dict[str, Any]:
+def goals(clock: Clock, threads: list[int], names: list[str], small: bool, pairs: int) -> dict[str, Any]:
     found = {}
     for thread in threads:
         torch.set_num_threads(thread)
@@ -150,7 +150,7 @@ def goals(clock: Clock, threads: list[int], names: list[str], small: bool) -> di
 
                 def measure(name: str = name, what: str = what, kept: list[Case] = kept) -> dict[str, Any]:
                     kept[:] = kept or [Case(name, ROWS[name] // (8 if small else 1), clock)]
-                    return goal(kept[0], what, 3 if small else 7)
+                    return goal(kept[0], what, pairs)
 
                 found[key] = once(f"goal {key} {small} {clock.name}", measure)
                 print(key, found[key], flush=True)
@@ -302,6 +302,7 @@ def main() -> None:
         "--parts", nargs="+", default=["goals", "growth", "rivals"], choices=["goals", "growth", "rivals"]
     )
     parser.add_argument("--models", nargs="+", default=list(GOALS), choices=list(GOALS), help="of the goals")
+    parser.add_argument("--pairs", type=int, default=7, help="how often floor and ours are measured in turn")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--clock", choices=list(CLOCKS), default="cpu")
     parser.add_argument("--quiet", action="store_true", help="say in the result that nothing else ran")
@@ -311,7 +312,7 @@ def main() -> None:
     results = json.loads(path.read_text()).get("results", {}) if path.is_file() else {}
     how = {"clock": given.clock, "small": given.small, "quiet": given.quiet, "date": time.strftime("%Y-%m-%d")}
     if "goals" in given.parts:
-        results["goals"] = {**how, "rows": goals(clock, given.threads, given.models, given.small)}
+        results["goals"] = {**how, "rows": goals(clock, given.threads, given.models, given.small, given.pairs)}
     if "growth" in given.parts:
         results["growth"] = {**how, "rows": growth(clock, given.small)}
     if "rivals" in given.parts:
