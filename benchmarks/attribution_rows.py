@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import forwardinf as fi
-from forwardinf.perturb.makers import MAKERS, PASSES_OF_A_QUERY
+from forwardinf.perturb.makers import MAKERS, passes_of
 
 Found = dict[str, np.ndarray]
 
@@ -136,7 +136,7 @@ def ours(*settings: Mapping[str, Any]) -> Callable[[Bench], Found]:
         return found
 
     sides = [(2 if s.get("two_sided") is True else 1) + (0.5 if s.get("rise") else 0) for s in settings]
-    making = [PASSES_OF_A_QUERY.get(s.get("direction", ""), 0) if s.get("rise") else 0 for s in settings]
+    making = [passes_of(s.get("direction", ""), 32, 32) / 32 if s.get("rise") else 0 for s in settings]
     run.forwards = sum(sides) + sum(making)  # type: ignore[attr-defined]  # F for each query: what the time is told by
     return run
 
