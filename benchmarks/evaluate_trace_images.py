@@ -59,7 +59,7 @@ class Size:
     images: int = 2000
     width: int = 256
     steps: int = 1000  # of each training of the perceptron
-    queries: int = 10
+    queries: int = 12
     removed: int = 100
     seeds: tuple[int, ...] = (0, 1)
     randoms: int = 4  # sets removed at random, each for all queries

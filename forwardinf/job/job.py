@@ -227,7 +227,8 @@ class Job:
     def _kept_trunk(self, size: int) -> tuple[Cut, TrunkFiles]:
         """Return where the forward is cut and what is kept of its trunk: in the cache, or for this call only."""
         if self._trunk is None:
-            cut = find_cut(self.train, self.pusher.parameters, range(min(size, len(self.train.examples))))
+            few = range(min(size, len(self.train.examples)))
+            cut = find_cut(self.train, self.pusher.parameters, few, self.plan.cut)
             folder = self.trunk_folder
             if folder is None:
                 self._scratch = TemporaryDirectory(prefix="forwardinf-trunk-")

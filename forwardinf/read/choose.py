@@ -172,6 +172,6 @@ def _measured(
 
     budget = min(15.0, max(0.2, 0.05 * plan.seconds["reading"]))
     path = None if asked.kept is None else asked.kept.with_suffix(f".pass-{block}.json")
-    tuning = tune(feed, rows, asked.batch_size, budget, path, work, turns=2)
+    tuning = tune(feed, rows, asked.batch_size, budget, path, work)
     return factored_plan(plan, tuning, rows=len(rows), block=block, shard_rows=asked.shard_rows, error=support.error,
                          direction_bytes=directions.nbytes, whitened=asked.whitened)  # fmt: skip

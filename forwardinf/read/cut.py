@@ -68,13 +68,14 @@ class _Call:
     parent: int | None
 
 
-def find_cut(feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Cut:
+def find_cut(feed: Feed, parameters: Parameters, rows: Sequence[int], at: str = "") -> Cut:
     """Return where the rest begins, tried on a few rows with other parameters in it.
 
     Args:
         feed: Model, task and training data.
         parameters: Those that move.
         rows: Some rows that fit into memory together.
+        at: The name of a cut that was found before: only it is tried.
 
     Raises:
         ModelError: There is no such place; says which parameter or module is in the way.
@@ -85,10 +86,14 @@ def find_cut(feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Cut:
         around := calls[place].parent
     ) is not None:  # what goes around a layer may stay inside the block that it is in
         try:
-            return _tried(feed, _before(calls, place), parameters, rows)
+            if at in ("", calls[place].name):
+                return _tried(feed, _before(calls, place), parameters, rows)
         except ModelError as error:
             refused.append(error)
         place = around
+    if not refused:
+        raise ModelError("engine='trunk'", expected=f"module {at!r}, where an earlier plan cut", got="a forward without it",
+                         do="Start over with overwrite=True.")  # fmt: skip
     raise refused[0]
 
 

@@ -43,7 +43,7 @@ class Tuning:
 
 def tune(
     feed: Feed, rows: Sequence[int], batch_size: int | None, budget: float, kept: Path | None,
-    work: Work | None = None, turns: int = TURNS,
+    work: Work | None = None,
 ) -> Tuning:  # fmt: skip
     """Return the fastest setting found within about ``budget`` seconds.
 
@@ -54,7 +54,6 @@ def tune(
         budget: Seconds. At least one size of each layout is tried whatever it says.
         kept: A file that holds an earlier result for the same model, machine and threads, or takes this one.
         work: What is timed: reads some rows, so many at a time. Default: their losses, by forward passes.
-        turns: How often, after one that warms up.
     """
     if kept is not None and kept.is_file():
         try:
@@ -62,7 +61,7 @@ def tune(
             return Tuning(**found["tuning"])
         except (FileError, KeyError, TypeError):
             kept.unlink(missing_ok=True)  # a damaged cache entry is worth nothing
-    search = _Search(work or (lambda trial, piece, size: trial.losses(piece, size)), turns)
+    search = _Search(work or (lambda trial, piece, size: trial.losses(piece, size)))
     tuning = search.best(feed, rows, batch_size, time.monotonic() + budget)
     if kept is not None:
         write_json(kept, {"format": FORMAT, "tuning": asdict(tuning)})
@@ -72,8 +71,8 @@ def tune(
 class _Search:
     """Times one kind of work at one setting after another."""
 
-    def __init__(self, work: Work, turns: int) -> None:
-        self.work, self.turns = work, turns
+    def __init__(self, work: Work) -> None:
+        self.work = work
 
     def best(self, feed: Feed, rows: Sequence[int], batch_size: int | None, until: float) -> Tuning:
         """Try layouts and sizes; see :func:`tune`."""
@@ -103,7 +102,7 @@ class _Search:
     def seconds_per_row(self, feed: Feed, rows: Sequence[int], size: int) -> float | None:
         """Return the median over a few readings of one batch, or None where it does not fit into memory."""
         times = []
-        for _ in range(self.turns + 1):  # the first turn warms up
+        for _ in range(TURNS + 1):  # the first turn warms up
             start = time.perf_counter()
             try:
                 self.work(feed, rows, size)

@@ -245,7 +245,7 @@ class Asking:
         index = kept_rows(file, lambda: self._sketched(sketcher, places))
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
-        each = sketcher.rows(self.queries, range(len(self.rows)), 1, self.queries.task.read)
+        each = sketcher.rows(self.queries, range(len(self.rows)), 1, self.task.whole().read)
         joined = torch.stack([each[members].mean(0) for members in self.members])
         for name, length in zip(self.names, joined.norm(dim=1).tolist(), strict=True):
             if not 0 < length < float("inf"):
