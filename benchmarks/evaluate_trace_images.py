@@ -1,11 +1,12 @@
 """Which training images made this image? Attribution in small diffusion models, against what is known and by retraining.
 
-    python benchmarks/evaluate_trace_images.py [--parts timesteps removal customised conditioned]     # says its time first
+    python benchmarks/evaluate_trace_images.py [--parts timesteps removal halves customised conditioned]     # says its time first
 
 customised   the shared MNIST DDPM is fine-tuned on a few images ("attribution by customisation", Wang et al. 2023): every image
              it then samples was made by those exemplars; they are ranked among 2,000 training images.
 conditioned  the same with a class-conditional U-Net with cross-attention, where Attribution by Unlearning moves keys and values.
 removal      a small DDPM is trained again, with the same seeds, without the images that a method names.
+halves       the same, on random halves of the images: does a method's sum over what was left out foretell every image's loss?
 timesteps    how far rankings depend on how many timesteps are read.
 
 Everything that is trained or read is kept in benchmarks/.cache: a run that was stopped goes on there. Writes
@@ -45,7 +46,7 @@ from forwardinf.score.agreement import difference, mean_interval, ratio, spearma
 from forwardinf.use.retrain import spoken
 
 WORK = Path(__file__).parent / ".cache" / "trace-images"
-PARTS = ("removal", "customised", "conditioned", "timesteps")
+PARTS = ("removal", "halves", "customised", "conditioned", "timesteps")
 KINDS = ("perceptron", "class", "item", "style")
 V = "v_prediction"
 TROUSERS, BOOT, EXEMPLARS = 1, 9, 8
@@ -63,6 +64,8 @@ class Size:
     removed: int = 100
     seeds: tuple[int, ...] = (0, 1)
     randoms: int = 4  # sets removed at random, each for all queries
+    halves: int = 60  # random halves that are trained on, with the first seed
+    judged: int = 40  # generated images whose losses are foretold there
     samples: int = 20  # of each customised model
     alike: int = 100  # images that no model was trained on, but like the exemplars
     customise: int = 150  # steps of fine-tuning
@@ -80,7 +83,7 @@ class Size:
     classified: int = 400  # steps of the classifier's training
 
 
-MINUTES = {"removal": 30, "timesteps": 4, "customised": 30, "conditioned": 12}
+MINUTES = {"removal": 30, "halves": 8, "timesteps": 4, "customised": 30, "conditioned": 12}
 REMOVED_BY = (r.PIXELS, r.COSINE, r.UNIT, r.HOLD, r.ABU)
 
 
@@ -199,6 +202,25 @@ def removal(size: Size) -> dict[str, Any]:
             "per query": rises[name].tolist(), "per query and seed": by_seed.get(name),
         } for name in rises],
     }  # fmt: skip
+
+
+def halves(size: Size) -> dict[str, Any]:
+    """Train on random halves; compare each generated image's losses with the sum of its scores over what was left out."""
+    bench = Bench.of(replace(size, queries=size.judged))
+    model = bench.full()
+    queries = bench.drawn(model)
+    draw, costs = np.random.default_rng(1), dict[str, float]()
+    left_out = [np.sort(draw.choice(size.images, size.images // 2, replace=False)).tolist() for _ in range(size.halves)]
+    losses = torch.stack([bench.outcome(queries, size.seeds[0], without)["losses"] for without in left_out], 1).numpy()
+    missing = np.zeros((size.images, size.halves))
+    for place, without in enumerate(left_out):
+        missing[without, place] = 1
+    foretold = {
+        name: spearman(values @ missing, losses) for name, values in rankings(bench, model, queries, costs).items()
+    }
+    rows = [{"row": name, "LDS": asdict(mean_interval(each)),
+             "above pixel neighbours": asdict(difference(each, foretold[r.PIXELS]))} for name, each in foretold.items()]  # fmt: skip
+    return {"images": size.images, "halves": size.halves, "queries": size.judged, "rows": rows}
 
 
 def rankings(bench: Bench, model: nn.Module, queries: Tensor, costs: dict[str, float]) -> dict[str, r.Array]:
@@ -540,7 +562,7 @@ def conditioned(size: Size) -> list[dict[str, Any]]:
 
 
 RUN: dict[str, Callable[[Size], Any]] = {
-    "removal": removal, "timesteps": timesteps, "customised": customised, "conditioned": conditioned,
+    "removal": removal, "halves": halves, "timesteps": timesteps, "customised": customised, "conditioned": conditioned,
 }  # fmt: skip
 
 

@@ -16,7 +16,13 @@ def write_docs(result: dict[str, Any]) -> None:
 
 def tables(result: dict[str, Any]) -> str:
     """Return Markdown: a section for each part that has been run."""
-    write = {"removal": _removal, "timesteps": _timesteps, "customised": _customised, "conditioned": _customised}
+    write = {
+        "removal": _removal,
+        "halves": _halves,
+        "timesteps": _timesteps,
+        "customised": _customised,
+        "conditioned": _customised,
+    }
     return "\n\n".join("\n".join(write[part](result[part]["found"])) for part in write if part in result) + "\n"
 
 
@@ -45,6 +51,21 @@ def _removal(found: dict[str, Any]) -> list[str]:
     costs = ", ".join(f"{name} {seconds:g} s" for name, seconds in found["ranking seconds"].items())
     costs += f"; each training {found['seconds of a training']:g} s"
     return [*lines, "", f"Seconds, {found['queries']} images asked: {costs}."]
+
+
+def _halves(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "### Foretold on random halves", "",
+        f"The same perceptron, trained again on {found['halves']} random halves of its {found['images']:,} images: the rank "
+        f"correlation of each generated image's losses with the sum of its scores over what was left out (LDS), over "
+        f"{found['queries']} generated images.", "",
+        "| | LDS | less pixel neighbours' |", "|---|---|---|",
+    ]  # fmt: skip
+    for row in found["rows"]:
+        own, beside = row["LDS"], row["above pixel neighbours"]
+        lines.append(f"| {row['row']} | {own['mean']:.3f} [{own['low']:.3f}, {own['high']:.3f}] | "
+                     f"{beside['mean']:+.3f} [{beside['low']:+.3f}, {beside['high']:+.3f}] |")  # fmt: skip
+    return lines
 
 
 def _timesteps(found: dict[str, Any]) -> list[str]:

@@ -24,8 +24,8 @@ from forwardinf.score.whiten import whitened
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"), pytest.mark.data]
 SMALL = images.Size(
-    images=60, width=24, steps=150, queries=2, removed=10, seeds=(0,), randoms=1, samples=3, alike=5, customise=60, grid=(1, 4),
-    reference=8, timesteps=2, timesteps_conv=1, timesteps_slow=1, fit=10, unlearned=1, conditioned_steps=4, classified=5,
+    images=60, width=24, steps=150, queries=2, removed=10, seeds=(0,), randoms=1, halves=3, judged=2, samples=3, alike=5,
+    customise=60, grid=(1, 4), reference=8, timesteps=2, timesteps_conv=1, timesteps_slow=1, fit=10, unlearned=1, conditioned_steps=4, classified=5,
 )  # fmt: skip
 
 
@@ -39,12 +39,15 @@ def folders(tmp_path, monkeypatch, data_folder):
 
 @pytest.mark.slow
 def test_removal_and_timesteps_in_small(folders, monkeypatch):
-    found = images.main(["removal", "timesteps"], SMALL, publish=False)
+    found = images.main(["removal", "halves", "timesteps"], SMALL, publish=False)
     lines = {row["row"]: row for row in found["removal"]["found"]["rows"]}
     assert set(lines) == {rows.RANDOM, *images.REMOVED_BY}
     assert all(len(row["per query"]) == 2 for row in lines.values())
     assert lines[rows.RANDOM]["above random"]["mean"] == 0
     assert {path.stem for path in (folders / "docs").iterdir()} == {"trace-images-regenerated", "trace-images-removal"}
+    foretold = {row["row"]: row for row in found["halves"]["found"]["rows"]}
+    assert foretold[rows.PIXELS]["above pixel neighbours"]["mean"] == 0
+    assert {rows.UNIT, rows.HOLD, rows.ABU} <= set(foretold)
     grid = found["timesteps"]["found"]["models"][1]["grid"]
     assert [line["timesteps"] for line in grid] == [1, 4]
     assert all(0 <= line[rows.UNIT]["Recall@10"]["mean"] <= 1 for line in grid)
@@ -52,7 +55,7 @@ def test_removal_and_timesteps_in_small(folders, monkeypatch):
     assert f"| {rows.UNIT} |" in told
     assert "**customised to trousers**" in told
     monkeypatch.setattr(denoisers, "train", None)
-    again = images.main(["removal", "timesteps"], SMALL, publish=False)
+    again = images.main(["removal", "halves", "timesteps"], SMALL, publish=False)
     assert again == found, "kept: nothing is trained or read again"
 
 
