@@ -218,8 +218,10 @@ def halves(size: Size) -> dict[str, Any]:
     foretold = {
         name: spearman(values @ missing, losses) for name, values in rankings(bench, model, queries, costs).items()
     }
-    rows = [{"row": name, "LDS": asdict(mean_interval(each)),
-             "above pixel neighbours": asdict(difference(each, foretold[r.PIXELS]))} for name, each in foretold.items()]  # fmt: skip
+    rows = []
+    for name, each in foretold.items():
+        beside = asdict(difference(each, foretold[r.PIXELS]))
+        rows.append({"row": name, "LDS": asdict(mean_interval(each)), "above pixel neighbours": beside})
     return {"images": size.images, "halves": size.halves, "queries": size.judged, "rows": rows}
 
 

@@ -25,7 +25,8 @@ from forwardinf.score.whiten import whitened
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"), pytest.mark.data]
 SMALL = images.Size(
     images=60, width=24, steps=150, queries=2, removed=10, seeds=(0,), randoms=1, halves=3, judged=2, samples=3, alike=5,
-    customise=60, grid=(1, 4), reference=8, timesteps=2, timesteps_conv=1, timesteps_slow=1, fit=10, unlearned=1, conditioned_steps=4, classified=5,
+    customise=60, grid=(1, 4), reference=8, timesteps=2, timesteps_conv=1, timesteps_slow=1, fit=10, unlearned=1,
+    conditioned_steps=4, classified=5,
 )  # fmt: skip
 
 
