@@ -57,13 +57,13 @@ class Size:
     texts: int = 700
     lexical: int = 10  # of each fact, its nearest texts by words
     removed: int = 10  # of each fact
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1)
     vocabulary: int = 1024
-    width: int = 96
+    width: int = 128
     layers: int = 2
     heads: int = 4
-    epochs: int = 7
-    rows: tuple[str, ...] = (TRUE, MASKED, FILLED, LOSS, OURS)
+    epochs: int = 30
+    rows: tuple[str, ...] = (MASKED, FILLED, LOSS, OURS)
 
     def recipe(self, seed: int) -> Recipe:
         return Recipe(self.vocabulary, self.width, self.layers, self.heads, self.epochs, batch=32, lr=3e-3, warmup=60,
