@@ -46,6 +46,13 @@ class Directions:
             self.tables[name][place] = tensor.detach().reshape(-1).to(self.dtype)
         self._factors.clear()
 
+    def less(self, other: Directions, divisor: float) -> Directions:
+        """Return this block, made (itself − other) / divisor in place."""
+        for name, table in self.tables.items():
+            table.sub_(other.tables[name]).div_(divisor)
+        self._factors.clear()
+        return self
+
     def of(self, place: int) -> dict[str, Tensor]:
         """Return one query's direction, a copy."""
         return {name: table[place].view(self.shapes[name]).clone() for name, table in self.tables.items()}

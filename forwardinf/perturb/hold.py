@@ -139,9 +139,7 @@ class Holding:
             while uses:
                 products.add(uses.pop(), own, rest)
             at += len(units)
-        for name, table in found.tables.items():
-            table.sub_(rest.tables[name]).div_(ridge.damping)
-        return found
+        return found.less(rest, ridge.damping)
 
     def __call__(self, gradient: Tensors) -> Tensors:
         """Return (g_q − Σ aᵢgᵢ)/λ, made in place."""

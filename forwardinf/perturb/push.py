@@ -15,6 +15,7 @@ from forwardinf.core.directions import Directions
 from forwardinf.core.errors import Error, QueryError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
+from forwardinf.core.memory import out_of_memory
 from forwardinf.core.root import root, slope
 from forwardinf.core.settings import rise_target
 from forwardinf.perturb.direction import Direction, Fitting, Tensors, dot, norm
@@ -32,6 +33,7 @@ from forwardinf.perturb.walk import linear_length, walk
 STRAIGHT = 0.01  # a linear push is short enough when the query's own rise is its exact rate to this
 SHORTEN, TRIES = 0.1**0.5, 6
 TOGETHER, GRADIENTS = 32, 2**28  # query rows whose gradients are taken in one pass, and the bytes they may take
+DIRECTIONS = 2**27  # bytes of the directions that are made together; their gradients and sums take as much again each
 SHORT = 1e-2  # narrow weights start here, and nothing shorter survives their rounding
 
 
@@ -268,8 +270,10 @@ class Pusher:
         return self._rows
 
     def forget(self) -> None:
-        """Give back the memory of the gradients that are kept."""
+        """Give back the memory of what need not be made again: of gradients, and of directions where no push follows."""
         self._rows = None
+        if self.exact:
+            self._block = None
 
     def _first(self, rows: tuple[int, ...], gradient: Tensors | None = None) -> Tensors:
         """Return the direction of a query where the model is: with those of the queries around it, where that is cheaper.
@@ -293,7 +297,9 @@ class Pusher:
         """Return a query's gradient; nothing where it has none: that is said where the query itself is checked."""
         try:
             return self._gradient(rows)
-        except (Error, RuntimeError):
+        except (Error, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             return {}
 
     def _direction(self, rows: Sequence[int]) -> Tensors:
@@ -356,7 +362,7 @@ class Pusher:
 def directions_together(parameters: Parameters) -> int:
     """Return how many queries' directions are made, and kept, at once."""
     size = sum(int(parameter.numel()) * max(parameter.element_size(), 4) for parameter in parameters.values())
-    return max(1, min(TOGETHER, GRADIENTS // max(size, 1)))
+    return max(1, min(TOGETHER, DIRECTIONS // max(size, 1)))
 
 
 def rows_together(parameters: Parameters, batch_size: int) -> int:

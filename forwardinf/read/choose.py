@@ -28,7 +28,7 @@ from forwardinf.read.plan import Plan, factored_plan
 from forwardinf.read.support import Support, unsupported
 from forwardinf.read.tune import tune
 
-FORMAT = "forwardinf.support/1"
+FORMAT = "forwardinf.support/2"
 ROOM = 2 * 2**30  # bytes of query directions held at once, at most
 SHARE_OF_FREE = 0.25  # and at most this share of the memory that is free
 FEW = 2  # readings up to which no pass with gradients can pay: it costs about 3 F

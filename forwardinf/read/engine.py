@@ -18,8 +18,8 @@ from torch import Tensor
 
 from forwardinf.core.errors import ModelError
 from forwardinf.core.feed import Feed
+from forwardinf.core.memory import out_of_memory, release
 from forwardinf.core.progress import Advance
-from forwardinf.read.memory import out_of_memory, release
 
 
 def silent(done: int) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from forwardinf.core.errors import Error
 from forwardinf.core.feed import Feed
+from forwardinf.core.memory import out_of_memory
 from forwardinf.core.watch import Parameters, watched
 from forwardinf.read.factored import FactoredEngine
-from forwardinf.read.memory import out_of_memory
 from forwardinf.read.per_example import per_example_gradients
 
 SAME = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to an example's whole gradient
@@ -35,8 +35,8 @@ class Support:
 
     Attributes:
         reason: Why the factored engine cannot read this model, with the parameter's name; empty: it can.
-        error: How far an example's gradient was off at most, in its own norm (an absolute length): times the length of a
-            direction, the difference between two scores that means nothing.
+        error: How far an example's gradient was off by rounding at most (an absolute length; not where a unit stands at its
+            kink): times the length of a direction, the difference between two scores that means nothing.
     """
 
     reason: str = ""
@@ -118,7 +118,8 @@ def _compared(
             kinked[at] = tolerance * size < off <= KINK * size
             if kinked[at]:
                 alone, _ = _watched(feed, parameters, [sample[at]], 1)  # rounded as autograd's own was: same side
-                off = _whole({name: _apart(alone, gradient, name, 0) for name in parameters})
+                apart = {name: _apart(alone, gradient, name, 0) for name in parameters}
+                off = _whole(apart)
             if not off <= tolerance * size:
                 name = max(apart, key=lambda key: apart[key])
                 share = off / size if size else float("inf")
@@ -131,9 +132,7 @@ def _compared(
         if out_of_memory(error):
             return Support("not enough memory for a few gradients")
         return Support(f"autograd has no gradient of one example's loss: {error}")
-    if int(kinked.sum()) > max(
-        1, len(sample) // 4
-    ):  # a kink is rare: this is the examples of a batch seeing one another
+    if int(kinked.sum()) > len(sample) // 4:  # a kink is rare: this is the examples of a batch seeing one another
         return Support("gradients in a batch differ from those of single examples")
     if not largest:
         return Support("no gradient reaches the parameters that move")

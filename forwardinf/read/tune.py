@@ -15,7 +15,7 @@ from torch import nn
 from forwardinf.core.errors import FileError, ModelError
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, write_json
-from forwardinf.read.memory import out_of_memory
+from forwardinf.core.memory import out_of_memory
 
 FORMAT = "forwardinf.tuning/1"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

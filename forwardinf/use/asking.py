@@ -60,11 +60,15 @@ class _Weighted:
         found: Tensor = super().measure(model, batch)  # type: ignore[misc]
         return self._weighted(batch, found)
 
+    def asked(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the same of questions: weighted."""
+        return self._weighted(batch, self.read(model, batch))
+
     def read(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return what has each row's gradient as it is read: of its tokens' losses, of their roots, or of minus their margins."""
         each: Tensor = self.token_losses(model, batch)  # type: ignore[attr-defined]
         read: Tensor = self._summed(batch, each * slope(each.detach(), READINGS[self.reading]))  # type: ignore[attr-defined]
-        return self._weighted(batch, read)
+        return read
 
     def _weighted(self, batch: Batch, found: Tensor) -> Tensor:
         return found * batch["weight"].to(found) if isinstance(batch, Mapping) and "weight" in batch else found
@@ -245,7 +249,7 @@ class Asking:
         index = kept_rows(file, lambda: self._sketched(sketcher, places))
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
-        each = sketcher.rows(self.queries, range(len(self.rows)), 1, self.task.whole().read)
+        each = sketcher.rows(self.queries, range(len(self.rows)), 1, self.task.whole().asked)
         joined = torch.stack([each[members].mean(0) for members in self.members])
         for name, length in zip(self.names, joined.norm(dim=1).tolist(), strict=True):
             if not 0 < length < float("inf"):

@@ -86,7 +86,7 @@ def trace(
         candidates: None: all documents. ``"two-stage"``: the 100 best by BM25 and the 100 nearest hidden states of each
             question; ``"bm25"`` or ``"neighbours"``: one of the two. Or a list of positions for each question, or
             ``{question id: ids}``.
-        contrast: Wrong answers, a text or a list for each question: asked is the answer's log-probability less their mean.
+        contrast: Wrong answers, a text or a list for each question: asked is the answer's reading less their mean.
         fuse: ``"bm25"``: rank by reciprocal ranks of the score and of BM25 (answer filled in); a number: BM25's weight.
         how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
         reading: What they are gradients of, token by token: ``"margin"`` (default), ``"loss"``, or ``"root"`` between the two.

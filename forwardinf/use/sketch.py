@@ -34,7 +34,7 @@ from forwardinf.use.responses import unit
 Ask = Callable[[nn.Module, Batch], Tensor]
 SIDE = 16  # numbers that each side of a weight is projected to
 WIDER = (64, 32)  # where there is room: what one sketch does not see is noise in every score
-ROOM = 2**30  # bytes of all rows
+ROOM = 2**29  # bytes of all rows; comparing them takes a few times that
 DAMPING = {"unit-whitened": 0.02, "whitened": 0.2}  # λN as a multiple of mean‖gᵢ‖²
 HOW = ("unit-whitened", "whitened", "cosine", "dot")
 CONVOLVE = {1: F.conv1d, 2: F.conv2d}
@@ -194,9 +194,9 @@ def compared(
         >>> compared(train, train[:1], "dot")[0].tolist()
         [[1.0, 0.0, 0.0]]
     """
-    fit = train if fit is None else fit
     if how in ("cosine", "unit-whitened"):
-        train, queries, fit = unit(train), unit(queries), unit(fit)
+        train, queries, fit = unit(train), unit(queries), None if fit is None else unit(fit)
+    fit = train if fit is None else fit
     asked = queries.double()
     if how in ("dot", "cosine"):
         return along(train, asked), asked.square().sum(1)

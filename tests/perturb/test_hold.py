@@ -14,7 +14,7 @@ from forwardinf.perturb import push
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.hold import Holding, fit_held, linear_scores, weighted_gradient
-from forwardinf.perturb.makers import make_direction
+from forwardinf.perturb.makers import make_direction, passes_of
 from forwardinf.perturb.select import select
 from forwardinf.score.whiten import whitened
 
@@ -115,9 +115,32 @@ def test_queries_pushed_together_score_as_queries_pushed_alone_do(monkeypatch):
     assert_close(
         scores().values, whole.values, rtol=1e-5, why="other blocks round differently, and a rise is searched for"
     )
+    assert set(calls[1:]) == {2, 1}  # of three queries
+    before = len(calls)
     monkeypatch.setattr(push, "TOGETHER", 1)
     assert_close(scores().values, whole.values, rtol=1e-5, why="the same, one at a time")
-    assert set(calls[1:]) == {2, 1}  # of three queries; a single one is made alone
+    assert len(calls) == before
+
+
+def test_a_query_that_cannot_be_asked_does_not_spoil_those_pushed_with_it():
+    given = case("cnn", torch.float64)
+    rule = fi.Perturbation("hold", rise=0.5, two_sided=True)
+    queries = given.queries[0].clone(), given.queries[1]
+    settings = {"task": given.task, "perturbation": rule, "progress": False, "on_bad_query": "skip"}
+    want = fi.attribute(given.model, given.train, queries, **settings)
+    queries[0][1] = float("nan")
+    found = fi.attribute(given.model, given.train, queries, **settings)
+    assert np.isnan(found.values[1]).all()
+    assert_close(found.values[[0, 2]], want.values[[0, 2]], rtol=1e-5, why="float32 values of float64 scores")
+
+
+@pytest.mark.parametrize(
+    ("queries", "together", "steps", "passes"),
+    [(1, 32, 1, 8), (3, 1, 1, 24), (32, 32, 1, 6), (33, 32, 1, 36), (2, 32, 3, 38)],
+)
+def test_what_directions_cost(queries, together, steps, passes):
+    assert passes_of("hold", queries, together, steps) == passes
+    assert passes_of("gfim", queries, together, steps) == 0
 
 
 def test_a_parameter_that_the_query_does_not_touch_moves_too():

@@ -11,9 +11,9 @@ from close import assert_close, assert_within
 
 import forwardinf as fi
 from forwardinf.core.errors import ModelError, TaskError
+from forwardinf.core.memory import out_of_memory
 from forwardinf.job import prepare as jobs
 from forwardinf.read.forward import ForwardEngine
-from forwardinf.read.memory import out_of_memory
 
 SAME = "the same losses, read in other batches"
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import forwardinf as fi
 from forwardinf.perturb.select import select
+from forwardinf.read import cut as module
 from forwardinf.read.cut import capture, find_cut, rest
 from forwardinf.read.trunk import TrunkEngine, TrunkFiles
 
@@ -29,9 +30,10 @@ def test_scores_are_those_of_whole_forwards(name, rule):
     given = case(name, torch.float64)
     rule = fi.Perturbation(parameters=LAST[name], **rule)
     want = attribute(given, perturbation=rule)
-    for _ in range(2):  # the second finds its trunk in the cache
+    for there in (0, ROWS):  # the second finds its trunk in the cache
         found = attribute(given, perturbation=rule, engine="trunk")
         assert found.plan["engine"] == "trunk"
+        assert found.plan["trunk_rows"] == there
         assert found.plan["trunk_bytes"] > 0
         assert_close(found.values, want.values, rtol=1e-6, why=SAME)
         assert_close(found.rise, want.rise, rtol=1e-9, why=SAME)
@@ -64,6 +66,19 @@ def test_only_the_rest_is_run():
     assert not ran
     assert "forward" not in vars(given.model)
     assert "forward" not in vars(given.model.head)
+
+
+def test_a_cut_that_is_known_is_the_only_one_tried(monkeypatch):
+    given, tried = case("resnet", torch.float64), []
+    reader, moved = feed(given), select(given.model, LAST["resnet"])
+    one = module._tried
+    monkeypatch.setattr(module, "_tried", lambda *args: tried.append(args[1].name) or one(*args))
+    cut = find_cut(reader, moved, range(8))
+    searched = len(tried)
+    assert find_cut(reader, moved, range(8), at=cut.name) == cut
+    assert tried[searched:] == [cut.name]
+    with pytest.raises(fi.ModelError, match="where an earlier plan cut"):
+        find_cut(reader, moved, range(8), at="elsewhere")
 
 
 def test_candidates_are_parts_of_batches():

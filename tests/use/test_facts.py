@@ -94,7 +94,7 @@ def test_readings_are_gradients_of_losses_of_roots_and_of_margins(reading, of):
     one, other = tokenizer()(texts()[:2])["input_ids"]
     rows = [{"input_ids": one, "weight": 1.0}, {"input_ids": other, "weight": -0.5}]
     batch = task.collate(rows)
-    got = torch.autograd.grad(task.read(model, batch).sum(), list(model.parameters()))
+    got = torch.autograd.grad(task.asked(model, batch).sum(), list(model.parameters()))
     each = task.token_losses(model, batch)
     counted = each > 0
     told = torch.where(counted, of(torch.where(counted, each, 1.0)), 0.0).sum(1)
