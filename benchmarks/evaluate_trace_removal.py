@@ -42,9 +42,9 @@ from forwardinf.use.texts import answer_row
 WORK = Path(__file__).parent / ".cache" / "trace-removal"
 RANDOM, TRUE = "random", "labelled as stating it"
 MASKED, FILLED = "BM25, masked", "BM25, filled"
-COSINE, LOSS, OURS = "gradient cosine", "unit-whitened, by the loss", "unit-whitened"
+COSINE, LOSS, OURS = "gradient cosine, by the margin", "unit-whitened, by the loss", "unit-whitened"
 FUSED = "unit-whitened + BM25, masked"
-GRADIENTS = {COSINE: ("cosine", "loss"), LOSS: ("unit-whitened", "loss"), OURS: ("unit-whitened", "margin")}
+GRADIENTS = {COSINE: ("cosine", "margin"), LOSS: ("unit-whitened", "loss"), OURS: ("unit-whitened", "margin")}
 
 ROWS = (TRUE, MASKED, FILLED, COSINE, LOSS, OURS, FUSED)
 
@@ -63,7 +63,7 @@ class Size:
     layers: int = 2
     heads: int = 4
     epochs: int = 30
-    rows: tuple[str, ...] = (MASKED, FILLED, LOSS, OURS)
+    rows: tuple[str, ...] = (MASKED, FILLED, COSINE, LOSS, OURS)
 
     def recipe(self, seed: int) -> Recipe:
         return Recipe(self.vocabulary, self.width, self.layers, self.heads, self.epochs, batch=32, lr=3e-3, warmup=60,
