@@ -119,7 +119,7 @@ def test_removed_texts_in_small():
     )
     found = texts.main(small, publish=False)
     lines = {row["row"]: row for row in found["rows"]}
-    assert set(lines) == {texts.RANDOM, texts.TRUE, texts.MASKED, texts.FILLED, texts.COSINE, texts.OURS, texts.FUSED}
+    assert set(lines) == {texts.RANDOM, *texts.ROWS}
     assert lines[texts.TRUE]["P@10"]["mean"] == 1
     assert all(len(row["per fact"]) == 3 for row in lines.values())
     assert "| unit-whitened |" in trace_table.removal(found)
