@@ -2,7 +2,7 @@
 
     python benchmarks/evaluate_trace_removal.py      # says its time first; resumable training by training
 
-The decoder of evaluate_trace.py takes half an hour to train, so this one is smaller and reads part of the corpus: every text about
+The decoder of evaluate_trace.py takes half an hour to train: this one is smaller and reads part of the corpus, every text about
 a few facts (5 to 12 texts each), the texts that share most words with their questions, and others at random. Each method's ten
 best texts of all facts are removed *together*: one training for each method and seed, paired with the full one (same initial
 weights, same batches but for what was removed). Writes results/trace_removal.json and a table in docs/trace.md.
