@@ -33,9 +33,8 @@ def passes_of(direction: str, queries: int, together: int, steps: int = 1) -> in
     if direction != "hold":
         return 0
     blocks = -(-queries // together)
-    again = (
-        3 if blocks > 1 else 1
-    )  # when they are checked, and when they are pushed for one another and for the training set
+    # where one block is not all: when they are checked, and when they are pushed for one another and for the training set
+    again = 3 if blocks > 1 else 1
     first = 8 * queries if min(together, queries) == 1 else 6 * blocks * again
     return first + 8 * queries * (steps - 1)
 

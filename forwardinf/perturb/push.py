@@ -85,6 +85,7 @@ class Pusher:
     ) -> None:  # fmt: skip
         """Nothing is fitted yet."""
         self.members = [tuple(rows) for rows in members]
+        self.places = {rows: place for place, rows in enumerate(self.members)}
         self.exact, self.together = exact, together
         self.rooted = fitting.perturbation.reading == "root" and queries.task.asks_loss
         self.queries, self.perturbation, self.batch_size = queries, fitting.perturbation, fitting.batch_size
@@ -206,9 +207,8 @@ class Pusher:
         """Return what an exact score needs: the query's own rate g_qᵀP g_q, and how long its direction is."""
         if self.whitened is not None:  # its rise comes with its scores; ‖P g_q‖ ≤ ‖g_q‖/λ
             return replace(query, length=0.0, direction_norm=query.grad_norm / self.whitened.ridge.damping)
-        first = self._first(
-            query.rows, {name: tensor.clone() for name, tensor in gradient.items()}
-        )  # it may work in place
+        own = {name: tensor.clone() for name, tensor in gradient.items()}  # a direction may work in place
+        first = self._first(query.rows, own)
         rise = sum(float((tensor.double() * first[name].double()).sum())
                    for name, tensor in gradient.items() if name in first)  # fmt: skip
         if self.take is not None:
@@ -281,10 +281,9 @@ class Pusher:
         Which queries go together depends on their places alone: a resumed run finds the same bits. ``gradient``: the query's,
         where that is at hand.
         """
-        count = min(len(self.members), directions_together(self.parameters))
-        if count < 2 or rows not in self.members or not isinstance(self.direction, Holding):
+        count, place = min(len(self.members), directions_together(self.parameters)), self.places.get(rows)
+        if count < 2 or place is None or not isinstance(self.direction, Holding):
             return self._direction(rows) if gradient is None else self.direction(gradient)
-        place = self.members.index(rows)
         start = place // count * count
         if self._block is None or self._block[0] != start:
             self._block = None  # its memory is needed for the next one
@@ -361,11 +360,15 @@ class Pusher:
 
 def directions_together(parameters: Parameters) -> int:
     """Return how many queries' directions are made, and kept, at once."""
-    size = sum(int(parameter.numel()) * max(parameter.element_size(), 4) for parameter in parameters.values())
-    return max(1, min(TOGETHER, DIRECTIONS // max(size, 1)))
+    return _fitting(parameters, TOGETHER, DIRECTIONS)
 
 
 def rows_together(parameters: Parameters, batch_size: int) -> int:
     """Return how many query rows' gradients are taken in one pass."""
+    return _fitting(parameters, min(TOGETHER, batch_size), GRADIENTS)
+
+
+def _fitting(parameters: Parameters, most: int, room: int) -> int:
+    """Return how many gradients, float32 or wider, fit into so many bytes: one at least, ``most`` at most."""
     size = sum(int(parameter.numel()) * max(parameter.element_size(), 4) for parameter in parameters.values())
-    return max(1, min(TOGETHER, batch_size, GRADIENTS // max(size, 1)))
+    return max(1, min(most, room // max(size, 1)))
