@@ -25,7 +25,7 @@ bench: .venv/dev            ## how far from one plain forward pass: about ten mi
 	$(BIN)/python benchmarks/bench_forward.py
 	$(BIN)/python benchmarks/bench_memory.py
 
-bench-engines: .venv/dev    ## what each engine costs beside one forward pass, and beside rivals: 40 minutes on a quiet machine
+bench-engines: .venv/dev    ## what each engine costs beside one forward pass, and beside rivals: 50 minutes on a quiet machine
 	$(BIN)/python benchmarks/bench_engines.py --threads 1 2
 
 evaluate-probes: .venv/dev  ## LDS and copies found against the number of shared perturbations; says its time first, resumable

@@ -8,7 +8,7 @@
 CPU seconds of the process by default; on a quiet machine say so (``--quiet --clock wall``): the JSON says so of each part.
 Resumable: what is there is not measured again (benchmarks/.cache/engines).
 
-python benchmarks/bench_engines.py [--small] [--parts goals growth rivals] [--threads 1 2]     # 40 minutes; small: 8
+python benchmarks/bench_engines.py [--small] [--parts goals growth rivals] [--threads 1 2]     # 50 minutes; small: 8
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=list(CLOCKS), default="cpu")
     parser.add_argument("--quiet", action="store_true", help="say in the result that nothing else ran")
     given = parser.parse_args()
-    print(f"about {'8' if given.small else '40'} minutes on a quiet machine; resumable", file=sys.stderr)
+    print(f"about {'8' if given.small else '50'} minutes on a quiet machine; resumable", file=sys.stderr)
     clock, path = everywhere(Clock(given.clock)), RESULTS / "engines.json"
     results = json.loads(path.read_text()).get("results", {}) if path.is_file() else {}
     how = {"clock": given.clock, "small": given.small, "quiet": given.quiet, "date": time.strftime("%Y-%m-%d")}

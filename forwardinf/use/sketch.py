@@ -8,6 +8,7 @@ they found most of what was to be found (docs/trace.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -71,11 +72,11 @@ class Sketcher:
         at = 0
         for name, parameter in self.parameters.items():
             flat = parameter.reshape(len(parameter), -1) if parameter.ndim > 1 else parameter.reshape(-1, 1)
-            tall, wide = flat.shape
-            one = self._projection(f"{name}/0", tall, self.side if parameter.ndim > 1 else 4 * self.side, parameter)
-            other = self._projection(f"{name}/1", wide, self.side, parameter) if parameter.ndim > 1 else None
+            (tall, wide), (rows, columns) = flat.shape, _block(parameter, self.side)
+            one = self._projection(f"{name}/0", tall, rows, parameter)
+            other = self._projection(f"{name}/1", wide, columns, parameter) if parameter.ndim > 1 else None
             self._sides[name] = one, other
-            size = one.shape[1] * (1 if other is None else other.shape[1])
+            size = rows * columns
             self.places[name] = slice(at, at + size)
             at += size
         self.width = at
@@ -139,6 +140,13 @@ class Sketcher:
         return torch.einsum("bxy,xo,yi->boi", whole.reshape(len(whole), len(one), -1), one, other)
 
 
+def _block(parameter: nn.Parameter, side: int) -> tuple[int, int]:
+    """Return how many numbers each side of a parameter is kept as: a vector has one side, four times as long."""
+    if parameter.ndim < 2:
+        return min(parameter.numel(), 4 * side), 1
+    return min(len(parameter), side), min(parameter[0].numel(), side)
+
+
 def widest(parameters: Mapping[str, nn.Parameter], rows: int, room: int = ROOM) -> int:
     """Return the widest side at which so many rows' sketches take ``room`` bytes at most, 16 where none does.
 
@@ -147,11 +155,7 @@ def widest(parameters: Mapping[str, nn.Parameter], rows: int, room: int = ROOM) 
         [64, 16]
     """
     for side in WIDER:
-        numbers = sum(
-            min(len(p), side) * min(p[0].numel(), side) if p.ndim > 1 else min(p.numel(), 4 * side)
-            for p in parameters.values()
-        )
-        if 4 * numbers * rows <= room:
+        if 4 * rows * sum(math.prod(_block(parameter, side)) for parameter in parameters.values()) <= room:
             return side
     return SIDE
 
