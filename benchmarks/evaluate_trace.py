@@ -1,11 +1,13 @@
 """Fact tracing on WebNLG: which texts taught a small decoder a fact, beside lexical search, hidden states and gradients.
 
     python benchmarks/evaluate_trace.py          about 70 minutes on one core, and half an hour more to train the decoder once
+    python benchmarks/evaluate_trace.py --size large --device cuda          27 million parameters, minutes on a GPU
 
 Protocol of FTRACE (Akyürek et al. 2022): for each question the candidates are its proponents, BM25's first 100 (answer filled
 in), 100 texts with the same object and 100 at random; texts with another fact about the same two entities are left out.
 Questions that the model answers right are split: settings (the fusion's) are chosen on the first 200, figures are of the others.
-Index and checkpoints lie in the cache folder: a run that was stopped goes on there. Writes results/trace.json and docs/trace.md.
+Index and checkpoints lie in the cache folder: a run that was stopped goes on there. Writes results/trace.json (trace_large.json)
+and docs/trace.md.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from harness import write
 from trace_table import write_docs
-from webnlg import Question, Trained, corpus, put, questions, read, rows_of, trained
+from webnlg import RECIPES, Question, Trained, corpus, put, questions, read, rows_of, trained
 
 import forwardinf as fi
 from forwardinf.core.examples import examples
@@ -48,6 +50,7 @@ GRADIENTS = (  # row, how gradients are compared, what they are of, over all che
     ("unit-whitened", "unit-whitened", "margin", False),
     ("unit-whitened, 3 checkpoints", "unit-whitened", "margin", True),
 )
+AT_ONCE = {"cpu": 16, "cuda": 128}  # texts whose gradients are sketched together
 PUSHES = {  # by fi.attribute, whole gradients or forward passes; the first questions only
     "EK-FAC": fi.Perturbation("ekfac", fit_examples=2000), "hold": fi.Perturbation("hold"),
     "forward passes: ascent, rise .5": fi.Perturbation(rise=0.5),
@@ -62,7 +65,7 @@ def known(model: Trained, asked: Sequence[Question]) -> list[bool]:
         for question in asked:
             row = answer_row(model.tokenizer, question.prompt, question.answer, None, False)
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
-            logits = model.model(input_ids=ids).logits[0, :-1]
+            logits = model.model(input_ids=ids.to(model.model.device)).logits[0, :-1].cpu()
             found.append(bool((logits.argmax(1) == labels)[labels != -100].all()))
     return found
 
@@ -113,16 +116,19 @@ def rankings(model: Trained, asked: Sequence[Question], chosen: list[Array], lex
     found["hidden states"] = _of(_hidden(model, asked), chosen)
     costs["hidden states"] = {"index_s": round(time.perf_counter() - began, 1)}
     settings: dict[str, Any] = {"tokenizer": model.tokenizer, "answers": [question.answer for question in asked], "spans": 0,
-                                "baselines": False, "k": 10, "progress": False, "cache_dir": cache_folder()}  # fmt: skip
+                                "baselines": False, "k": 10, "progress": False, "cache_dir": cache_folder(),
+                                "batch_size": AT_ONCE[model.model.device.type]}  # fmt: skip
     prompts = [question.prompt for question in asked]
     for name, how, reading, every in GRADIENTS:
+        if every and len(model.checkpoints) == 1:
+            continue
         traced = fi.trace(model.model, model.texts, prompts, how=how, reading=reading,
                           checkpoints=model.checkpoints[:-1] if every else None, **settings)  # fmt: skip
         put(model.model, model.checkpoints[-1])
         found[name], costs[name] = _of(traced.scores.values, chosen), dict(traced.cost)
         print(name, traced.cost, flush=True)
     for name, rule in PUSHES.items() if pushed else ():
-        few = {**settings, "answers": settings["answers"][:pushed]}
+        few = {**settings, "answers": settings["answers"][:pushed], "batch_size": "auto"}
         traced = fi.trace(
             model.model, model.texts, prompts[:pushed], perturbation=rule, candidates=chosen[:pushed], **few
         )
@@ -140,12 +146,12 @@ def _hidden(model: Trained, asked: Sequence[Question]) -> Array:
     rows = rows_of(model.tokenizer, model.texts)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     texts = Feed(model.model, task, examples([{"input_ids": row} for row in rows], task_collate=task.collate),
-                 torch.device("cpu"))  # fmt: skip
+                 model.model.device)  # fmt: skip
     filled = [answer_row(model.tokenizer, question.prompt, question.answer, None, False) for question in asked]
-    ours = Feed(model.model, task, examples(filled, task_collate=task.collate), torch.device("cpu"))
+    ours = Feed(model.model, task, examples(filled, task_collate=task.collate), model.model.device)
     states = torch.empty(len(rows), model.model.config.n_embd)
-    states[order] = hidden_states(texts, order, 32)
-    return (hidden_states(ours, range(len(asked)), 1).double() @ states.double().T).numpy()
+    states[order] = hidden_states(texts, order, 32).cpu()
+    return (hidden_states(ours, range(len(asked)), 1).cpu().double() @ states.double().T).numpy()
 
 
 def fused(one: list[Array], other: list[Array], weight: float, constant: float) -> list[Array]:
@@ -197,9 +203,11 @@ def table(found: dict[str, list[Array]], chosen: list[Array], asked: Sequence[Qu
     return lines
 
 
-def main(pushed: int, most: int) -> None:
+def main(size: str, device: str, pushed: int, most: int) -> None:
     """Run the evaluation."""
-    model, everything = trained(), questions()
+    model, everything = trained(RECIPES[size], device=torch.device(device)), questions()
+    if size == "large":  # one state of it is asked
+        model.checkpoints = model.checkpoints[-1:]
     right = known(model, everything)
     sure, unsure = ([at for at, known_ in enumerate(right) if known_ is wanted] for wanted in (True, False))
     random.Random(0).shuffle(sure)
@@ -230,14 +238,17 @@ def main(pushed: int, most: int) -> None:
         "answered right": table(found, chosen, asked, test, settings),
         "answered wrong": table(found, chosen, asked, list(range(len(sure), len(asked))), settings),
     }  # fmt: skip
-    write("trace", result)
-    write_docs(result)
+    write("trace" if size == "small" else f"trace_{size}", result)
+    write_docs(result, size)
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser()
     options.add_argument("--pushed", type=int, default=60, help="questions of the rows that need whole gradients")
     options.add_argument("--most", type=int, default=MOST, help="questions that are reported")
+    options.add_argument("--size", choices=RECIPES, default="small", help="of the decoder")
+    options.add_argument("--device", choices=AT_ONCE, default="cpu")
+    options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
-    torch.set_num_threads(1)
-    main(given.pushed, given.most)
+    torch.set_num_threads(given.threads)
+    main(given.size, given.device, given.pushed, given.most)

@@ -1,11 +1,13 @@
 """Are the texts that a trace names those that taught the fact? They are removed, and the decoder is trained again.
 
     python benchmarks/evaluate_trace_removal.py      # says its time first; resumable training by training
+    python benchmarks/evaluate_trace_removal.py --size whole --device cuda --workers 8      # minutes on a GPU, a day on a core
 
-The decoder of evaluate_trace.py takes half an hour to train: this one is smaller and reads part of the corpus, every text about
-a few facts (5 to 12 texts each), the texts that share most words with their questions, and others at random. Each method's ten
-best texts of all facts are removed *together*: one training for each method and seed, paired with the full one (same initial
-weights, same batches but for what was removed). Writes results/trace_removal.json and a table in docs/trace.md.
+The decoder of evaluate_trace.py takes half an hour to train: the one of ``part`` is smaller and reads part of the corpus, every
+text about a few facts (5 to 12 texts each), the texts that share most words with their questions, and others at random. ``whole``
+is that decoder, all texts, and facts that it answers right. Each method's best texts of all facts are removed *together*: one
+training for each method and seed, paired with the full one (same initial weights, same batches but for what was removed).
+Writes results/trace_removal.json (trace_removal_whole.json) and a table in docs/trace.md.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import os
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import write
 from safetensors.torch import load_file, save_file
 from trace_table import write_removal
-from webnlg import LONGEST, Question, Recipe, corpus, decoder, questions, rows_of, tokenizer_of, train
+from webnlg import LONGEST, Question, Recipe, corpus, decoder, put, questions, rows_of, tokenizer_of, train
 
 import forwardinf as fi
 from forwardinf.core.files import write_json, written
@@ -43,42 +47,56 @@ WORK = Path(__file__).parent / ".cache" / "trace-removal"
 RANDOM, TRUE = "random", "labelled as stating it"
 MASKED, FILLED = "BM25, masked", "BM25, filled"
 COSINE, LOSS, OURS = "gradient cosine, by the margin", "unit-whitened, by the loss", "unit-whitened"
-FUSED = "unit-whitened + BM25, masked"
+FUSED, JOINTLY = "unit-whitened + BM25, masked", "unit-whitened, jointly"
 GRADIENTS = {COSINE: ("cosine", "margin"), LOSS: ("unit-whitened", "loss"), OURS: ("unit-whitened", "margin")}
 
-ROWS = (TRUE, MASKED, FILLED, COSINE, LOSS, OURS, FUSED)
+ROWS = (TRUE, MASKED, FILLED, COSINE, LOSS, OURS, JOINTLY, FUSED)
+
+
+PART = Recipe(1024, 128, 2, 4, epochs=30, batch=32, lr=3e-3, warmup=60, kept=())
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; the tests run a small one."""
+    """How much of everything; the tests run a small one.
+
+    Attributes:
+        facts: How many are asked.
+        texts: How much of the corpus there is; None: all of it.
+        lexical: Of each fact, how many of its nearest texts by words are in that part.
+        proponents: How many texts state a fact, at least and at most.
+        known: Only facts are asked that the full model answers right.
+        removed: Texts of each fact.
+        seeds: Of the trainings; the full model of the first is asked.
+        recipe: Of the decoder, but for the seed.
+        rows: What is compared.
+    """
 
     facts: int = 24
-    texts: int = 700
-    lexical: int = 10  # of each fact, its nearest texts by words
-    removed: int = 10  # of each fact
+    texts: int | None = 700
+    lexical: int = 10
+    proponents: tuple[int, int] = (5, 12)
+    known: bool = False
+    removed: int = 10
     seeds: tuple[int, ...] = (0, 1)
-    vocabulary: int = 1024
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    epochs: int = 30
-    rows: tuple[str, ...] = (MASKED, FILLED, COSINE, LOSS, OURS)
-
-    def recipe(self, seed: int) -> Recipe:
-        return Recipe(self.vocabulary, self.width, self.layers, self.heads, self.epochs, batch=32, lr=3e-3, warmup=60,
-                      seed=seed, kept=())  # fmt: skip
+    recipe: Recipe = PART
+    rows: tuple[str, ...] = (MASKED, FILLED, COSINE, LOSS, OURS, JOINTLY)
 
 
-MINUTES = 2.0  # a training
+SIZES = {"part": Size(), "whole": Size(facts=40, texts=None, proponents=(5, 20), known=True, removed=20, seeds=(0, 1, 2),
+                                       recipe=Recipe(kept=()), rows=ROWS)}  # fmt: skip
+MINUTES = {"part": 2.0, "whole": 33.0}  # a training, on one core
 
 
 def chosen(size: Size) -> tuple[list[Question], list[str]]:
     """Return facts of 5 to 12 texts, each asked once, and part of the corpus; questions point into that part."""
     draw, texts = random.Random(0), corpus()
-    found = {(q.subject, q.obj): q for q in questions() if 5 <= len(q.proponents) <= 12}
+    least, most = size.proponents
+    found = {(q.subject, q.obj): q for q in questions() if least <= len(q.proponents) <= most}
     asked = [found[key] for key in sorted(found)]
     draw.shuffle(asked)
+    if size.texts is None:
+        return asked, texts
     asked = asked[: size.facts]
     index = Lexical(texts)
     near = {int(at) for q in asked
@@ -100,7 +118,7 @@ def log_probabilities(model: Any, tokenizer: Any, asked: Sequence[Question]) -> 
         for q in asked:
             row = answer_row(tokenizer, q.prompt, q.answer, None, False)
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
-            told = model(input_ids=ids).logits[0, :-1].double().log_softmax(1)
+            told = model(input_ids=ids.to(model.device)).logits[0, :-1].double().log_softmax(1).cpu()
             counted = labels != -100
             found.append(float(told[counted].gather(1, labels[counted, None]).sum()))
             right.append(bool((told.argmax(1) == labels)[counted].all()))
@@ -110,36 +128,72 @@ def log_probabilities(model: Any, tokenizer: Any, asked: Sequence[Question]) -> 
 class Bench:
     """Facts, texts and tokenizer; trains without some texts, and keeps what became of the facts."""
 
-    def __init__(self, size: Size) -> None:
-        self.size = size
+    def __init__(self, size: Size, device: str = "cpu") -> None:
+        self.size, self.device = size, torch.device(device)
         self.asked, self.texts = chosen(size)
-        self.tokenizer = tokenizer_of(self.texts, size.recipe(0))
+        self.tokenizer = tokenizer_of(self.texts, size.recipe)
         self.rows = rows_of(self.tokenizer, self.texts)
+        if size.known:
+            _, right = log_probabilities(self.full(), self.tokenizer, self.asked)
+            self.asked = [q for q, known in zip(self.asked, right, strict=True) if known]
+        self.asked = self.asked[: size.facts]
+
+    def trained(self, seed: int, without: frozenset[int] = frozenset()) -> Any:
+        """Return a model trained without some texts."""
+        recipe = replace(self.size.recipe, seed=seed)
+        return train(self.rows, recipe, {}, tell=False, without=without, device=self.device)
 
     def full(self) -> Any:
         """Return the full model of the first seed: the one that is asked."""
-        recipe = self.size.recipe(self.size.seeds[0])
-        path = WORK / "full" / f"{digest(str(recipe), self.texts)}.safetensors"
+        recipe = replace(self.size.recipe, seed=self.size.seeds[0])
+        path = WORK / "full" / f"{digest(str(recipe), self.texts, self.device.type)}.safetensors"
         if not path.exists():
-            made = train(self.rows, recipe, {})
+            made = self.trained(recipe.seed)
             with written(path) as part:
-                save_file({name: p.detach().clone() for name, p in made.named_parameters()}, part)
-        model, kept = decoder(recipe), load_file(path)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(kept[name])
+                save_file({name: p.detach().cpu().clone() for name, p in made.named_parameters()}, part)
+        model = decoder(recipe).to(self.device)
+        put(model, load_file(path))
         return model.eval()
 
     def outcome(self, seed: int, without: frozenset[int] = frozenset()) -> dict[str, Any]:
         """Return the facts' log-probabilities after a training without some texts; kept."""
-        recipe = self.size.recipe(seed)
-        path = WORK / "retrained" / f"{digest(str(recipe), self.texts, sorted(without))}.json"
+        path = self.place(seed, without)
         if not path.exists():
             whole = seed == self.size.seeds[0] and not without
-            model = self.full() if whole else train(self.rows, recipe, {}, without=without)
-            found, right = log_probabilities(model, self.tokenizer, self.asked)
+            found, right = log_probabilities(
+                self.full() if whole else self.trained(seed, without), self.tokenizer, self.asked
+            )
             write_json(path, {"log p": found, "right": right})
         return json.loads(path.read_text())
+
+    def place(self, seed: int, without: frozenset[int]) -> Path:
+        """Return where the outcome of a training is kept."""
+        told = [q.query for q in self.asked]
+        key = digest(str(replace(self.size.recipe, seed=seed)), self.texts, told, sorted(without), self.device.type)
+        return WORK / "retrained" / f"{key}.json"
+
+
+_bench: Bench  # of a worker
+
+
+def _start(size: Size, device: str) -> None:
+    global _bench
+    torch.set_num_threads(1)
+    _bench = Bench(size, device)
+
+
+def _train(seed: int, without: frozenset[int]) -> None:
+    _bench.outcome(seed, without)
+
+
+def train_all(bench: Bench, jobs: Sequence[tuple[int, frozenset[int]]], workers: int) -> None:
+    """Run the trainings that are not kept yet, several at a time: a small decoder leaves most of a GPU idle."""
+    missing = [job for job in dict.fromkeys(jobs) if not bench.place(*job).exists()]
+    if workers < 2 or len(missing) < 2:
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (bench.size, bench.device.type)) as pool:
+        for running in [pool.submit(_train, *job) for job in missing]:
+            running.result()
 
 
 def named(bench: Bench) -> dict[str, list[frozenset[int]]]:
@@ -151,34 +205,37 @@ def named(bench: Bench) -> dict[str, list[frozenset[int]]]:
         FILLED: np.stack([index.scores(f"{q.prompt} {q.answer}") for q in bench.asked]),
     }
     prompts, answers = [q.prompt for q in bench.asked], [q.answer for q in bench.asked]
+    settings: dict[str, Any] = {"answers": answers, "tokenizer": bench.tokenizer, "spans": 0, "max_length": LONGEST, "k": k,
+                                "baselines": False, "progress": False,
+                                "batch_size": 16 if bench.device.type == "cpu" else 128}  # fmt: skip
     for name, (how, reading) in GRADIENTS.items():
-        traced = fi.trace(model, bench.texts, prompts, answers=answers, tokenizer=bench.tokenizer, how=how, reading=reading,
-                          spans=0, max_length=LONGEST, baselines=False, progress=False)  # fmt: skip
+        traced = fi.trace(model, bench.texts, prompts, how=how, reading=reading, **settings)
         scores[name] = np.asarray(traced.scores.values, dtype=np.float64)
+    together = fi.trace(model, bench.texts, prompts, jointly=True, **settings).table.groupby("question")["train"]
     scores[FUSED] = np.stack(
         [reciprocal([a, b], [1.0, 1.0]) for a, b in zip(scores[OURS], scores[MASKED], strict=True)]
     )
     best: Callable[[Any], frozenset[int]] = lambda row: frozenset(np.argsort(-row, kind="stable")[:k].tolist())  # noqa: E731
     draw = random.Random(1)
     found = {TRUE: [frozenset(draw.sample(q.proponents, min(k, len(q.proponents)))) for q in bench.asked],
-             **{name: [best(row) for row in values] for name, values in scores.items()}}  # fmt: skip
+             **{name: [best(row) for row in values] for name, values in scores.items()},
+             JOINTLY: [frozenset(map(int, together.get_group(q))) for q in range(len(bench.asked))]}  # fmt: skip
     return {name: found[name] for name in bench.size.rows}
 
 
-def main(size: Size, *, publish: bool = True) -> dict[str, Any]:
-    """Run, keep, and write what came out."""
+def main(size: Size, device: str = "cpu", workers: int = 1, minutes: float = 2.0, publish: str = "") -> dict[str, Any]:
+    """Run, keep, and write what came out; ``publish``: under which name."""
     os.environ.setdefault("FORWARDINF_CACHE", str(WORK / "library"))
-    print(
-        f"at most {spoken(60 * MINUTES * (2 + len(size.rows)) * len(size.seeds))} on one thread; resumable",
-        file=sys.stderr,
-        flush=True,
-    )
-    bench = Bench(size)
+    took = spoken(60 * minutes * (2 + len(size.rows)) * len(size.seeds))
+    print(f"at most {took} on one core; resumable", file=sys.stderr, flush=True)
+    bench = Bench(size, device)
     sets = named(bench)
     unions = {name: frozenset[int]().union(*own) for name, own in sets.items()}
     many = round(float(np.mean([len(union) for union in unions.values()])))
     draw = random.Random(2)
     by_chance = {seed: frozenset(draw.sample(range(len(bench.texts)), many)) for seed in size.seeds}
+    train_all(bench, [(seed, without) for seed in size.seeds
+                      for without in (frozenset[int](), by_chance[seed], *unions.values())], workers)  # fmt: skip
     full = {seed: bench.outcome(seed) for seed in size.seeds}
     falls: dict[str, np.ndarray] = {}
     for name in (RANDOM, *unions):
@@ -193,7 +250,7 @@ def main(size: Size, *, publish: bool = True) -> dict[str, Any]:
     result = {
         "question": "does a fact fade when the texts that were named are removed", "facts": len(bench.asked),
         "texts": len(bench.texts), "size": asdict(size),
-        "parameters": sum(p.numel() for p in decoder(size.recipe(0)).parameters()),
+        "parameters": sum(p.numel() for p in decoder(size.recipe).parameters()),
         "log p before": float(np.mean([full[seed]["log p"] for seed in size.seeds])),
         "right before": float(np.mean([full[seed]["right"] for seed in size.seeds])),
         "rows": [{
@@ -207,15 +264,20 @@ def main(size: Size, *, publish: bool = True) -> dict[str, Any]:
         } for name, values in falls.items()],
     }  # fmt: skip
     if publish:
-        write("trace_removal", result)
-        write_removal(result)
+        write("trace_removal" if publish == "part" else f"trace_removal_{publish}", result)
+        write_removal(result, publish)
     return result
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seeds", nargs="+", type=int, default=list(Size().seeds))
-    options.add_argument("--rows", nargs="+", default=list(Size().rows), choices=ROWS)
+    options.add_argument("--size", choices=SIZES, default="part")
+    options.add_argument("--seeds", nargs="+", type=int)
+    options.add_argument("--rows", nargs="+", choices=ROWS)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--workers", type=int, default=1, help="trainings at a time")
+    options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
-    torch.set_num_threads(1)
-    main(Size(seeds=tuple(given.seeds), rows=tuple(given.rows)))
+    torch.set_num_threads(given.threads)
+    own = {name: tuple(value) for name, value in (("seeds", given.seeds), ("rows", given.rows)) if value}
+    main(replace(SIZES[given.size], **own), given.device, given.workers, MINUTES[given.size], given.size)

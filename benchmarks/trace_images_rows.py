@@ -103,7 +103,7 @@ def by_gradients(train: Tensor, queries: Tensor, fit: Tensor | None = None) -> d
 
 def by_own_noise(train: Tensor, queries: Tensor) -> dict[str, Array]:
     """Return what sketches under each image's own noise give, and the damping that serves for text."""
-    return {OWN: compared(train, queries, "unit-whitened")[0].numpy(),
+    return {OWN: compared(train, queries, "unit-whitened", 0.02)[0].numpy(),
             OWN_COSINE: compared(train, queries, "cosine")[0].numpy()}  # fmt: skip
 
 

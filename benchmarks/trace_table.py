@@ -11,9 +11,9 @@ import page
 KINDS = ("MRR", "Recall@10", "P@10")
 
 
-def write_docs(result: dict[str, Any]) -> None:
-    """Put the tables into the page."""
-    page.put("trace", "evaluate_trace", tables(result))
+def write_docs(result: dict[str, Any], size: str) -> None:
+    """Put the tables of a decoder of this size into the page."""
+    page.put("trace", "evaluate_trace" if size == "small" else f"evaluate_trace, {size}", tables(result))
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -38,16 +38,19 @@ def tables(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_removal(result: dict[str, Any]) -> None:
-    """Put the table of what removing texts did into the page."""
-    page.put("trace", "evaluate_trace_removal", removal(result))
+def write_removal(result: dict[str, Any], size: str) -> None:
+    """Put the table of what removing texts of this much of the corpus did into the page."""
+    page.put(
+        "trace", "evaluate_trace_removal" if size == "part" else f"evaluate_trace_removal, {size}", removal(result)
+    )
 
 
 def removal(result: dict[str, Any]) -> str:
     """Return Markdown: a row for each way of choosing the texts that are removed."""
     size = result["size"]
     lines = [
-        f"{result['parameters']:,} parameters, {size['epochs']} epochs over {result['texts']:,} texts; {result['facts']} facts, "
+        f"{result['parameters']:,} parameters, {size['recipe']['epochs']} epochs over {result['texts']:,} texts; "
+        f"{result['facts']} facts, "
         f"{100 * result['right before']:.0f} % answered right, log p(answer) {result['log p before']:.2f} on average; "
         f"{size['removed']} texts a fact removed, of all facts together; seeds {', '.join(map(str, size['seeds']))}; "
         "95 % intervals over facts, differences paired. Nats.", "",
@@ -83,4 +86,5 @@ def _short(value: float) -> str:
 
 
 if __name__ == "__main__":
-    write_docs(json.loads((Path(__file__).parent / "results" / "trace.json").read_text(encoding="utf-8")))
+    for name, size in (("trace", "small"), ("trace_large", "large")):
+        write_docs(json.loads((Path(__file__).parent / "results" / f"{name}.json").read_text(encoding="utf-8")), size)

@@ -32,6 +32,7 @@ from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
 
 LONGEST = 128  # tokens
+CPU = torch.device("cpu")
 MASK = "[MASK]"
 
 
@@ -50,6 +51,9 @@ class Recipe:
     warmup: int = 150
     seed: int = 0
     kept: tuple[int, ...] = (2, 5, 8)  # epochs after which a checkpoint is kept; the last is the model
+
+
+RECIPES = {"small": Recipe(), "large": Recipe(width=512, layers=8, heads=8, lr=1e-3)}  # the large one needs a GPU
 
 
 @dataclass
@@ -130,32 +134,34 @@ def batches(lengths: list[int], size: int, draw: random.Random) -> list[list[int
     return found
 
 
-def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+def padded(rows: list[list[int]], device: torch.device = CPU) -> tuple[Tensor, Tensor]:
     """Return (ids, labels), labels −100 where there is padding."""
     longest = max(map(len, rows))
     ids = torch.tensor([row + [1] * (longest - len(row)) for row in rows])
     labels = torch.tensor([row + [-100] * (longest - len(row)) for row in rows])
-    return ids, labels
+    return ids.to(device), labels.to(device)
 
 
 def train(
     rows: list[list[int]], recipe: Recipe, save: dict[int, Path], tell: bool = True, start: nn.Module | None = None,
-    without: Collection[int] = (),
+    without: Collection[int] = (), device: torch.device = CPU,
 ) -> GPT2LMHeadModel:  # fmt: skip
     """Train a decoder on these rows; write a checkpoint after the epochs that ``save`` names.
 
     Rows left out (``without``) keep their place in the batches and are not shown: the rest is trained on as before.
     """
-    model, draw = (start or decoder(recipe)).train(), random.Random(recipe.seed)
+    model, draw = (start or decoder(recipe)).to(device).train(), random.Random(recipe.seed)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.decay}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
     lengths = [len(row) for row in rows]
+    summed = torch.zeros((), device=device)
     per_epoch = math.ceil(len(rows) / recipe.batch)
     total, step, began = per_epoch * recipe.epochs, 0, time.perf_counter()
     for epoch in range(1, recipe.epochs + 1):
-        summed = counted = 0.0
+        counted = 0
+        summed.zero_()
         for piece in batches(lengths, recipe.batch, draw):
             rate = min(1.0, (step + 1) / recipe.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / total)))
             for group in optimiser.param_groups:
@@ -164,19 +170,20 @@ def train(
             piece = [row for row in piece if row not in without]
             if not piece:
                 continue
-            ids, labels = padded([rows[row] for row in piece])
+            ids, labels = padded([rows[row] for row in piece], device)
             logits = model(input_ids=ids, use_cache=False).logits
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            summed, counted = summed + loss.item() * len(piece), counted + len(piece)
+            summed += loss.detach() * len(piece)  # not asked for at every step: a GPU would wait
+            counted += len(piece)
         if tell:
-            print(f"epoch {epoch}: loss {summed / counted:.3f}, {time.perf_counter() - began:.0f} s", flush=True)
+            print(f"epoch {epoch}: loss {float(summed) / counted:.3f}, {time.perf_counter() - began:.0f} s", flush=True)
         if epoch in save:
             with written(save[epoch]) as part:
-                save_file({name: p.detach().clone() for name, p in model.named_parameters()}, part)
+                save_file({name: p.detach().cpu().clone() for name, p in model.named_parameters()}, part)
     return model.eval()
 
 
@@ -191,7 +198,9 @@ class Trained:
     name: str
 
 
-def trained(recipe: Recipe | None = None, texts: list[str] | None = None, tokenizer: Any = None) -> Trained:
+def trained(
+    recipe: Recipe | None = None, texts: list[str] | None = None, tokenizer: Any = None, device: torch.device = CPU
+) -> Trained:
     """Return the decoder, from the cache or trained now."""
     recipe = recipe or Recipe()
     texts = corpus() if texts is None else texts
@@ -200,9 +209,9 @@ def trained(recipe: Recipe | None = None, texts: list[str] | None = None, tokeni
     folder = machine.cache_folder() / "webnlg" / name
     save = {epoch: folder / f"epoch-{epoch}.safetensors" for epoch in recipe.kept}
     if not all(path.is_file() for path in save.values()):
-        train(rows_of(tokenizer, texts), recipe, save)
+        train(rows_of(tokenizer, texts), recipe, save, device=device)
     kept = [load_file(path) for path in save.values()]
-    model = decoder(recipe)
+    model = decoder(recipe).to(device)
     put(model, kept[-1])
     return Trained(model.eval(), tokenizer, texts, kept, name)
 

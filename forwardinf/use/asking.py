@@ -27,6 +27,7 @@ from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.push import Pusher
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.use.checkpoints import each_checkpoint
+from forwardinf.use.jointly import Turn, jointly
 from forwardinf.use.lexical import Lexical, available
 from forwardinf.use.sketch import Sketcher, compared, kept_rows, place_of
 from forwardinf.use.spans import token_changes
@@ -222,23 +223,38 @@ class Asking:
     # -- scores ------------------------------------------------------------------------------------------------------
 
     def indexed(
-        self, how: str, damping: float | None, chosen: list[Array] | None, checkpoints: Sequence[Any] | None
-    ) -> tuple[Array, Array]:
-        """Return (scores, each question's score with itself) from gradient sketches, averaged over checkpoints."""
+        self,
+        how: str,
+        damping: float | None,
+        chosen: list[Array] | None,
+        checkpoints: Sequence[Any] | None,
+        together: int = 0,
+    ) -> tuple[Array, Array, list[Turn]]:
+        """Return (scores, each question's score with itself, who leaves when) from gradient sketches, averaged over checkpoints.
+
+        ``together``: how many documents of each question are to be named jointly, by the last state.
+        """
         places = np.arange(self.units)
         if chosen is not None:
             draw = np.random.default_rng(self.options.seed)
             others = draw.choice(self.units, min(FIT, self.units), replace=False)
             places = np.unique(np.concatenate([*chosen, others]))
         total, own, count = np.zeros((len(self.asked), len(places))), np.zeros(len(self.asked)), 0
+        turns: list[Turn] = []
         for _ in each_checkpoint(self.model, checkpoints):
-            found, self_score = self._compared(how, damping, places)
-            total, own, count = total + found, own + self_score, count + 1
+            index, asked = self._sketches(places)
+            began = time.perf_counter()
+            found, self_score = compared(index, asked, how, damping)
+            total, own, count = total + found.numpy(), own + self_score.numpy(), count + 1
+            if together:
+                turns = jointly(index, asked, how, damping, together, chosen, places)
+            self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
         values = np.full((len(self.asked), self.units), np.nan)
         values[:, places] = total / count
-        return _only(values, chosen), own / count
+        return _only(values, chosen), own / count, turns
 
-    def _compared(self, how: str, damping: float | None, places: Any) -> tuple[Array, Array]:
+    def _sketches(self, places: Any) -> tuple[Tensor, Tensor]:
+        """Return the sketched gradients of these documents, and of the questions."""
         sketcher = Sketcher(self.parameters, seed=self.options.seed)
         cache = self.options.cache
         file = None
@@ -258,9 +274,8 @@ class Asking:
         if sketcher.strange:
             name, function = next(iter(sketcher.strange.items()))
             self._note(f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}")
-        found, own = compared(index, joined, how, damping)
         self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
-        return found.numpy(), own.numpy()
+        return index, joined
 
     def _sketched(self, sketcher: Sketcher, places: Any) -> Tensor:
         """Return the documents' sketched gradients, ``(places, width)``; of packed rows one document at a time."""

@@ -20,6 +20,7 @@ from forwardinf.job.options import Options, as_perturbation
 from forwardinf.score.scores import Scores
 from forwardinf.use.asking import READINGS, Asking
 from forwardinf.use.fuse import as_fusion, reciprocal
+from forwardinf.use.jointly import Turn, alone
 from forwardinf.use.sketch import HOW
 from forwardinf.use.traced import Traced, ranked
 
@@ -45,6 +46,7 @@ def trace(
     fuse: Any = None,
     how: str | None = None,
     reading: str | None = None,
+    jointly: bool = False,
     perturbation: Perturbation | str | Mapping[str, Any] | None = None,
     damping: float | None = None,
     per_token: bool = False,
@@ -90,6 +92,9 @@ def trace(
         fuse: ``"bm25"``: rank by reciprocal ranks of the score and of BM25 (answer filled in); a number: BM25's weight.
         how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
         reading: What they are gradients of, token by token: ``"margin"`` (default), ``"loss"``, or ``"root"`` between the two.
+        jointly: Name the documents that count *together*: each one next to those that are named before it, as if these were
+            left out (:mod:`forwardinf.use.jointly`). Look-alikes stand in for one another, so alone each counts for little. The
+            table's ``score`` is then what a document takes with it when its turn comes; ``scores`` stay each one's own.
         perturbation: Instead of ``how``: any :class:`Perturbation` (``rise=``, ``length=``, a preset's name).
         damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖².
         per_token: Divide scores by the document's counted tokens.
@@ -126,6 +131,9 @@ def trace(
                            do="A perturbation is read by losses.")  # fmt: skip
     if how is not None and how not in HOW:
         raise choose("trace(how=)", how, HOW)
+    if jointly:
+        alone("trace(jointly=)", how, {"perturbation": perturbation, "fuse": fuse, "checkpoints": checkpoints,
+                                       "per_token": per_token or None})  # fmt: skip
     if reading is not None and reading not in READINGS:
         raise choose("trace(reading=)", reading, tuple(READINGS))
     reading = reading or "margin"
@@ -146,8 +154,9 @@ def trace(
         }
         free = job.free(needs, baselines)
         chosen = _chosen(stage, candidates, free, job)
+        turns: list[Turn] = []
         if perturbation is None:
-            values, own = job.indexed(how or HOW[0], damping, chosen, checkpoints)
+            values, own, turns = job.indexed(how or HOW[0], damping, chosen, checkpoints, k if jointly else 0)
         else:
             values, own = job.read(as_perturbation(perturbation), chosen, checkpoints)
         if per_token:
@@ -158,11 +167,12 @@ def trace(
             unit="nats" if perturbation is not None or (how in ("dot", "whitened") and reading == "loss") else None,
             kind="linear" if perturbation is None else as_perturbation(perturbation).kind,
         )  # fmt: skip
-        table = _table(scores, free, fusion, k)
+        table = _table(scores, free, fusion, k, turns)
         moved = job.spans(table, spans, perturbation) if spans else None
         return Traced(
             use="trace", table=table, baselines=_baselines(scores, free, k), scores=scores, spans=moved,
-            how=f"{how or HOW[0]}, {reading}" if perturbation is None else str(as_perturbation(perturbation)), notes=job.notes,
+            how=f"{how or HOW[0]}, {reading}{', jointly' if jointly else ''}" if perturbation is None
+            else str(as_perturbation(perturbation)), notes=job.notes,
             cost=job.cost(time.perf_counter() - began),
             shown=job.shown(table),
         )  # fmt: skip
@@ -198,7 +208,10 @@ def _chosen(stage: str | None, candidates: Any, free: Mapping[str, Array], job: 
     return [np.unique(np.asarray(entry)) for entry in lists]
 
 
-def _table(scores: Scores, free: Mapping[str, Array], fusion: tuple[float, float] | None, k: int) -> pd.DataFrame:
+def _table(
+    scores: Scores, free: Mapping[str, Array], fusion: tuple[float, float] | None, k: int, turns: list[Turn]
+) -> pd.DataFrame:
+    """Return the strongest documents of each question; with ``turns`` those that count together, in their order."""
     records, share = [], scores.share
     for q, name in enumerate(scores.query_ids):
         own = scores.values[q].astype(np.float64)
@@ -207,10 +220,11 @@ def _table(scores: Scores, free: Mapping[str, Array], fusion: tuple[float, float
         if fusion is not None:
             fused = reciprocal([own, np.where(np.isfinite(own), lexical, np.nan)], [1.0, fusion[0]], fusion[1])
         best = ranked(own if fusion is None else fused, k)
+        best, shown = turns[q] if turns else (best, own[best])
         records += [
-            {"question": name, "rank": rank, "train": scores.ids[place], "score": own[place], "share": float(share[q, place]),
+            {"question": name, "rank": rank, "train": scores.ids[place], "score": float(score), "share": float(share[q, place]),
              "bm25": lexical[place], "fused": fused[place]}
-            for rank, place in enumerate(best, start=1)
+            for rank, (place, score) in enumerate(zip(best, shown, strict=True), start=1)
         ]  # fmt: skip
     return pd.DataFrame(records, columns=TABLE)
 

@@ -36,7 +36,7 @@ Ask = Callable[[nn.Module, Batch], Tensor]
 SIDE = 16  # numbers that each side of a weight is projected to
 WIDER = (64, 32)  # where there is room: what one sketch does not see is noise in every score
 ROOM = 2**29  # bytes of all rows; comparing them takes a few times that
-DAMPING = {"unit-whitened": 0.02, "whitened": 0.2}  # λN as a multiple of mean‖gᵢ‖²
+DAMPING = 0.2  # λN as a multiple of mean‖gᵢ‖²
 HOW = ("unit-whitened", "whitened", "cosine", "dot")
 CONVOLVE = {1: F.conv1d, 2: F.conv2d}
 AT_ONCE = 4096  # rows whose products are added at a time
@@ -200,26 +200,37 @@ def compared(
     """
     if how in ("cosine", "unit-whitened"):
         train, queries, fit = unit(train), unit(queries), None if fit is None else unit(fit)
-    fit = train if fit is None else fit
     asked = queries.double()
     if how in ("dot", "cosine"):
         return along(train, asked), asked.square().sum(1)
-    ridge = (DAMPING[how] if damping is None else damping) * float(fit.double().square().sum(1).mean())
-    solved = _solved(fit, asked, ridge)
+    solved = Whitening(train if fit is None else fit, DAMPING if damping is None else damping).solve(asked)
     return along(train, solved), (solved * asked).sum(1)
 
 
-def _solved(fit: Tensor, asked: Tensor, ridge: float) -> Tensor:
-    """Return ``asked (GᵀG + ridge)⁻¹``, ``(Q, M)``, through the smaller of GᵀG and GGᵀ."""
-    rows, width = fit.shape
-    if rows >= width:
-        inner = torch.zeros(width, width, dtype=torch.float64)
-        for piece in torch.split(fit, AT_ONCE):
-            inner += (piece.T @ piece).double()
-        inner.diagonal().add_(ridge)
-        return torch.cholesky_solve(asked.T, torch.linalg.cholesky(inner)).T
-    wide = fit.double()
-    outer = wide @ wide.T
-    outer.diagonal().add_(ridge)
-    held = torch.cholesky_solve(wide @ asked.T, torch.linalg.cholesky(outer))  # a = (K + λN)⁻¹ G g
-    return (asked - held.T @ wide) / ridge  # push on the query, hold the rest
+class Whitening:
+    """(GᵀG + λN)⁻¹, factored through the smaller of GᵀG and GGᵀ.
+
+    Attributes:
+        ridge: λN.
+    """
+
+    def __init__(self, fit: Tensor, damping: float) -> None:
+        """Factor it; ``fit``: G ``(N, M)``; ``damping``: λN as a multiple of mean‖gᵢ‖²."""
+        self.ridge = damping * float(fit.double().square().sum(1).mean())
+        rows, width = fit.shape
+        self._wide = None if rows >= width else fit.double()
+        if self._wide is None:
+            inner = torch.zeros(width, width, dtype=torch.float64)
+            for piece in torch.split(fit, AT_ONCE):
+                inner += (piece.T @ piece).double()
+        else:
+            inner = self._wide @ self._wide.T
+        inner.diagonal().add_(self.ridge)
+        self._root = torch.linalg.cholesky(inner)
+
+    def solve(self, asked: Tensor) -> Tensor:
+        """Return ``asked (GᵀG + λN)⁻¹``, ``(Q, M)`` float64."""
+        if self._wide is None:
+            return torch.cholesky_solve(asked.T, self._root).T
+        held = torch.cholesky_solve(self._wide @ asked.T, self._root)  # a = (K + λN)⁻¹ G g
+        return (asked - held.T @ self._wide) / self.ridge  # push on the query, hold the rest

@@ -19,6 +19,7 @@ import trace_images_pictures as pictures
 import trace_images_rows as rows
 import trace_images_table as table
 import trace_table
+from webnlg import Recipe
 
 from forwardinf.score.whiten import whitened
 
@@ -104,20 +105,9 @@ def test_recall_and_precision_are_what_they_are_called():
 
 
 def test_removed_texts_in_small():
-    small = texts.Size(
-        rows=texts.ROWS,
-        facts=3,
-        texts=60,
-        lexical=3,
-        removed=3,
-        seeds=(0,),
-        vocabulary=400,
-        width=16,
-        layers=1,
-        heads=2,
-        epochs=1,
-    )
-    found = texts.main(small, publish=False)
+    recipe = Recipe(vocabulary=400, width=16, layers=1, heads=2, epochs=1, batch=32, kept=())
+    small = texts.Size(rows=texts.ROWS, facts=3, texts=60, lexical=3, removed=3, seeds=(0,), recipe=recipe)
+    found = texts.main(small)
     lines = {row["row"]: row for row in found["rows"]}
     assert set(lines) == {texts.RANDOM, *texts.ROWS}
     assert lines[texts.TRUE]["P@10"]["mean"] == 1
