@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import time
@@ -158,7 +159,9 @@ def paired(floor: Callable[[], float], ours: Callable[[], float], pairs: int) ->
 
 
 def commit() -> str:
-    """The commit that was measured, with ``+`` where the tree had changes."""
+    """The commit that was measured, with ``+`` where the tree had changes; nothing where there is no git."""
+    if shutil.which("git") is None:
+        return ""
     here = Path(__file__).parent
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
