@@ -43,10 +43,12 @@ import forwardinf as fi
 from forwardinf.core.files import write_json, written
 from forwardinf.core.fingerprint import digest
 from forwardinf.score.agreement import difference, mean_interval, ratio, spearman, top_overlap
+from forwardinf.use.diffusion import READINGS
 from forwardinf.use.retrain import spoken
 
 WORK = Path(__file__).parent / ".cache" / "trace-images"
 PARTS = ("removal", "halves", "customised", "conditioned", "timesteps")
+READS = READINGS["both"]
 KINDS = ("perceptron", "class", "item", "style")
 V = "v_prediction"
 TROUSERS, BOOT, EXEMPLARS = 1, 9, 8
@@ -84,7 +86,7 @@ class Size:
 
 
 MINUTES = {"removal": 30, "halves": 8, "timesteps": 4, "customised": 30, "conditioned": 12}
-REMOVED_BY = (r.PIXELS, r.COSINE, r.UNIT, r.HOLD, r.ABU)
+REMOVED_BY = (r.PIXELS, r.COSINE, r.UNIT, r.OURS, r.JOINTLY, r.HOLD, r.ABU)
 
 
 def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -164,6 +166,8 @@ def removal(size: Size) -> dict[str, Any]:
     queries = bench.drawn(model)
     costs: dict[str, float] = {}
     scores = rankings(bench, model, queries, costs)
+    named = {name: [top(row, size.removed) for row in values] for name, values in scores.items() if name != r.JOINTLY}
+    named[r.JOINTLY] = [row.astype(int).tolist() for row in scores.pop(r.JOINTLY)]
     full = {seed: bench.outcome(queries, seed) for seed in size.seeds}
 
     def rise(without: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -178,13 +182,13 @@ def removal(size: Size) -> dict[str, Any]:
     rises = {r.RANDOM: torch.stack([own.mean(0) for own, _ in by_chance]).mean(0)}  # over sets and seeds
     moves = {r.RANDOM: torch.stack([moved for _, moved in by_chance]).mean(0)}
     by_seed: dict[str, list[list[float]]] = {}
-    for name in [name for name in REMOVED_BY if name in scores]:
-        rows = [rise(top(scores[name][q], size.removed)) for q in range(len(queries))]
+    for name in [name for name in REMOVED_BY if name in named]:
+        rows = [rise(without) for without in named[name]]
         rises[name] = torch.stack([own[:, q].mean() for q, (own, _) in enumerate(rows)])
         moves[name] = torch.stack([moved[q] for q, (_, moved) in enumerate(rows)])
         by_seed[name] = [own[:, q].tolist() for q, (own, _) in enumerate(rows)]
         print(f"{name}: rise {rises[name].mean():.5f}, random {rises[r.RANDOM].mean():.5f}", flush=True)
-    pictures(bench, queries, scores, sets[0])
+    pictures(bench, queries, scores, named, sets[0])
     chance = rises[r.RANDOM].numpy()
     sure = mean_interval(chance).low > 0
     return {
@@ -215,9 +219,8 @@ def halves(size: Size) -> dict[str, Any]:
     missing = np.zeros((size.images, size.halves))
     for place, without in enumerate(left_out):
         missing[without, place] = 1
-    foretold = {
-        name: spearman(values @ missing, losses) for name, values in rankings(bench, model, queries, costs).items()
-    }
+    scores = rankings(bench, model, queries, costs)
+    foretold = {name: spearman(values @ missing, losses) for name, values in scores.items() if name != r.JOINTLY}
     rows = []
     for name, each in foretold.items():
         beside = asdict(difference(each, foretold[r.PIXELS]))
@@ -226,8 +229,8 @@ def halves(size: Size) -> dict[str, Any]:
 
 
 def rankings(bench: Bench, model: nn.Module, queries: Tensor, costs: dict[str, float]) -> dict[str, r.Array]:
-    """Return every method's scores of the perceptron's training images; kept."""
-    path = WORK / "rankings" / f"{digest(bench.size.timesteps, bench.images, queries, 'shared')}.safetensors"
+    """Return every method's scores of the perceptron's training images (jointly: their order); kept."""
+    path = WORK / "rankings" / f"{digest(bench.size.timesteps, bench.size.removed, bench.images, queries)}.safetensors"
 
     def make() -> dict[str, Tensor]:
         task = bench.task(bench.size.timesteps)
@@ -236,6 +239,7 @@ def rankings(bench: Bench, model: nn.Module, queries: Tensor, costs: dict[str, f
         rows = r.timed(costs, "gradients of all images, sketched", lambda: r.sketched(model, task, bench.images))
         asked = r.timed(costs, "gradients of the generated images", lambda: r.sketched(model, task, queries))
         found |= r.by_gradients(rows, asked)
+        found[r.JOINTLY] = r.timed(costs, "named jointly", lambda: r.together(rows, asked, bench.size.removed))
         found |= r.by_own_noise(*(r.sketched(model, task, data, noise="own") for data in (bench.images, queries)))
         found[r.ABU_LINEAR], cost = r.by_unlearning(model, task, bench.images, queries)
         costs[r.ABU_LINEAR] = cost["seconds"]
@@ -249,16 +253,18 @@ def rankings(bench: Bench, model: nn.Module, queries: Tensor, costs: dict[str, f
     return found
 
 
-def pictures(bench: Bench, queries: Tensor, scores: dict[str, r.Array], chance: Sequence[int]) -> None:
+def pictures(
+    bench: Bench, queries: Tensor, scores: dict[str, r.Array], named: dict[str, list[list[int]]], chance: Sequence[int]
+) -> None:
     """Draw what the same noise becomes after each removal, and the images that were named."""
     seed = bench.size.seeds[0]
     columns = {"generated": queries, "random": bench.outcome(queries, seed, chance)["images"]}
-    for name in [name for name in REMOVED_BY if name in scores]:
-        columns[name] = torch.stack([
-            bench.outcome(queries, seed, top(scores[name][q], bench.size.removed))["images"][q] for q in range(len(queries))
-        ])  # fmt: skip
+    for name in [name for name in REMOVED_BY if name in named]:
+        columns[name] = torch.stack(
+            [bench.outcome(queries, seed, without)["images"][q] for q, without in enumerate(named[name])]
+        )
     regenerated(columns)
-    beside("removal", queries, bench.images, {name: scores[name] for name in (r.PIXELS, r.UNIT, r.ABU)})
+    beside("removal", queries, bench.images, {name: scores[name] for name in (r.PIXELS, r.OURS, r.ABU)})
 
 
 def top(scores: r.Array, k: int) -> list[int]:
@@ -291,7 +297,7 @@ def timesteps(size: Size) -> dict[str, Any]:
         for count in size.grid:
             scores, seconds = _linear(bench, how, train, asked, count, noise, 0)
             line: dict[str, Any] = {"timesteps": count, "seconds": seconds}
-            for row in (r.COSINE, r.UNIT):
+            for row in (r.COSINE, r.OURS):
                 line[row] = {
                     "spearman": asdict(mean_interval(spearman(scores[row], reference[row]))),
                     "top 20 shared": asdict(
@@ -302,7 +308,7 @@ def timesteps(size: Size) -> dict[str, Any]:
                     line[row] |= {name: asdict(mean_interval(values))
                                   for name, values in measured(scores[row], exemplars).items()}  # fmt: skip
             lines.append(line)
-            print(name, count, {row: line[row]["spearman"]["mean"] for row in (r.COSINE, r.UNIT)}, flush=True)
+            print(name, count, {row: line[row]["spearman"]["mean"] for row in (r.COSINE, r.OURS)}, flush=True)
         found.append({"model": name, "queries": len(asked), "images": len(train), "grid": lines})
     return {"reference": size.reference, "models": found}
 
@@ -311,17 +317,17 @@ def _linear(
     bench: Bench, model: nn.Module, train: Tensor, queries: Tensor, count: int, noise: str, seed: int
 ) -> tuple[dict[str, r.Array], float]:
     task, costs = bench.task(count), {}
-    path = WORK / "timesteps" / f"{digest(model, train, queries, count, noise, seed)}.safetensors"
+    path = WORK / "timesteps" / f"{digest(model, train, queries, count, noise, seed, r.OURS)}.safetensors"
 
     def make() -> dict[str, Tensor]:
         rows = r.timed(costs, "rows", lambda: r.sketched(model, task, train, noise=noise, seed=seed))
         asked = r.sketched(model, task, queries, noise=noise, seed=seed)
         scores = r.by_gradients(rows, asked)
-        return {r.COSINE: torch.from_numpy(scores[r.COSINE]), r.UNIT: torch.from_numpy(scores[r.UNIT]),
+        return {r.COSINE: torch.from_numpy(scores[r.COSINE]), r.OURS: torch.from_numpy(scores[r.OURS]),
                 "seconds": torch.tensor(costs["rows"])}  # fmt: skip
 
     found = kept(path, make)
-    return {name: found[name].numpy() for name in (r.COSINE, r.UNIT)}, round(float(found["seconds"]), 1)
+    return {name: found[name].numpy() for name in (r.COSINE, r.OURS)}, round(float(found["seconds"]), 1)
 
 
 # -- customised models ---------------------------------------------------------------------------------------------------
@@ -495,7 +501,7 @@ def ranked(custom: Custom, size: Size) -> dict[str, Any]:
         _rows(custom, data, costs, what) for what, data in
         (("training images", custom.train), ("look-alikes", custom.alike), ("generated images", custom.queries))
     )  # fmt: skip
-    whole |= r.by_gradients(torch.cat([rows, extra]), asked, fit=rows)
+    whole |= r.by_gradients({name: torch.cat([rows[name], extra[name]]) for name in rows}, asked, fit=rows)
     for name, work in custom.slow.items():
         values = _slow(custom, name, work, size, costs)
         whole[name] = np.full((len(queries), len(train)), np.nan)
@@ -510,7 +516,7 @@ def ranked(custom: Custom, size: Size) -> dict[str, Any]:
                                         for kind, each in measured(values, custom.exemplars).items()}  # fmt: skip
         lines.append(line)
         print(custom.name, name, {kind: round(line[kind]["mean"], 3) for kind in own}, flush=True)
-    beside(custom.name, queries, train, {name: whole[name][:, : len(train)] for name in (r.PIXELS, r.COSINE, r.UNIT)},
+    beside(custom.name, queries, train, {name: whole[name][:, : len(train)] for name in (r.PIXELS, r.COSINE, r.OURS)},
            train[custom.exemplars])  # fmt: skip
     slow_steps = size.timesteps if "perceptron" in custom.name else size.timesteps_slow
     return {
@@ -520,17 +526,17 @@ def ranked(custom: Custom, size: Size) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _rows(custom: Custom, data: Any, costs: dict[str, float], what: str) -> Tensor:
-    path = WORK / "rows" / f"{digest(custom.model, custom.task.timesteps, data, 'shared')}.safetensors"
+def _rows(custom: Custom, data: Any, costs: dict[str, float], what: str) -> dict[str, Tensor]:
+    path = WORK / "rows" / f"{digest(custom.model, custom.task.timesteps, data, *READS)}.safetensors"
 
     def make() -> dict[str, Tensor]:
         began = time.perf_counter()
         rows = r.sketched(custom.model, custom.task, data)
-        return {"rows": rows, "seconds": torch.tensor(time.perf_counter() - began)}
+        return {**rows, "seconds": torch.tensor(time.perf_counter() - began)}
 
     found = kept(path, make)
     costs[f"gradients of the {what}, sketched"] = round(float(found["seconds"]), 1)
-    return found["rows"]
+    return {name: found[name] for name in READS}
 
 
 def _slow(

@@ -191,6 +191,7 @@ def train_all(bench: Bench, jobs: Sequence[tuple[int, frozenset[int]]], workers:
     missing = [job for job in dict.fromkeys(jobs) if not bench.place(*job).exists()]
     if workers < 2 or len(missing) < 2:
         return
+    torch.cuda.empty_cache()  # what tracing left reserved is the workers'; nothing where there is no GPU
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (bench.size, bench.device.type)) as pool:
         for running in [pool.submit(_train, *job) for job in missing]:
             running.result()

@@ -18,7 +18,8 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.ridge import DAMPING
 from forwardinf.perturb.select import select
 from forwardinf.use.diffusion import DAMPING as WHITENING
-from forwardinf.use.diffusion import unlearning
+from forwardinf.use.diffusion import READINGS, unlearning
+from forwardinf.use.jointly import jointly
 from forwardinf.use.responses import unit
 from forwardinf.use.sketch import WIDER, Sketcher, compared
 
@@ -26,9 +27,10 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 CPU = torch.device("cpu")
 RANDOM, PIXELS, FEATURES = "random", "pixel neighbours", "classifier's features"
 DOT, COSINE = "gradient dot", "gradient cosine"
-WHITENED, UNIT, HOLD = "ours: whitened", "ours: whitened, unit gradients", "ours: hold"
+WHITENED, UNIT, HOLD = "ours: whitened, by the loss", "ours: unit-whitened, by the loss", "ours: hold"
+OURS, JOINTLY = "ours: unit-whitened, by loss and picture", "ours: the same, jointly"
 PLAIN = "ours: plain, a finite push"
-OWN = "own noise, whitened, unit gradients, damping .02"
+OWN = "own noise, unit-whitened, damping .02"
 OWN_COSINE = "own noise, gradient cosine"
 ABU, ABU_LINEAR = "Attribution by Unlearning", "Attribution by Unlearning, one step's limit"
 
@@ -79,32 +81,54 @@ def _cosines(train: Tensor, queries: Tensor) -> Array:
     return (unit(queries - middle).double() @ unit(train - middle).double().T).numpy()
 
 
-def sketched(model: nn.Module, task: fi.Diffusion, data: Any, *, noise: str = "shared", seed: int = 0) -> Tensor:
-    """Return every image's gradient, sketched as :func:`forwardinf.trace_images` does it, ``(N, M)``.
+def sketched(
+    model: nn.Module, task: fi.Diffusion, data: Any, *, noise: str = "shared", seed: int = 0
+) -> dict[str, Tensor]:
+    """Return every image's gradients by reading, sketched as :func:`forwardinf.trace_images` does it, ``(N, M)`` each.
 
     ``noise``: all images see the same draw (``"shared"``), or each its own.
     """
-    task = task.varied(noise=noise)
-    rows = examples(data, task_collate=task.collate)
-    with borrowed(model):
-        return Sketcher(select(model, None), side=WIDER[0]).rows(
-            Feed(model, task, rows, CPU, seed=seed), range(len(rows)), 32
-        )
+    found = {}
+    for reads in READINGS["both"]:
+        read = task.varied(noise=noise, reads=reads)
+        rows = examples(data, task_collate=read.collate)
+        with borrowed(model):
+            found[reads] = Sketcher(select(model, None), side=WIDER[0]).rows(
+                Feed(model, read, rows, CPU, seed=seed), range(len(rows)), 32
+            )
+    return found
 
 
-def by_gradients(train: Tensor, queries: Tensor, fit: Tensor | None = None) -> dict[str, Array]:
+def by_gradients(
+    train: dict[str, Tensor], queries: dict[str, Tensor], fit: dict[str, Tensor] | None = None
+) -> dict[str, Array]:
     """Return the linear scores of sketched gradients; ``fit``: the rows that whiten (default: all)."""
-    found = {name: compared(train, queries, how, WHITENING, fit)[0] for name, how in
+    fit = fit or train
+    rows, asked, own = (each["error"] for each in (train, queries, fit))
+    found = {name: compared(rows, asked, how, WHITENING, own)[0] for name, how in
              ((DOT, "dot"), (COSINE, "cosine"), (WHITENED, "whitened"), (UNIT, "unit-whitened"))}  # fmt: skip
-    held = [tempered(rows) for rows in (train, queries, train if fit is None else fit)]
+    held = [tempered(each) for each in (rows, asked, own)]
     found[HOLD] = compared(held[0], held[1], "whitened", DAMPING, held[2])[0]
+    found[OURS] = compared(both(train), both(queries), "unit-whitened", WHITENING, both(fit))[0]
     return {name: values.numpy() for name, values in found.items()}
 
 
-def by_own_noise(train: Tensor, queries: Tensor) -> dict[str, Array]:
+def both(sketches: dict[str, Tensor]) -> Tensor:
+    """Return both readings of each image side by side, each at length one."""
+    return torch.cat([unit(rows) for rows in sketches.values()], 1)
+
+
+def together(train: dict[str, Tensor], queries: dict[str, Tensor], count: int) -> Array:
+    """Return, for each query, the places of the images that count together, ``(Q, count)``."""
+    turns = jointly(both(train), both(queries), "unit-whitened", WHITENING, count)
+    return np.stack([places for places, _ in turns]).astype(np.float64)
+
+
+def by_own_noise(train: dict[str, Tensor], queries: dict[str, Tensor]) -> dict[str, Array]:
     """Return what sketches under each image's own noise give, and the damping that serves for text."""
-    return {OWN: compared(train, queries, "unit-whitened", 0.02)[0].numpy(),
-            OWN_COSINE: compared(train, queries, "cosine")[0].numpy()}  # fmt: skip
+    rows, asked = train["error"], queries["error"]
+    return {OWN: compared(rows, asked, "unit-whitened", 0.02)[0].numpy(),
+            OWN_COSINE: compared(rows, asked, "cosine")[0].numpy()}  # fmt: skip
 
 
 def tempered(rows: Tensor, beta: float = 0.5) -> Tensor:

@@ -99,6 +99,7 @@ class Diffusion(Task):
         self.noises, self.target, self.flips, self.noise = noises, target, flips, noise
         self.latents, self.condition = latents, dict(condition or {})
         self.only: int | None = None  # one of the noises
+        self.reads = "error"  # or "picture": the mean square of the picture it sees, in place of its error
 
     @classmethod
     def from_pipeline(
@@ -139,7 +140,7 @@ class Diffusion(Task):
                 for draw in range(self.noises) if self.only is None else [self.only]:
                     noise = normal(images.shape[1:], size=len(images), draw=step * self.noises + draw).to(images)
                     for view in views:
-                        total = total + weight * self._error(model, batch, view, noise, step)
+                        total = total + weight * self._read(model, batch, view, noise, step)
         return total / (len(self.timesteps) * (self.noises if self.only is None else 1) * len(views))
 
     def contents(self, batch: Batch, images: Tensor) -> list[bytes]:
@@ -151,7 +152,7 @@ class Diffusion(Task):
         return self.varied(flips="none") if self.flips == "mirror" else self
 
     def varied(self, **settings: Any) -> Diffusion:
-        """Return the same task with other ``timesteps`` (a list), ``weighting``, ``noises``, ``noise`` or ``flips``."""
+        """Return the same task with other ``timesteps`` (a list), ``weighting``, ``noises``, ``noise``, ``flips``, ``reads``."""
         other = copy.copy(self)  # a subclass keeps its encoders
         for name, value in settings.items():
             setattr(other, name, value)
@@ -167,17 +168,27 @@ class Diffusion(Task):
             for number in range(self.noises)
         ]
 
-    def _error(self, model: nn.Module, batch: Batch, clean: Tensor, noise: Tensor, step: int) -> Tensor:
+    def _read(self, model: nn.Module, batch: Batch, clean: Tensor, noise: Tensor, step: int) -> Tensor:
+        """Return each image's squared error at a timestep, or the mean square of what is left when the noise is taken away.
+
+        The latter, √ᾱ x̂₀, has no residual in its gradient, which the error's shrinks with as a denoiser learns.
+        """
         alpha = float(self.alphas[step])
         signal, spread = alpha**0.5, (1 - alpha) ** 0.5
+        noisy = signal * clean + spread * noise
         times = torch.full((len(clean),), step, device=clean.device, dtype=torch.long)
         given = {keyword: _at(batch, place, "condition=") for keyword, place in self.condition.items()}
-        raw = model(signal * clean + spread * noise, times, **given)
+        raw = model(noisy, times, **given)
         output = cast("Tensor", raw if isinstance(raw, Tensor) else raw.sample)
         if output.shape[1] == 2 * clean.shape[1]:  # a DiT that learns its variance too
             output = output.chunk(2, 1)[0]
         if output.shape != clean.shape:
             raise TaskError("Diffusion", expected=f"output of shape {tuple(clean.shape)}", got=str(tuple(output.shape)))
+        if self.reads == "picture":
+            told, seen = output.double(), noisy.double()
+            picture: Tensor = {"epsilon": lambda: seen - spread * told, "sample": lambda: signal * told,
+                       "v_prediction": lambda: signal * (signal * seen - spread * told)}[self.target]()  # fmt: skip
+            return picture.square().flatten(1).mean(1)
         wanted: Tensor = {"epsilon": noise, "sample": clean, "v_prediction": signal * noise - spread * clean}[
             self.target
         ]

@@ -12,7 +12,7 @@ from forwardinf.core.feed import Feed
 from forwardinf.perturb.direction import Fitting, Tensors
 from forwardinf.perturb.fits import sampled_rows
 from forwardinf.perturb.gradient import query_gradient, row_gradients
-from forwardinf.perturb.hold import EXACT_EXAMPLES
+from forwardinf.perturb.hold import exact_examples
 from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.push import rows_together
 from forwardinf.perturb.select import Parameters
@@ -50,7 +50,7 @@ def fit_seconds(fitting: Fitting, gradient: Tensors) -> float:
     """Return the expected seconds of a fit that is not kept yet, from two small ones.
 
     A start and so much an example; for ``hold`` so much an example and so much a pair, which leaves out the factor of a large
-    K (N³/3) and the sketch that stands for it beyond 5,000 examples: a lower bound there.
+    K (N³/3) and the sketch that stands for it where K is not affordable: a lower bound there.
 
     Args:
         fitting: What the direction learns from.
@@ -78,7 +78,7 @@ def fit_seconds(fitting: Fitting, gradient: Tensors) -> float:
     if hold:
         pair = max(more - 2 * less, 0.0) / (2 * few**2)
         each = max(less - pair * few**2, 0.0) / few
-        return each * rows + pair * min(rows, EXACT_EXAMPLES) ** 2
+        return each * rows + pair * min(rows, exact_examples(fitting, range(rows))) ** 2
     each = max(more - less, 0.0) / few
     return max(less - each * few, 0.0) + each * rows
 

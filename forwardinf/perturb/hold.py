@@ -36,7 +36,9 @@ from forwardinf.perturb.shards import Shards, joined_rows
 
 EXACT_EXAMPLES = 5_000  # K is N² numbers and N³/3 multiplications to factor
 EXACT_WORK = 1e13  # multiplications that K itself may take: minutes
-BLOCK = 2**28  # bytes of per-example gradients held at a time
+BLOCK = 2**28  # bytes of per-example gradients held at a time:
+EXACT_BLOCKS = 16  # so many of them at most, as everything after a block is read again for it
+FEWEST = 64  # whatever they weigh
 PROBES = 4_096  # of a sketch, fewer where N × M would not fit:
 SKETCH = 2**30  # bytes of responses
 SHARD = 1_024  # examples of one part of a sketch
@@ -75,14 +77,14 @@ def fit_held(fitting: Fitting, *, probes: int | None = None) -> Held:
     """
     rows = _held_rows(fitting)
     units = len(fitting.train.examples.units_of(rows))
-    if probes is None and fitting.perturbation.kind == "finite" and not _affordable(fitting, rows, units):
+    most = exact_examples(fitting, rows) if probes is None else 0
+    if probes is None and fitting.perturbation.kind == "finite" and units > most:
         # a direction made from a sketch points elsewhere (what the sketch does not see is not held): a sample it is
-        most = min(EXACT_EXAMPLES, int(math.sqrt(2 * EXACT_WORK / _work(fitting, rows))))
         rows = _sample(fitting, most)
         units = len(fitting.train.examples.units_of(rows))
         fitting.notes.append(f"hold: {units} training examples drawn by the seed are held, not all")
     held = Held(rows, units == fitting.train.examples.units)
-    if probes is None and _affordable(fitting, rows, units):
+    if units <= most:
         kept = Shards(fitting, "gram", digest(list(rows)))
         with progress("fitting: responses to one another", units * (units + 1) // 2, fitting.progress) as advance:
             held.gram = _gram(fitting, rows, units, kept, advance)
@@ -201,16 +203,13 @@ def _sample(fitting: Fitting, most: int) -> Sequence[int]:
     return sorted(torch.randperm(size, generator=draw)[:most].tolist())
 
 
-def _affordable(fitting: Fitting, rows: Sequence[int], units: int) -> bool:
-    """Return whether K itself takes minutes at most."""
-    return units <= EXACT_EXAMPLES and _work(fitting, rows) * units**2 / 2 <= EXACT_WORK
-
-
-def _work(fitting: Fitting, rows: Sequence[int]) -> int:
-    """Return how many multiplications one inner product takes, from the first batch."""
+def exact_examples(fitting: Fitting, rows: Sequence[int]) -> int:
+    """Return for how many examples K itself takes minutes at most, from the gradients of the first batch."""
     few = rows[: fitting.batch_size]
     units, _, uses = next(iter(factored(fitting.train, few, fitting.parameters, fitting.batch_size)))
-    return sum(part.size()[1] for part in parts_of(uses, len(units)).values())
+    sizes = [part.size() for part in parts_of(uses, len(units)).values()]
+    held, work = sum(size for size, _ in sizes), sum(each for _, each in sizes)  # bytes, multiplications of one product
+    return min(EXACT_EXAMPLES, math.isqrt(int(2 * EXACT_WORK / work)), max(FEWEST, EXACT_BLOCKS * BLOCK // held))
 
 
 def _gram(fitting: Fitting, rows: Sequence[int], units: int, kept: Shards, advance: Advance) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +27,10 @@ from forwardinf.method import attribute
 from forwardinf.perturb.select import select
 from forwardinf.score.scores import Scores
 from forwardinf.use.checkpoints import each_checkpoint
+from forwardinf.use.jointly import Turn, alone
+from forwardinf.use.jointly import jointly as named_jointly
 from forwardinf.use.responses import unit
-from forwardinf.use.sketch import HOW, Sketcher, compared, kept_rows, place_of, silent, widest
+from forwardinf.use.sketch import HOW, Sketcher, compared, kept_rows, place_of, side_by_side, silent, widest
 from forwardinf.use.traced import Traced, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,8 +38,9 @@ KEYS_AND_VALUES = ("*attn2.to_k.weight", "*attn2.to_v.weight")  # diffusers' cro
 FIT = 2000  # images beside the candidates that whitening learns from
 FLIPS = ("none", "max")
 DAMPING = (
-    10.0  # λN as a multiple of mean‖gᵢ‖²: denoisers' gradients are noisier than those of text (docs/trace-images.md)
+    5.0  # λN as a multiple of mean‖gᵢ‖²: denoisers' gradients are noisier than those of text (docs/trace-images.md)
 )
+READINGS = {"both": ("error", "picture"), "loss": ("error",), "picture": ("picture",)}
 TABLE = ["image", "rank", "train", "score", "share", "pixel_similarity"]
 
 
@@ -86,6 +90,8 @@ def trace_images(
     task: Any,
     candidates: Any = None,
     how: str | None = None,
+    reading: str | None = None,
+    jointly: bool = False,
     perturbation: Perturbation | str | Mapping[str, Any] | None = None,
     damping: float | None = None,
     flips: str = "none",
@@ -104,13 +110,14 @@ def trace_images(
 ) -> Traced:
     """Rank training images by how much they support each generated image; positive = proponent.
 
-    By default every training image's gradient is sketched once (kept in ``cache_dir``), at length one, under the same noise
-    for all images, and the generated image's is compared with all of them, whitened by how the training images answer one
-    another. A ``perturbation`` is read by forward passes instead; ``"unlearning"`` is Attribution by Unlearning, on
-    cross-attention keys and values where the model has them.
+    By default every training image's gradients, of its error and of the picture that the denoiser makes of it, are sketched
+    once (kept in ``cache_dir``), at length one, under the same noise for all images, and the generated image's are compared
+    with all of them, whitened by how the training images answer one another. A ``perturbation`` is read by forward passes
+    instead; ``"unlearning"`` is Attribution by Unlearning, on cross-attention keys and values where the model has them.
 
-    Cost, T timesteps: about 3 T forwards of each training image once, then one gradient for each generated image; with a
-    perturbation T forwards of each training image for each generated one (and as many once).
+    Cost, T timesteps: about 6 T forwards of each training image once (3 T by one reading), then as much for each generated
+    one, and with ``jointly`` a solve for the 512 best of each; with a perturbation T forwards of each training image for each
+    generated one (and as many once).
 
     Args:
         model: The denoiser; put in eval mode and given back.
@@ -119,8 +126,14 @@ def trace_images(
         task: ``fi.Diffusion(...)``, or from ``fi.Diffusion.from_pipeline``.
         candidates: ``(Q, K)`` positions, or ``{image id: ids}``: only those are scored.
         how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
+        reading: What they are gradients of: ``"loss"``, the denoiser's error; ``"picture"``, the mean square of what is left
+            when the noise is taken away, which has no residual to vanish; ``"both"`` (default) side by side. Tasks that are
+            no :class:`Diffusion` have a loss only.
+        jointly: Name the images that count *together*: each one next to those that are named before it, as if these were left
+            out (:mod:`forwardinf.use.jointly`). Look-alikes stand in for one another, so alone each counts for little. The
+            table's ``score`` is then what an image takes with it when its turn comes; ``scores`` stay each one's own.
         perturbation: Instead of ``how``: ``"unlearning"``, or any :class:`Perturbation`.
-        damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖²; default 10.
+        damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖²; default 5.
         flips: ``"max"``: the larger of the scores of a training image and of its mirror image. (The mean over both is the
             task's own ``flips="mean"``.)
         checkpoints: Earlier states of the model: scores are the mean over it and them.
@@ -151,8 +164,16 @@ def trace_images(
         raise SettingError("trace_images()", expected="one of how and perturbation", got="both", do="Keep one.")
     if how is not None and how not in HOW:
         raise choose("trace_images(how=)", how, HOW)
+    if reading is not None and perturbation is not None:
+        raise SettingError("trace_images()", expected="one of reading and perturbation", got="both",
+                           do="A perturbation is read by losses.")  # fmt: skip
+    if reading is not None and reading not in READINGS:
+        raise choose("trace_images(reading=)", reading, tuple(READINGS))
     if flips not in FLIPS:
         raise choose("trace_images(flips=)", flips, FLIPS)
+    if jointly:
+        alone("trace_images(jointly=)", how, {"perturbation": perturbation, "checkpoints": checkpoints,
+                                              "flips='max'": None if flips == "none" else flips})  # fmt: skip
     if k < 1:
         raise SettingError("trace_images(k=)", expected="k ≥ 1", got=str(k))
     options = Options(batch_size=batch_size, num_workers=num_workers, device=device, cache_dir=cache_dir, progress=progress,
@@ -163,22 +184,52 @@ def trace_images(
         job = _Job(model, train, images, as_task(task), options, globs, ids, image_ids)
         views = [job.task] if flips == "none" else job.both_views()
         chosen = job.chosen(candidates)
-        found = [job.indexed(view, how or HOW[0], damping, chosen, checkpoints) if rule is None
-                 else job.read(view, rule, chosen, checkpoints) for view in views]  # fmt: skip
+        denoises = isinstance(job.task, Diffusion)
+        if reading not in (None, "loss") and not denoises:
+            raise SettingError(
+                "trace_images(reading=)", expected="'loss', as the task is no fi.Diffusion", got=repr(reading)
+            )
+        reading = reading or ("both" if denoises else "loss")
+        compare = Compare(
+            how or HOW[0], READINGS[reading], DAMPING if damping is None else damping, k if jointly else 0
+        )
+        turns: list[Turn] = []
+        if rule is None:
+            read = [job.indexed(view, compare, chosen, checkpoints) for view in views]
+            found, turns = [(values, own) for values, own, _ in read], read[0][2]
+        else:
+            found = [job.read(view, rule, chosen, checkpoints) for view in views]
         values = np.maximum.reduce([values for values, _ in found])
         kind = "linear" if rule is None else rule.kind
-        free = job.task.unit if rule is not None or how in ("whitened", "dot") else None
+        free = job.task.unit if rule is not None or (how in ("whitened", "dot") and reading == "loss") else None
         scores = Scores.from_array(
             values, ids=job.train.examples.ids, query_ids=job.names, rise=found[0][1], unit=free, kind=kind
         )
         pixels = job.pixels() if baselines else None
-        table = _table(scores, pixels, k)
+        table = _table(scores, pixels, k, turns)
         return Traced(
             use="trace-images", table=table, baselines=_baselines(scores, pixels, k), scores=scores,
-            how=(how or HOW[0]) if rule is None else str(rule), notes=job.notes,
+            how=f"{compare.how}, {reading}{', jointly' if jointly else ''}" if rule is None else str(rule), notes=job.notes,
             cost={name: round(value, 3) for name, value in (job.clock | {"total_s": time.perf_counter() - began}).items()},
             shown=job.shown(table),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compare:
+    """How gradients are compared.
+
+    Attributes:
+        how: See :func:`trace_images`.
+        readings: What :class:`Diffusion` reads, side by side.
+        damping: Of the whitening.
+        together: How many training images are named jointly for each generated one; 0: none are.
+    """
+
+    how: str
+    readings: tuple[str, ...]
+    damping: float
+    together: int
 
 
 def _rule(model: nn.Module, perturbation: Any, globs: tuple[str, ...] | None) -> Perturbation | None:
@@ -244,29 +295,44 @@ class _Job:
         return [np.unique(np.asarray(entry)) for entry in lists]
 
     def indexed(
-        self, view: Task, how: str, damping: float | None, chosen: list[Array] | None, checkpoints: Sequence[Any] | None
-    ) -> tuple[Array, Array]:
-        """Return (scores, each image's score with itself) from gradient sketches."""
+        self, view: Task, compare: Compare, chosen: list[Array] | None, checkpoints: Sequence[Any] | None
+    ) -> tuple[Array, Array, list[Turn]]:
+        """Return (scores, each image's score with itself, who leaves when) from gradient sketches."""
         places = np.arange(len(self.ids))
         if chosen is not None:
             draw = np.random.default_rng(self.options.seed)
             places = np.unique(np.concatenate([*chosen, draw.choice(places, min(FIT, len(places)), replace=False)]))
         values, own, count = np.full((len(self.names), len(self.ids)), np.nan), np.zeros(len(self.names)), 0
-        total = np.zeros((len(self.names), len(places)))
+        total, turns = np.zeros((len(self.names), len(places))), list[Turn]()
         for _ in each_checkpoint(self.model, checkpoints):
-            found, self_score = self._compared(view, how, damping, places)
+            pairs = [
+                self._sketches(*self._as_read(view, reads), places, len(compare.readings)) for reads in compare.readings
+            ]
+            began = time.perf_counter()
+            index, queries = side_by_side(pairs, compare.how)
+            found, self_score = compared(index, queries, compare.how, compare.damping)
             total, own, count = total + found.numpy(), own + self_score.numpy(), count + 1
+            if compare.together:
+                turns = named_jointly(index, queries, compare.how, compare.damping, compare.together, chosen, places)
+            self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
         values[:, places] = total / count
         if chosen is not None:
             for row, kept in zip(values, chosen, strict=True):
                 row[np.setdiff1d(np.arange(len(row)), kept)] = np.nan
-        return values, own / count
+        return values, own / count, turns
 
-    def _compared(self, view: Task, how: str, damping: float | None, places: Any) -> tuple[Tensor, Tensor]:
+    def _as_read(self, view: Task, reads: str) -> tuple[Task, Task]:
+        """Return the tasks that training images and generated ones are read by."""
         asked = self.images.task
-        if isinstance(view, Diffusion) and isinstance(asked, Diffusion) and view.noise == "auto":
-            view, asked = view.varied(noise="shared"), asked.varied(noise="shared")
-        sketcher = Sketcher(self.parameters, side=widest(self.parameters, len(places)), seed=self.options.seed)
+        if not isinstance(view, Diffusion) or not isinstance(asked, Diffusion):
+            return view, asked
+        noise = "shared" if view.noise == "auto" else view.noise
+        return view.varied(noise=noise, reads=reads), asked.varied(noise=noise, reads=reads)
+
+    def _sketches(self, view: Task, asked: Task, places: Any, readings: int) -> tuple[Tensor, Tensor]:
+        """Return the sketched gradients of training images and of the generated ones."""
+        side = widest(self.parameters, readings * len(places))
+        sketcher = Sketcher(self.parameters, side=side, seed=self.options.seed)
         cache, file = self.options.cache, None
         if cache is not None:
             file = place_of(cache, model_digest(self.model), self.digest, code_digest(view), sorted(self.parameters),
@@ -294,9 +360,8 @@ class _Job:
             name, function = next(iter(sketcher.strange.items()))
             note = f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}"
             self.notes += [note] if note not in self.notes else []
-        found = compared(index, queries, how, DAMPING if damping is None else damping)
         self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
-        return found
+        return index, queries
 
     def read(
         self, view: Task, rule: Perturbation, chosen: list[Array] | None, checkpoints: Sequence[Any] | None
@@ -350,13 +415,15 @@ def _first(batch: Batch) -> Tensor:
     return next(value for value in values if isinstance(value, Tensor) and value.is_floating_point())
 
 
-def _table(scores: Scores, pixels: Array | None, k: int) -> pd.DataFrame:
+def _table(scores: Scores, pixels: Array | None, k: int, turns: list[Turn]) -> pd.DataFrame:
     records, share = [], scores.share
     for q, name in enumerate(scores.query_ids):
+        best = ranked(scores.values[q], k)
+        best, shown = turns[q] if turns else (best, scores.values[q, best])
         records += [
-            {"image": name, "rank": rank, "train": scores.ids[place], "score": float(scores.values[q, place]),
+            {"image": name, "rank": rank, "train": scores.ids[place], "score": float(score),
              "share": float(share[q, place]), "pixel_similarity": np.nan if pixels is None else float(pixels[q, place])}
-            for rank, place in enumerate(ranked(scores.values[q], k), start=1)
+            for rank, (place, score) in enumerate(zip(best, shown, strict=True), start=1)
         ]  # fmt: skip
     return pd.DataFrame(records, columns=TABLE)
 

@@ -180,6 +180,27 @@ def place_of(cache: Path | None, *made_from: object) -> Path | None:
     return cache / "sketches" / f"{digest(*made_from)}.safetensors"
 
 
+def side_by_side(pairs: Sequence[tuple[Tensor, Tensor]], how: str) -> tuple[Tensor, Tensor]:
+    """Return several readings' (training, query) sketches as one: products of rows are then means over the readings.
+
+    Each reading counts alike: at length one row by row where ``how`` compares unit gradients, else in the training rows' mean.
+
+    Example:
+        >>> train, queries = torch.eye(2), torch.ones(1, 2)
+        >>> side_by_side([(train, queries), (9 * train, 9 * queries)], "dot")[1].tolist()
+        [[0.7071067690849304, 0.7071067690849304, 0.7071067690849304, 0.7071067690849304]]
+    """
+    if len(pairs) == 1:
+        return pairs[0]
+    if how in ("cosine", "unit-whitened"):
+        pairs = [(unit(train), unit(queries)) for train, queries in pairs]
+    else:
+        lengths = [train.square().sum(1).mean().sqrt() for train, _ in pairs]
+        pairs = [(train / length, queries / length) for (train, queries), length in zip(pairs, lengths, strict=True)]
+    train, queries = (torch.cat(side, 1) for side in zip(*pairs, strict=True))
+    return train / len(pairs) ** 0.5, queries / len(pairs) ** 0.5
+
+
 def compared(
     train: Tensor, queries: Tensor, how: str, damping: float | None = None, fit: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,10 @@ How = Annotated[str | None, typer.Option(help="unit-whitened (default), whitened
 Reading = Annotated[
     str | None, typer.Option(help="Of what gradients are, token by token: margin (default), root or loss.")
 ]
+Seen = Annotated[str | None, typer.Option("--reading", help="Of what gradients are: both (default), loss or picture.")]
+Jointly = Annotated[
+    bool, typer.Option("--jointly", help="Name those that count together: look-alikes stand in for one another.")
+]
 Forward = Annotated[
     str | None, typer.Option("--perturbation", help="In place of --how: a preset, read by forward passes.")
 ]
@@ -74,7 +78,8 @@ Columns = Annotated[str, typer.Option(help="With --pipeline: the columns of imag
 def trace(
     model: ModelArg, data: DataArg, prompt: Prompts = None, answer: Answers = None, questions: Questions = None,
     tokenizer: Tokenizer = None, span: Span = None, text: Text = "text", documents: Documents = None,
-    candidates: Stage = None, fuse: Fuse = None, how: How = None, reading: Reading = None, perturbation: Forward = None,
+    candidates: Stage = None, fuse: Fuse = None, how: How = None, reading: Reading = None,
+    jointly: Jointly = False, perturbation: Forward = None,
     weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
     data_option: DataOption = None, ids: Ids = None, max_length: Longest = None, spans: Marked = 3, keep: Kept = 20,
     batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None, report: Page = None,
@@ -88,8 +93,8 @@ def trace(
     )
     found = run_trace(
         config, questions, prompt, answer, tokenizer=tokenizer or model, span=span, text=text, documents=documents,
-        candidates=candidates, fuse=fuse, how=how, reading=reading, perturbation=perturbation, max_length=max_length,
-        spans=spans, k=keep,
+        candidates=candidates, fuse=fuse, how=how, reading=reading, jointly=jointly, perturbation=perturbation,
+        max_length=max_length, spans=spans, k=keep,
     )  # fmt: skip
     _traced(found, k, out, report, as_json)
 
@@ -97,17 +102,18 @@ def trace(
 @app.command("trace-images")
 def trace_images(
     data: DataArg, queries: QueriesArg, pipeline: Pipeline = None, model: ModelOrNone = None, task: Denoising = None,
-    timesteps: Timesteps = None, columns: Columns = "image,text", how: How = None, perturbation: Forward = None,
-    weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None, data_option: DataOption = None,
-    where: Where = None, ids: Ids = None, keep: Kept = 20, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5,
-    out: Saved = None, report: Page = None, as_json: Json = False,
+    timesteps: Timesteps = None, columns: Columns = "image,text", how: How = None, reading: Seen = None,
+    jointly: Jointly = False, perturbation: Forward = None, weights: Weights = None, weights_key: WeightsKey = None,
+    model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, ids: Ids = None, keep: Kept = 20,
+    batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None, report: Page = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Which training images made this image? With --perturbation unlearning: by Attribution by Unlearning."""
     from forwardinf.view.execute_traces import run_trace_images
 
     config = _asked(model or "", data, queries, weights, weights_key, model_option, data_option, where, task or "", ids=ids,
                     batch_size=batch_size, seed=seed)  # fmt: skip
-    found = run_trace_images(config, pipeline, timesteps, columns, how=how, perturbation=perturbation, k=keep)
+    found = run_trace_images(config, pipeline, timesteps, columns, how=how, reading=reading, jointly=jointly,
+                             perturbation=perturbation, k=keep)  # fmt: skip
     _traced(found, k, out, report, as_json)
 
 

@@ -49,12 +49,12 @@ def test_removal_and_timesteps_in_small(folders, monkeypatch):
     assert {path.stem for path in (folders / "docs").iterdir()} == {"trace-images-regenerated", "trace-images-removal"}
     foretold = {row["row"]: row for row in found["halves"]["found"]["rows"]}
     assert foretold[rows.PIXELS]["above pixel neighbours"]["mean"] == 0
-    assert {rows.UNIT, rows.HOLD, rows.ABU} <= set(foretold)
+    assert {rows.OURS, rows.HOLD, rows.ABU} <= set(foretold)
     grid = found["timesteps"]["found"]["models"][1]["grid"]
     assert [line["timesteps"] for line in grid] == [1, 4]
-    assert all(0 <= line[rows.UNIT]["Recall@10"]["mean"] <= 1 for line in grid)
+    assert all(0 <= line[rows.OURS]["Recall@10"]["mean"] <= 1 for line in grid)
     told = table.tables(found)
-    assert f"| {rows.UNIT} |" in told
+    assert f"| {rows.OURS} |" in told
     assert "**customised to trousers**" in told
     monkeypatch.setattr(denoisers, "train", None)
     again = images.main(["removal", "halves", "timesteps"], SMALL, publish=False)
@@ -68,7 +68,7 @@ def test_customised_models_in_small():
               for small in [replace(SMALL, images=12, samples=2, customise=2, alike=2)]]  # fmt: skip
     for model, exemplars in zip(found, (8, 1), strict=True):
         assert model["exemplars"] == exemplars
-        assert {row["row"] for row in model["rows"]} >= {rows.RANDOM, rows.PIXELS, rows.UNIT, rows.ABU_LINEAR}
+        assert {row["row"] for row in model["rows"]} >= {rows.RANDOM, rows.PIXELS, rows.OURS, rows.ABU_LINEAR}
         assert all(0 <= row["mAP"]["mean"] <= 1 for row in model["rows"])
     assert [row["mAP"]["count"] for row in found[0]["rows"] if row["row"] == rows.ABU] == [1], (
         "asked for the first sample"
@@ -89,7 +89,7 @@ def test_what_is_left_out_of_training_does_not_count():
 def test_held_sketches_are_the_scores_of_hold():
     draw = torch.Generator().manual_seed(0)
     train, asked = torch.randn(30, 50, generator=draw), torch.randn(4, 50, generator=draw)
-    found = rows.by_gradients(train, asked)[rows.HOLD]
+    found = rows.by_gradients({"error": train}, {"error": asked})[rows.HOLD]
     plain = asked.double() @ train.double().T
     tempers = [rows.double().norm(dim=1) ** -0.5 for rows in (asked, train)]
     want = whitened(plain, responses=train, temper=0.5) * tempers[0][:, None] * tempers[1]

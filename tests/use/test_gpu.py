@@ -22,6 +22,7 @@ pytestmark = [
 ENGINES = ("forward", "factored")
 DIRECTIONS = ("plain", "sign", "diagonal", "kfac", "ekfac", "gfim", "cg", "hold")
 SUMS = "float64 sums in another order"
+FUSED = "torch's transformer layer is another kernel where no gradient is asked for, off by 1.6e-4 on an H200"
 FLOATS = "float32 sums in another order, and TF32 is off by default"
 
 
@@ -47,7 +48,8 @@ def test_every_engine_gives_the_cpus_scores(name, engine):
 @pytest.mark.parametrize("name", ["cnn", "transformer"])
 def test_every_direction_gives_the_cpus_scores(name, direction):
     got, want = both(case(name, torch.float64), perturbation=fi.Perturbation(direction), engine="auto")
-    assert_close(got.values, want.values, rtol=1e-4, why=f"{SUMS}; signs and factors pass them on, kept in float32")
+    rtol, why = (5e-4, FUSED) if name == "transformer" else (1e-4, f"{SUMS}; signs and factors pass them on")
+    assert_close(got.values, want.values, rtol=rtol, why=why)
 
 
 @pytest.mark.parametrize("setting", [

@@ -81,7 +81,10 @@ def traced(model=None, asked=None, **settings):
     return fi.trace_images(model or denoiser(), images(), generated() if asked is None else asked, **given)
 
 
-@pytest.mark.parametrize("settings", [{}, {"how": "whitened"}, {"how": "cosine"}, {"perturbation": "unlearning"}])  # fmt: skip
+@pytest.mark.parametrize("settings", [
+    {}, {"how": "whitened"}, {"how": "cosine"}, {"reading": "loss"}, {"reading": "picture"}, {"jointly": True},
+    {"perturbation": "unlearning"},
+])  # fmt: skip
 def test_the_image_that_was_nearly_copied_is_found_first(settings):
     found = traced(**settings)
     assert found.table["train"].iloc[0] == 3
@@ -156,6 +159,31 @@ def test_gradients_are_compared_under_one_noise_unless_the_task_says_otherwise()
     )
     assert np.array_equal(default, shared)
     assert not np.allclose(default, own, atol=1e-3)
+
+
+@pytest.mark.parametrize("target", ["epsilon", "v_prediction", "sample"])
+def test_the_picture_that_is_read_is_the_clean_image_where_a_denoiser_is_right(target):
+    """√ᾱ x̂₀ from each kind of output: a model that knows the image and the noise gives √ᾱ x."""
+    task = fi.Diffusion(scheduler(), timesteps=STEPS, target=target).varied(noise="shared", reads="picture")
+
+    class Right(torch.nn.Module):
+        def forward(self, noisy, timestep):
+            alpha = task.alphas[timestep[0]].double()
+            clean = images().double()
+            noise = (noisy.double() - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+            return {"epsilon": noise, "sample": clean,
+                    "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * clean}[target].float()  # fmt: skip
+
+    want = sum(float(task.alphas[step]) for step in STEPS) / len(STEPS) * images().double().square().flatten(1).mean(1)
+    assert_close(task.loss(Right(), images()), want, rtol=1e-5, why="float32 outputs")
+
+
+def test_both_readings_side_by_side_are_the_mean_of_each():
+    both, loss, picture = (
+        traced(how="cosine", reading=reading).scores.values for reading in ("both", "loss", "picture")
+    )
+    assert_close(both, (loss + picture) / 2, rtol=1e-5, why="float32 rows of length one; cosines add up")
+    assert not np.allclose(loss, picture, atol=1e-3)
 
 
 def test_candidates_and_names():
