@@ -244,10 +244,10 @@ class Asking:
         for _ in each_checkpoint(self.model, checkpoints):
             index, asked = self._sketches(places)
             began = time.perf_counter()
-            found, self_score = compared(index, asked, how, damping)
-            total, own, count = total + found.numpy(), own + self_score.numpy(), count + 1
+            found = compared(index, asked, how, damping)
+            total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
             if together:
-                turns = jointly(index, asked, how, damping, together, chosen, places)
+                turns = jointly(index, how, found, together, chosen, places)
             self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
         values = np.full((len(self.asked), self.units), np.nan)
         values[:, places] = total / count

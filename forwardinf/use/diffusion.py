@@ -310,10 +310,10 @@ class _Job:
             ]
             began = time.perf_counter()
             index, queries = side_by_side(pairs, compare.how)
-            found, self_score = compared(index, queries, compare.how, compare.damping)
-            total, own, count = total + found.numpy(), own + self_score.numpy(), count + 1
+            found = compared(index, queries, compare.how, compare.damping)
+            total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
             if compare.together:
-                turns = named_jointly(index, queries, compare.how, compare.damping, compare.together, chosen, places)
+                turns = named_jointly(index, compare.how, found, compare.together, chosen, places)
             self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
         values[:, places] = total / count
         if chosen is not None:

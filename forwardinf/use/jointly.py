@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.errors import SettingError
-from forwardinf.read.whitened import along
 from forwardinf.use.responses import unit
-from forwardinf.use.sketch import DAMPING, Whitening
+from forwardinf.use.sketch import Compared
 
 Array = np.ndarray[Any, np.dtype[Any]]
 POOL = 512  # the best by themselves, among which a set is sought: H of these is formed for each query
@@ -28,41 +27,37 @@ Turn = tuple[Array, Array]  # places in the order of leaving, and what each took
 
 
 def jointly(
-    train: Tensor, queries: Tensor, how: str, damping: float | None, count: int,
-    candidates: Sequence[Array] | None = None, places: Array | None = None, pool: int = POOL,
+    train: Tensor, how: str, found: Compared, count: int, candidates: Sequence[Array] | None = None,
+    places: Array | None = None, pool: int = POOL,
 ) -> list[Turn]:  # fmt: skip
     """Return, of each query, the places of the examples in the order of leaving, and what each took with it.
 
     Args:
-        train: ``(N, M)`` sketched training gradients; they whiten, too.
-        queries: ``(Q, M)`` sketched query gradients.
-        how: ``"whitened"`` or ``"unit-whitened"``; see :func:`~forwardinf.use.sketch.compared`.
-        damping: λN as a multiple of mean‖gᵢ‖²; None: :data:`~forwardinf.use.sketch.DAMPING`.
+        train: ``(N, M)`` sketched training gradients.
+        how: ``"whitened"`` or ``"unit-whitened"``.
+        found: What :func:`~forwardinf.use.sketch.compared` made of them, whitened by them.
         count: How many are named, at most.
         candidates: For each query the places that may be named; default all.
         places: ``(N,)``, rising: where the rows stand; default 0, 1, 2, …
         pool: The set is sought among so many of the best by themselves, four times ``count`` at least.
 
-    Cost: one factorisation; for each query a solve for the pool's gradients and ``count`` rank-one updates of pool².
+    Cost: for each query a solve for the pool's gradients and ``count`` rank-one updates of pool².
 
     Example:
         >>> train = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.9, 0.5]])
-        >>> jointly(train, train[:1], "whitened", 0.1, 2)[0][0].tolist()
+        >>> jointly(train, "whitened", compared(train, train[:1], "whitened"), 2)[0][0].tolist()
         [0, 1]
     """
-    if how == "unit-whitened":
-        train, queries = unit(train), unit(queries)
-    whitening = Whitening(train, DAMPING if damping is None else damping)
-    alone = along(train, whitening.solve(queries.double()))
+    assert found.whitening is not None, "dot products and cosines answer for one example each"
     where = np.arange(len(train)) if places is None else places
-    found = []
-    for q, scores in enumerate(alone):
+    turns = []
+    for q, scores in enumerate(found.scores):
         there = torch.from_numpy(np.arange(len(train)) if candidates is None else np.searchsorted(where, candidates[q]))
         best = there[torch.argsort(scores[there], descending=True, stable=True)[: max(pool, 4 * count)]]
-        rows = train[best].double()
-        order, gains = _leaving(scores[best], whitening.solve(rows) @ rows.T, count)
-        found.append((where[best[order].numpy()], gains.numpy()))
-    return found
+        rows = (unit(train[best]) if how == "unit-whitened" else train[best]).double()
+        order, gains = _leaving(scores[best], found.whitening.solve(rows) @ rows.T, count)
+        turns.append((where[best[order].numpy()], gains.numpy()))
+    return turns
 
 
 def alone(where: str, how: str | None, others: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -201,33 +202,6 @@ def side_by_side(pairs: Sequence[tuple[Tensor, Tensor]], how: str) -> tuple[Tens
     return train / len(pairs) ** 0.5, queries / len(pairs) ** 0.5
 
 
-def compared(
-    train: Tensor, queries: Tensor, how: str, damping: float | None = None, fit: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return (scores ``(Q, N)``, each query's score with itself ``(Q,)``), float64.
-
-    Args:
-        train: ``(N, M)`` sketched training gradients.
-        queries: ``(Q, M)`` sketched query gradients.
-        how: ``"dot"``: gᵢᵀg_q. ``"cosine"``: of unit gradients. ``"whitened"``: gᵢᵀ(GᵀG + λN)⁻¹g_q. ``"unit-whitened"``:
-            the same with unit gradients everywhere.
-        damping: λN as a multiple of mean‖gᵢ‖²; None: :data:`DAMPING`.
-        fit: ``(N', M)``: the rows G that whiten; default ``train``.
-
-    Example:
-        >>> train = torch.eye(3)[:, :2]
-        >>> compared(train, train[:1], "dot")[0].tolist()
-        [[1.0, 0.0, 0.0]]
-    """
-    if how in ("cosine", "unit-whitened"):
-        train, queries, fit = unit(train), unit(queries), None if fit is None else unit(fit)
-    asked = queries.double()
-    if how in ("dot", "cosine"):
-        return along(train, asked), asked.square().sum(1)
-    solved = Whitening(train if fit is None else fit, DAMPING if damping is None else damping).solve(asked)
-    return along(train, solved), (solved * asked).sum(1)
-
-
 class Whitening:
     """(GᵀG + λN)⁻¹, factored through the smaller of GᵀG and GGᵀ.
 
@@ -255,3 +229,45 @@ class Whitening:
             return torch.cholesky_solve(asked.T, self._root).T
         held = torch.cholesky_solve(self._wide @ asked.T, self._root)  # a = (K + λN)⁻¹ G g
         return (asked - held.T @ self._wide) / self.ridge  # push on the query, hold the rest
+
+
+class Compared(NamedTuple):
+    """What came of comparing gradients, float64.
+
+    Attributes:
+        scores: ``(Q, N)``.
+        own: ``(Q,)``: each query's score with itself.
+        whitening: What whitened; None where nothing did.
+    """
+
+    scores: Tensor
+    own: Tensor
+    whitening: Whitening | None = None
+
+
+def compared(
+    train: Tensor, queries: Tensor, how: str, damping: float | None = None, fit: Tensor | None = None
+) -> Compared:
+    """Return scores, each query's score with itself, and what whitened them.
+
+    Args:
+        train: ``(N, M)`` sketched training gradients.
+        queries: ``(Q, M)`` sketched query gradients.
+        how: ``"dot"``: gᵢᵀg_q. ``"cosine"``: of unit gradients. ``"whitened"``: gᵢᵀ(GᵀG + λN)⁻¹g_q. ``"unit-whitened"``:
+            the same with unit gradients everywhere.
+        damping: λN as a multiple of mean‖gᵢ‖²; None: :data:`DAMPING`.
+        fit: ``(N', M)``: the rows G that whiten; default ``train``.
+
+    Example:
+        >>> train = torch.eye(3)[:, :2]
+        >>> compared(train, train[:1], "dot")[0].tolist()
+        [[1.0, 0.0, 0.0]]
+    """
+    if how in ("cosine", "unit-whitened"):
+        train, queries, fit = unit(train), unit(queries), None if fit is None else unit(fit)
+    asked = queries.double()
+    if how in ("dot", "cosine"):
+        return Compared(along(train, asked), asked.square().sum(1))
+    whitening = Whitening(train if fit is None else fit, DAMPING if damping is None else damping)
+    solved = whitening.solve(asked)
+    return Compared(along(train, solved), (solved * asked).sum(1), whitening)
