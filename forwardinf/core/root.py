@@ -23,16 +23,14 @@ def root(losses: Tensor) -> Tensor:
     return known + 2 * torch.log1p(_residual(known).sqrt())
 
 
-def slope(losses: Tensor, power: float = 0.5) -> Tensor:
-    """Return r^−power, r at least 2.2e-16: a loss that has rounded to 0 may still have a gradient.
-
-    ½: φ′. 1: the slope of minus the margin log p/(1 − p), whose gradient does not vanish at all.
+def slope(losses: Tensor) -> Tensor:
+    """Return φ′ = r^−½, r at least 2.2e-16: a loss that has rounded to 0 may still have a gradient.
 
     Example:
         >>> slope(torch.tensor([0.01, 20.0]).double()).round(decimals=3).tolist()
         [10.025, 1.0]
     """
-    return _residual(losses.clamp_min(0)).clamp_min(torch.finfo(torch.float64).eps) ** -power
+    return _residual(losses.clamp_min(0)).clamp_min(torch.finfo(torch.float64).eps).rsqrt()
 
 
 def _residual(losses: Tensor) -> Tensor:

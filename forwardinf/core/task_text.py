@@ -229,23 +229,28 @@ class Seq2Seq(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum over each answer's counted tokens, ``(B,)``."""
-        return self._summed(batch, self.token_losses(model, batch))
+        return self._judged(batch, self._put_out(model, batch))
+
+    def _judged(self, batch: Batch, logits: Tensor) -> Tensor:
+        return self._summed(batch, self._token_losses(batch, logits))
 
     def _summed(self, _batch: Batch, each: Tensor) -> Tensor:
         return each.sum(1)
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of every token of the answers, ``(B, T)`` float64; 0 where it is not counted."""
-        return losses.token_losses(self._put_out(model, batch), _answers(batch))
+        return self._token_losses(batch, self._put_out(model, batch))
+
+    def _token_losses(self, batch: Batch, logits: Tensor) -> Tensor:
+        return losses.token_losses(logits, _answers(batch))
 
     def predicted(self, model: nn.Module, batch: Batch) -> Prediction:
         """Return logits and what the loss makes of them."""
-        labels = _answers(batch)
-        return Prediction(
-            self._put_out(model, batch),
-            lambda logits: losses.token_losses(logits, labels).sum(1),
-            lambda logits, draw: losses.token_losses(logits, _redrawn(logits, labels, draw)).sum(1),
-        )
+
+        def drawn(logits: Tensor, draw: int) -> Tensor:
+            return losses.token_losses(logits, _redrawn(logits, _answers(batch), draw)).sum(1)
+
+        return Prediction(self._put_out(model, batch), partial(self._judged, batch), drawn)
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs, labels = inputs_of(model, batch), _answers(batch)

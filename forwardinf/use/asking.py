@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from forwardinf.core.errors import DataError, ModelError, QueryError, SettingErr
 from forwardinf.core.examples import Batch, Id, examples
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, model_digest
+from forwardinf.core.losses import margin_of
 from forwardinf.core.progress import progress
-from forwardinf.core.root import slope
+from forwardinf.core.root import root
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task_text import CausalLM, Seq2Seq
 from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
@@ -29,7 +30,7 @@ from forwardinf.perturb.select import Parameters, select
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.jointly import Turn, jointly
 from forwardinf.use.lexical import Lexical, available
-from forwardinf.use.sketch import Sketcher, compared, kept_rows, place_of
+from forwardinf.use.sketch import Ask, Sketcher, compared, kept_rows, place_of
 from forwardinf.use.spans import token_changes
 from forwardinf.use.states import hidden_states
 from forwardinf.use.texts import Question, Row, Texts, asked, encodes
@@ -40,14 +41,19 @@ FIT = 2000  # rows beside the candidates that whitening learns from
 SPANS_BY = Perturbation(rise=0.5, two_sided=True)  # half a nat for each token of the answer
 
 
-READINGS = {"loss": 0.0, "root": 0.5, "margin": 1.0}  # by which power of 1/(1 − p) a token's gradient counts
+READINGS: dict[str, Callable[[Tensor], Tensor]] = {  # what each token's loss −log p counts as
+    "loss": lambda losses: losses, "root": lambda losses: torch.where(losses > 0, root(losses), 0.0),
+    "margin": lambda losses: -margin_of(losses),
+}  # fmt: skip
 
 
 class _Weighted:
-    """A language task whose query rows carry a weight: a contrast is an answer less the mean of its wrong ones.
+    """A language task read token by token in one of several ways, whose query rows carry a weight.
+
+    A contrast is an answer less the mean of its wrong ones.
 
     Attributes:
-        reading: What gradients are of, token by token; one of :data:`READINGS`.
+        reading: What stands for each token's loss; one of :data:`READINGS`.
     """
 
     reading = "loss"
@@ -57,19 +63,13 @@ class _Weighted:
         return super()._put_out(model, _without_weight(batch))  # type: ignore[misc,no-any-return]
 
     def measure(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the weighted measurement."""
-        found: Tensor = super().measure(model, batch)  # type: ignore[misc]
-        return self._weighted(batch, found)
+        """Return minus the loss as it is read, weighted."""
+        return self._weighted(batch, -self._judged(batch, self._put_out(model, batch)))
 
-    def asked(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the same of questions: weighted."""
-        return self._weighted(batch, self.read(model, batch))
-
-    def read(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return what has each row's gradient as it is read: of its tokens' losses, of their roots, or of minus their margins."""
-        each: Tensor = self.token_losses(model, batch)  # type: ignore[attr-defined]
-        read: Tensor = self._summed(batch, each * slope(each.detach(), READINGS[self.reading]))  # type: ignore[attr-defined]
-        return read
+    def _judged(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Return the sum of each row's tokens as they are read."""
+        each: Tensor = READINGS[self.reading](self._token_losses(batch, logits))  # type: ignore[attr-defined]
+        return self._summed(batch, each)  # type: ignore[attr-defined,no-any-return]
 
     def _weighted(self, batch: Batch, found: Tensor) -> Tensor:
         return found * batch["weight"].to(found) if isinstance(batch, Mapping) and "weight" in batch else found
@@ -265,7 +265,8 @@ class Asking:
         index = kept_rows(file, lambda: self._sketched(sketcher, places))
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
-        each = sketcher.rows(self.queries, range(len(self.rows)), 1, self.task.whole().asked)
+        ask: Ask = lambda model, batch: -self.queries.task.measure(model, batch)  # noqa: E731
+        each = sketcher.rows(self.queries, range(len(self.rows)), 1, ask)
         joined = torch.stack([each[members].mean(0) for members in self.members])
         for name, length in zip(self.names, joined.norm(dim=1).tolist(), strict=True):
             if not 0 < length < float("inf"):
@@ -284,18 +285,16 @@ class Asking:
             order = self._order(places.tolist())
             back = {place: at for at, place in enumerate(places.tolist())}
             with progress("gradients", len(order), self.options.progress) as advance:
-                rows = sketcher.rows(self.train, order, self.batch_size, self.task.read, advance)
+                rows = sketcher.rows(self.train, order, self.batch_size, None, advance)
             found[torch.tensor([back[place] for place in order])] = rows
             return found
         units = [self.unit(int(place)) for place in places]
         with progress("gradients", len(units), self.options.progress) as advance:
             for number in sorted({unit.number for unit in units}):
                 at = [place for place, unit in enumerate(units) if unit.number == number]
-                feed = copy.copy(self.train)
-                task = self.task.nth(number)
-                object.__setattr__(feed, "task", task)
+                feed = _read_as(self.train, self.task.nth(number))
                 object.__setattr__(feed, "examples", _one_each(self.train.examples))
-                found[at] = sketcher.rows(feed, [units[place].row for place in at], self.batch_size, task.read, advance)
+                found[at] = sketcher.rows(feed, [units[place].row for place in at], self.batch_size, None, advance)
         return found
 
     def read(
@@ -333,10 +332,16 @@ class Asking:
         if self.globs is not None:
             rule = Perturbation.from_dict({**rule.to_dict(), "parameters": list(self.globs)})
         began = time.perf_counter()
+        by_loss = copy.copy(self.task)  # tokens' losses are shown, whatever scores were read by
+        by_loss.reading = "loss"
         fitting = Fitting(
-            rule, self.train, select(self.model, rule.parameters), self.batch_size, progress=self.options.progress
+            rule,
+            _read_as(self.train, by_loss),
+            select(self.model, rule.parameters),
+            self.batch_size,
+            progress=self.options.progress,
         )
-        pusher = Pusher(self.queries, fitting)
+        pusher = Pusher(_read_as(self.queries, by_loss.whole()), fitting)
         place_of_id = {name: place for place, name in enumerate(self.train.examples.ids)}
         records: list[dict[str, Any]] = []
         for name, members in zip(self.names, self.members, strict=True):
@@ -387,6 +392,13 @@ def _without_weight(batch: Batch) -> Batch:
     if isinstance(batch, Mapping) and "weight" in batch:
         return {name: value for name, value in batch.items() if name != "weight"}
     return batch
+
+
+def _read_as(feed: Feed, task: Any) -> Feed:
+    """Return the same rows, read by another task."""
+    other = copy.copy(feed)
+    object.__setattr__(other, "task", task)
+    return other
 
 
 def _one_each(rows: Any) -> Any:

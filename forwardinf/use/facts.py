@@ -92,6 +92,7 @@ def trace(
         fuse: ``"bm25"``: rank by reciprocal ranks of the score and of BM25 (answer filled in); a number: BM25's weight.
         how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
         reading: What they are gradients of, token by token: ``"margin"`` (default), ``"loss"``, or ``"root"`` between the two.
+            With a perturbation: what makes it and what is read under it; default ``"loss"``.
         jointly: Name the documents that count *together*: each one next to those that are named before it, as if these were
             left out (:mod:`forwardinf.use.jointly`). Look-alikes stand in for one another, so alone each counts for little. The
             table's ``score`` is then what a document takes with it when its turn comes; ``scores`` stay each one's own.
@@ -126,9 +127,6 @@ def trace(
     began = time.perf_counter()
     if how is not None and perturbation is not None:
         raise SettingError("trace()", expected="one of how and perturbation", got="both", do="Keep one.")
-    if reading is not None and perturbation is not None:
-        raise SettingError("trace()", expected="one of reading and perturbation", got="both",
-                           do="A perturbation is read by losses.")  # fmt: skip
     if how is not None and how not in HOW:
         raise choose("trace(how=)", how, HOW)
     if jointly:
@@ -136,7 +134,7 @@ def trace(
                                        "per_token": per_token or None})  # fmt: skip
     if reading is not None and reading not in READINGS:
         raise choose("trace(reading=)", reading, tuple(READINGS))
-    reading = reading or "margin"
+    reading = reading or ("margin" if perturbation is None else "loss")
     if k < 1 or spans < 0:
         raise SettingError("trace(k=, spans=)", expected="k ≥ 1 and spans ≥ 0", got=f"{k}, {spans}")
     fusion = as_fusion(fuse)
@@ -164,15 +162,15 @@ def trace(
             own = own / np.asarray([sum(label != -100 for label in question.row["labels"]) for question in job.asked])
         scores = Scores.from_array(
             values, ids=job.train.examples.ids, query_ids=job.names, rise=own,
-            unit="nats" if perturbation is not None or (how in ("dot", "whitened") and reading == "loss") else None,
+            unit="nats" if reading == "loss" and (perturbation is not None or how in ("dot", "whitened")) else None,
             kind="linear" if perturbation is None else as_perturbation(perturbation).kind,
         )  # fmt: skip
         table = _table(scores, free, fusion, k, turns)
         moved = job.spans(table, spans, perturbation) if spans else None
         return Traced(
             use="trace", table=table, baselines=_baselines(scores, free, k), scores=scores, spans=moved,
-            how=f"{how or HOW[0]}, {reading}{', jointly' if jointly else ''}" if perturbation is None
-            else str(as_perturbation(perturbation)), notes=job.notes,
+            how=f"{(how or HOW[0]) if perturbation is None else as_perturbation(perturbation)}, {reading}"
+            + (", jointly" if jointly else ""), notes=job.notes,
             cost=job.cost(time.perf_counter() - began),
             shown=job.shown(table),
         )  # fmt: skip
