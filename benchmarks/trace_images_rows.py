@@ -120,9 +120,8 @@ def both(sketches: dict[str, Tensor]) -> Tensor:
 
 def together(train: dict[str, Tensor], queries: dict[str, Tensor], count: int) -> Array:
     """Return, for each query, the places of the images that count together, ``(Q, count)``."""
-    rows = both(train)
-    found = compared(rows, both(queries), "unit-whitened", WHITENING)
-    return np.stack([places for places, _ in jointly(rows, "unit-whitened", found, count)]).astype(np.float64)
+    found = compared(both(train), both(queries), "unit-whitened", WHITENING)
+    return np.stack([places for places, _ in jointly(found, count)]).astype(np.float64)
 
 
 def by_own_noise(train: dict[str, Tensor], queries: dict[str, Tensor]) -> dict[str, Array]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from forwardinf.core.errors import DataError, ModelError, QueryError, SettingError
 from forwardinf.core.examples import Batch, Id, examples
 from forwardinf.core.feed import Feed
-from forwardinf.core.fingerprint import code_digest, model_digest
+from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.losses import margin_of
 from forwardinf.core.progress import progress
 from forwardinf.core.root import root
@@ -25,22 +25,24 @@ from forwardinf.core.task_text import CausalLM, Seq2Seq
 from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
 from forwardinf.method import attribute
 from forwardinf.perturb.direction import Fitting
+from forwardinf.perturb.metric import Sides, metric
 from forwardinf.perturb.push import Pusher
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.jointly import Turn, jointly
 from forwardinf.use.lexical import Lexical, available
-from forwardinf.use.sketch import Ask, Sketcher, compared, kept_rows, place_of
+from forwardinf.use.sketch import Ask, Sketcher, compared, kept_rows, place_of, widest
 from forwardinf.use.spans import token_changes
 from forwardinf.use.states import hidden_states
 from forwardinf.use.texts import Question, Row, Texts, asked, encodes
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-FIT = 2000  # rows beside the candidates that whitening learns from
+FIT = 2000  # rows beside the candidates that whitening learns from, and those that curvature does
 SPANS_BY = Perturbation(rise=0.5, two_sided=True)  # half a nat for each token of the answer
 
 
+CURVATURES = ("kfac", "none")
 READINGS: dict[str, Callable[[Tensor], Tensor]] = {  # what each token's loss −log p counts as
     "loss": lambda losses: losses, "root": lambda losses: torch.where(losses > 0, root(losses), 0.0),
     "margin": lambda losses: -margin_of(losses),
@@ -97,8 +99,9 @@ class Asking:
     def __init__(
         self, model: nn.Module, options: Options, train: Any, tokenizer: Any, text: str | tuple[str, str],
         documents: str | int | None, max_length: int | None, ids: Any, globs: tuple[str, ...] | None, reading: str,
+        curvature: str,
     ) -> None:  # fmt: skip
-        self.model, self.options, self.tokenizer = model, options, tokenizer
+        self.model, self.options, self.tokenizer, self.curvature = model, options, tokenizer, curvature
         self.notes: list[str] = []
         self.clock: dict[str, float] = {}
         self.both = encodes(model)
@@ -247,7 +250,7 @@ class Asking:
             found = compared(index, asked, how, damping)
             total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
             if together:
-                turns = jointly(index, how, found, together, chosen, places)
+                turns = jointly(found, together, chosen, places)
             self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
         values = np.full((len(self.asked), self.units), np.nan)
         values[:, places] = total / count
@@ -255,13 +258,13 @@ class Asking:
 
     def _sketches(self, places: Any) -> tuple[Tensor, Tensor]:
         """Return the sketched gradients of these documents, and of the questions."""
-        sketcher = Sketcher(self.parameters, seed=self.options.seed)
-        cache = self.options.cache
+        began, cache = time.perf_counter(), self.options.cache
+        made_from = (model_digest(self.model), self.data_digest, code_digest(self.task), sorted(self.parameters))
+        sketcher = Sketcher(self.parameters, side=widest(self.parameters, len(places)), seed=self.options.seed,
+                            metric=self._metric(made_from))  # fmt: skip
         file = None
         if cache is not None:
-            file = place_of(cache, model_digest(self.model), self.data_digest, code_digest(self.task), sorted(self.parameters),
-                            sketcher.side, sketcher.seed, places.tolist())  # fmt: skip
-        began = time.perf_counter()
+            file = place_of(cache, *made_from, sketcher.side, sketcher.seed, self.curvature, places.tolist())
         index = kept_rows(file, lambda: self._sketched(sketcher, places))
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
@@ -277,6 +280,20 @@ class Asking:
             self._note(f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}")
         self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
         return index, joined
+
+    def _metric(self, made_from: tuple[Any, ...]) -> dict[str, Sides] | None:
+        """Return what gradients are taken through, fitted to a sample of the documents."""
+        if self.curvature == "none":
+            return None
+        rule = Perturbation("kfac", fit_examples=FIT, seed=self.options.seed)
+        key = None if None in made_from else digest(*made_from)
+        fitting = Fitting(
+            rule, self.train, self.parameters, self.batch_size, key, self.options.cache, self.options.progress
+        )
+        found = metric(fitting)
+        for note in fitting.notes:
+            self._note(note)
+        return found
 
     def _sketched(self, sketcher: Sketcher, places: Any) -> Tensor:
         """Return the documents' sketched gradients, ``(places, width)``; of packed rows one document at a time."""

@@ -313,7 +313,7 @@ class _Job:
             found = compared(index, queries, compare.how, compare.damping)
             total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
             if compare.together:
-                turns = named_jointly(index, compare.how, found, compare.together, chosen, places)
+                turns = named_jointly(found, compare.together, chosen, places)
             self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
         values[:, places] = total / count
         if chosen is not None:

@@ -18,7 +18,7 @@ from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
 from forwardinf.job.options import Options, as_perturbation
 from forwardinf.score.scores import Scores
-from forwardinf.use.asking import READINGS, Asking
+from forwardinf.use.asking import CURVATURES, READINGS, Asking
 from forwardinf.use.fuse import as_fusion, reciprocal
 from forwardinf.use.jointly import Turn, alone
 from forwardinf.use.sketch import HOW
@@ -46,6 +46,7 @@ def trace(
     fuse: Any = None,
     how: str | None = None,
     reading: str | None = None,
+    curvature: str = "kfac",
     jointly: bool = False,
     perturbation: Perturbation | str | Mapping[str, Any] | None = None,
     damping: float | None = None,
@@ -93,6 +94,9 @@ def trace(
         how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
         reading: What they are gradients of, token by token: ``"margin"`` (default), ``"loss"``, or ``"root"`` between the two.
             With a perturbation: what makes it and what is read under it; default ``"loss"``.
+        curvature: ``"kfac"`` (default): gradients are taken through (F + λI)^−½ of the model's own curvature, by K-FAC on 2,000
+            documents, so that their products are influences under it and their sketches lose little of what counts;
+            ``"none"``: as they are.
         jointly: Name the documents that count *together*: each one next to those that are named before it, as if these were
             left out (:mod:`forwardinf.use.jointly`). Look-alikes stand in for one another, so alone each counts for little. The
             table's ``score`` is then what a document takes with it when its turn comes; ``scores`` stay each one's own.
@@ -134,6 +138,8 @@ def trace(
                                        "per_token": per_token or None})  # fmt: skip
     if reading is not None and reading not in READINGS:
         raise choose("trace(reading=)", reading, tuple(READINGS))
+    if curvature not in CURVATURES:
+        raise choose("trace(curvature=)", curvature, CURVATURES)
     reading = reading or ("margin" if perturbation is None else "loss")
     if k < 1 or spans < 0:
         raise SettingError("trace(k=, spans=)", expected="k ≥ 1 and spans ≥ 0", got=f"{k}, {spans}")
@@ -141,7 +147,7 @@ def trace(
     options = Options(batch_size=batch_size, device=device, cache_dir=cache_dir, progress=progress, seed=seed)
     globs = tuple([parameters] if isinstance(parameters, str) else parameters) if parameters is not None else None
     with borrowed(model):
-        job = Asking(model, options, train, tokenizer, text, documents, max_length, ids, globs, reading)
+        job = Asking(model, options, train, tokenizer, text, documents, max_length, ids, globs, reading, curvature)
         job.ask(questions, answers, span, contrast, new_tokens, question_ids)
         stage = candidates if isinstance(candidates, str) else None
         if stage is not None and stage not in STAGES:
@@ -169,11 +175,15 @@ def trace(
         moved = job.spans(table, spans, perturbation) if spans else None
         return Traced(
             use="trace", table=table, baselines=_baselines(scores, free, k), scores=scores, spans=moved,
-            how=f"{(how or HOW[0]) if perturbation is None else as_perturbation(perturbation)}, {reading}"
+            how=f"{_told(how, curvature) if perturbation is None else as_perturbation(perturbation)}, {reading}"
             + (", jointly" if jointly else ""), notes=job.notes,
             cost=job.cost(time.perf_counter() - began),
             shown=job.shown(table),
         )  # fmt: skip
+
+
+def _told(how: str | None, curvature: str) -> str:
+    return (how or HOW[0]) + (f" through {curvature}" if curvature != "none" else "")
 
 
 def _chosen(stage: str | None, candidates: Any, free: Mapping[str, Array], job: Asking) -> list[Array] | None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.errors import SettingError
-from forwardinf.use.responses import unit
 from forwardinf.use.sketch import Compared
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,15 +26,13 @@ Turn = tuple[Array, Array]  # places in the order of leaving, and what each took
 
 
 def jointly(
-    train: Tensor, how: str, found: Compared, count: int, candidates: Sequence[Array] | None = None,
+    found: Compared, count: int, candidates: Sequence[Array] | None = None,
     places: Array | None = None, pool: int = POOL,
 ) -> list[Turn]:  # fmt: skip
     """Return, of each query, the places of the examples in the order of leaving, and what each took with it.
 
     Args:
-        train: ``(N, M)`` sketched training gradients.
-        how: ``"whitened"`` or ``"unit-whitened"``.
-        found: What :func:`~forwardinf.use.sketch.compared` made of them, whitened by them.
+        found: What :func:`~forwardinf.use.sketch.compared` made of N training gradients, whitened by them.
         count: How many are named, at most.
         candidates: For each query the places that may be named; default all.
         places: ``(N,)``, rising: where the rows stand; default 0, 1, 2, …
@@ -45,17 +42,18 @@ def jointly(
 
     Example:
         >>> train = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.9, 0.5]])
-        >>> jointly(train, "whitened", compared(train, train[:1], "whitened"), 2)[0][0].tolist()
+        >>> jointly(compared(train, train[:1], "whitened"), 2)[0][0].tolist()
         [0, 1]
     """
     assert found.whitening is not None, "dot products and cosines answer for one example each"
-    where = np.arange(len(train)) if places is None else places
+    where = np.arange(found.scores.shape[1]) if places is None else places
     turns = []
     for q, scores in enumerate(found.scores):
-        there = torch.from_numpy(np.arange(len(train)) if candidates is None else np.searchsorted(where, candidates[q]))
+        there = torch.from_numpy(
+            np.arange(found.scores.shape[1]) if candidates is None else np.searchsorted(where, candidates[q])
+        )
         best = there[torch.argsort(scores[there], descending=True, stable=True)[: max(pool, 4 * count)]]
-        rows = (unit(train[best]) if how == "unit-whitened" else train[best]).double()
-        order, gains = _leaving(scores[best], found.whitening.solve(rows) @ rows.T, count)
+        order, gains = _leaving(scores[best], found.whitening.answers(best), count)
         turns.append((where[best[order].numpy()], gains.numpy()))
     return turns
 

@@ -30,6 +30,7 @@ from forwardinf.core.noise import seed_of
 from forwardinf.core.progress import Advance
 from forwardinf.core.uses import Convolved, Lookup, Outer, Use
 from forwardinf.core.watch import watched
+from forwardinf.perturb.metric import Sides, sides_of, through
 from forwardinf.read.whitened import along
 from forwardinf.use.responses import unit
 
@@ -58,12 +59,14 @@ class Sketcher:
         parameters: Whose gradients count.
         side: See above. Memory: ``side² × weights`` numbers for each example.
         seed: Of the projections.
+        metric: What gradients are taken through first (:mod:`forwardinf.perturb.metric`); None: they are as they are.
         strange: Parameters that were used in a way that is not known, with the function: they are missing.
     """
 
     parameters: Mapping[str, nn.Parameter]
     side: int = SIDE
     seed: int = 0
+    metric: Mapping[str, Sides] | None = None
     strange: dict[str, str] = field(default_factory=dict)
     _sides: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
@@ -76,7 +79,11 @@ class Sketcher:
             (tall, wide), (rows, columns) = flat.shape, _block(parameter, self.side)
             one = self._projection(f"{name}/0", tall, rows, parameter)
             other = self._projection(f"{name}/1", wide, columns, parameter) if parameter.ndim > 1 else None
-            self._sides[name] = one, other
+            through_it = sides_of(self.metric, name)
+            first = through_it.right if other is None else through_it.left
+            self._sides[name] = (
+                through(first, one) * through_it.scale, None if other is None else through(through_it.right, other)
+            )  # fmt: skip
             size = rows * columns
             self.places[name] = slice(at, at + size)
             at += size
@@ -213,22 +220,31 @@ class Whitening:
         """Factor it; ``fit``: G ``(N, M)``; ``damping``: λN as a multiple of mean‖gᵢ‖²."""
         self.ridge = damping * float(fit.double().square().sum(1).mean())
         rows, width = fit.shape
-        self._wide = None if rows >= width else fit.double()
-        if self._wide is None:
+        self._fit = fit
+        self._gram: Tensor | None = None
+        if rows >= width:
             inner = torch.zeros(width, width, dtype=torch.float64)
             for piece in torch.split(fit, AT_ONCE):
                 inner += (piece.T @ piece).double()
         else:
-            inner = self._wide @ self._wide.T
+            self._gram = along(fit, fit.double())
+            inner = self._gram.clone()
         inner.diagonal().add_(self.ridge)
         self._root = torch.linalg.cholesky(inner)
 
     def solve(self, asked: Tensor) -> Tensor:
         """Return ``asked (GᵀG + λN)⁻¹``, ``(Q, M)`` float64."""
-        if self._wide is None:
+        if self._gram is None:
             return torch.cholesky_solve(asked.T, self._root).T
-        held = torch.cholesky_solve(self._wide @ asked.T, self._root)  # a = (K + λN)⁻¹ G g
-        return (asked - held.T @ self._wide) / self.ridge  # push on the query, hold the rest
+        held = torch.cholesky_solve(along(self._fit, asked).T, self._root)  # a = (K + λN)⁻¹ G g
+        return (asked - along(self._fit.T, held.T)) / self.ridge  # push on the query, hold the rest
+
+    def answers(self, rows: Tensor) -> Tensor:
+        """Return how some of G's rows answer one another, G(GᵀG + λN)⁻¹Gᵀ = K(K + λN)⁻¹ of these, ``(rows, rows)``."""
+        if self._gram is not None:
+            return torch.cholesky_solve(self._gram[:, rows], self._root)[rows]
+        own = self._fit[rows].double()
+        return self.solve(own) @ own.T
 
 
 class Compared(NamedTuple):

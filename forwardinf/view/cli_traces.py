@@ -53,6 +53,7 @@ How = Annotated[str | None, typer.Option(help="unit-whitened (default), whitened
 Reading = Annotated[
     str | None, typer.Option(help="Of what gradients are, token by token: margin (default), root or loss.")
 ]
+Curvature = Annotated[str, typer.Option(help="Through what gradients are taken: kfac or none.")]
 Seen = Annotated[str | None, typer.Option("--reading", help="Of what gradients are: both (default), loss or picture.")]
 Jointly = Annotated[
     bool, typer.Option("--jointly", help="Name those that count together: look-alikes stand in for one another.")
@@ -79,7 +80,7 @@ def trace(
     model: ModelArg, data: DataArg, prompt: Prompts = None, answer: Answers = None, questions: Questions = None,
     tokenizer: Tokenizer = None, span: Span = None, text: Text = "text", documents: Documents = None,
     candidates: Stage = None, fuse: Fuse = None, how: How = None, reading: Reading = None,
-    jointly: Jointly = False, perturbation: Forward = None,
+    curvature: Curvature = "kfac", jointly: Jointly = False, perturbation: Forward = None,
     weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
     data_option: DataOption = None, ids: Ids = None, max_length: Longest = None, spans: Marked = 3, keep: Kept = 20,
     batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None, report: Page = None,
@@ -93,8 +94,8 @@ def trace(
     )
     found = run_trace(
         config, questions, prompt, answer, tokenizer=tokenizer or model, span=span, text=text, documents=documents,
-        candidates=candidates, fuse=fuse, how=how, reading=reading, jointly=jointly, perturbation=perturbation,
-        max_length=max_length, spans=spans, k=keep,
+        candidates=candidates, fuse=fuse, how=how, reading=reading, curvature=curvature, jointly=jointly,
+        perturbation=perturbation, max_length=max_length, spans=spans, k=keep,
     )  # fmt: skip
     _traced(found, k, out, report, as_json)
 

@@ -41,7 +41,7 @@ def test_every_turn_is_what_refitting_without_the_earlier_ones_says(count, width
     train, queries = rows(count, width), rows(count, width)[3:5] + 0.1
     scale = (lambda g: torch.nn.functional.normalize(g.double())) if how == "unit-whitened" else torch.Tensor.double
     ridge = Whitening(scale(train).float(), 0.3).ridge
-    for query, (places, gains) in zip(queries, jointly(train, how, compared(train, queries, how, 0.3), 5), strict=True):
+    for query, (places, gains) in zip(queries, jointly(compared(train, queries, how, 0.3), 5), strict=True):
         want = by_refitting(scale(train), scale(query[None])[0], ridge, 5)
         assert places.tolist() == want[0]
         assert_close(gains, want[1], rtol=1e-4, why="rows in float32 against float64, five downdates")
@@ -51,7 +51,7 @@ def test_look_alikes_are_named_together_and_the_first_is_worth_more_than_its_own
     train = rows(30, 40)
     found = compared(train, train[3:4], "whitened", 0.05)
     alone = found.scores[0]
-    ((places, gains),) = jointly(train, "whitened", found, 3)
+    ((places, gains),) = jointly(found, 3)
     assert set(places.tolist()) == {3, 5, 7}
     assert gains[0] > float(alone[places[0]])
     assert (np.diff(gains) > 0).all(), "each next one has fewer to stand in for it"

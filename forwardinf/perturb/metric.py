@@ -1,0 +1,84 @@
+"""The metric that curvature makes: gradients in which directions that the model knows well count for little.
+
+g → (F + λI)^−½ g, by K-FAC, with the root of every block again a Kronecker product (Martens & Grosse 2015, §6.3: damping shared
+out between the factors). Products of gradients so taken stand for gᵢᵀ(F + λI)⁻¹g_q, the influence under that curvature; and a
+projection that is taken *through* the metric loses the least of what counts, where a plain one loses it among the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forwardinf.perturb.blocks import Block, mean_diagonal
+from forwardinf.perturb.damping import damping
+from forwardinf.perturb.direction import Fitting
+from forwardinf.perturb.kronecker import kfac_blocks
+
+
+@dataclass(frozen=True)
+class Sides:
+    """(F + λI)^−½ of one parameter, a matrix G of which it takes to L G R; of a vector g to R g.
+
+    Attributes:
+        left: L ``(rows, rows)``, its diagonal ``(rows,)``, or None: the identity.
+        right: R, likewise.
+        scale: Times this.
+    """
+
+    left: Tensor | None = None
+    right: Tensor | None = None
+    scale: float = 1.0
+
+
+def metric(fitting: Fitting) -> dict[str, Sides]:
+    """Return the metric of every parameter. Cost: K-FAC's fit, a forward and a backward of the sample that it is fitted to.
+
+    What K-FAC has no one block for (parts of a matrix, groups of a convolution) is scaled by its mean curvature.
+    """
+    blocks = kfac_blocks(fitting)
+    ridge = damping("kfac", fitting.perturbation.damping, mean_diagonal(blocks, fitting.parameters))
+    found: dict[str, Sides] = {}
+    for name, parameter in fitting.parameters.items():
+        own = [block for block in blocks if block.part.name == name]
+        whole = len(own) == 1 and own[0].part.span is None and own[0].part.shape[0] == 1
+        if whole:
+            found[name] = _sides(own[0], ridge)
+        else:
+            found[name] = Sides(scale=(sum(block.trace() for block in own) / parameter.numel() + ridge) ** -0.5)
+    return found
+
+
+def _sides(block: Block, ridge: float) -> Sides:
+    """Return the root of one block: its eigenvalues as a product of one number a row and one a column, each with its damping."""
+    values = block.values[0].double()
+    if len(values) == 1:
+        return Sides(right=_turned((values[0] + ridge).rsqrt(), block.right))
+    mean = values.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    rows, columns = values.mean(1) / mean.sqrt(), values.mean(0) / mean.sqrt()
+    return Sides(
+        _turned((rows + ridge**0.5).rsqrt(), block.left), _turned((columns + ridge**0.5).rsqrt(), block.right)
+    )  # both sides have the same mean, so that the damping is shared out evenly
+
+
+def _turned(diagonal: Tensor, basis: Tensor | None) -> Tensor:
+    """Return U diag Uᵀ in float32, or the diagonal itself where there is no basis."""
+    if basis is None:
+        return diagonal.float()
+    wide = basis[0].double()
+    return ((wide * diagonal.to(wide)) @ wide.T).float()
+
+
+def through(side: Tensor | None, projection: Tensor) -> Tensor:
+    """Return a projection ``(n, m)`` taken through one side of the metric."""
+    if side is None:
+        return projection
+    return side[:, None] * projection if side.ndim == 1 else side @ projection
+
+
+def sides_of(found: Mapping[str, Sides] | None, name: str) -> Sides:
+    """Return a parameter's sides; the identity where there is no metric."""
+    return Sides() if found is None else found[name]
