@@ -13,6 +13,7 @@ and docs/trace.md.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from collections import defaultdict
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import write
+from harness import RESULTS, commit, write
 from trace_table import write_docs
 from webnlg import RECIPES, Question, Trained, corpus, put, questions, read, rows_of, trained
 
@@ -38,23 +39,31 @@ from forwardinf.use.texts import answer_row
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 TUNE, MOST, WRONG = 200, 300, 200
-GRADIENTS = (  # row, how gradients are compared, what they are of, over all checkpoints
-    ("gradient dot", "dot", "loss", False),
-    ("gradient cosine", "cosine", "loss", False),
-    ("TracIn: gradient dot, 3 checkpoints", "dot", "loss", True),
-    ("whitened, by the loss", "whitened", "loss", False),
-    ("unit-whitened, by the loss", "unit-whitened", "loss", False),
-    ("unit-whitened, by the root", "unit-whitened", "root", False),
-    ("gradient cosine, by the margin", "cosine", "margin", False),
-    ("whitened", "whitened", "margin", False),
-    ("unit-whitened", "unit-whitened", "margin", False),
-    ("unit-whitened, 3 checkpoints", "unit-whitened", "margin", True),
-)
+GRADIENTS = {  # row: how gradients are compared, what they are of, through which curvature, over all checkpoints
+    "gradient dot": ("dot", "loss", "none", False),
+    "gradient cosine": ("cosine", "loss", "none", False),
+    "TracIn: gradient dot, 3 checkpoints": ("dot", "loss", "none", True),
+    "whitened, by the loss": ("whitened", "loss", "none", False),
+    "unit-whitened, by the loss": ("unit-whitened", "loss", "none", False),
+    "unit-whitened, by the root": ("unit-whitened", "root", "none", False),
+    "gradient cosine, by the margin": ("cosine", "margin", "none", False),
+    "whitened": ("whitened", "margin", "none", False),
+    "unit-whitened": ("unit-whitened", "margin", "none", False),
+    "unit-whitened, 3 checkpoints": ("unit-whitened", "margin", "none", True),
+    "cosine through K-FAC": ("cosine", "margin", "kfac", False),
+    "unit-whitened through K-FAC": ("unit-whitened", "margin", "kfac", False),
+}
+PLAIN_DAMPING = 0.2  # where curvature is "none" and N is many times the sketch's width, anything up to .2 ranks alike
+OURS = ("unit-whitened", "whitened", "cosine through K-FAC", "unit-whitened through K-FAC")  # fused with the free ones
 AT_ONCE = {"cpu": 16, "cuda": 128}  # texts whose gradients are sketched together
-PUSHES = {  # by fi.attribute, whole gradients or forward passes; the first questions only
-    "EK-FAC": fi.Perturbation("ekfac", fit_examples=2000), "hold": fi.Perturbation("hold"),
-    "forward passes: ascent, rise .5": fi.Perturbation(rise=0.5),
-}  # fmt: skip
+PUSHES = {  # row: by fi.attribute, whole gradients or forward passes, and what they are of; the first questions only
+    "EK-FAC": (fi.Perturbation("ekfac", fit_examples=2000), "loss"),
+    "EK-FAC, by the margin": (fi.Perturbation("ekfac", fit_examples=2000), "margin"),
+    "hold": (fi.Perturbation("hold"), "loss"),
+    "forward passes: ascent, rise .5": (fi.Perturbation(rise=0.5), "loss"),
+    "forward passes: ascent, rise .5, by the margin": (fi.Perturbation(rise=0.5), "margin"),
+}
+FREE = ("random", "BM25, masked", "BM25, filled", "hidden states")
 WEIGHTS, CONSTANTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), (1.0, 3.0, 10.0, 30.0, 60.0)
 
 
@@ -105,7 +114,7 @@ def measured(scores: Sequence[Array], chosen: Sequence[Array], asked: Sequence[Q
 
 
 def rankings(model: Trained, asked: Sequence[Question], chosen: list[Array], lexical: dict[str, Array],
-             pushed: int) -> tuple[dict[str, list[Array]], dict[str, dict[str, float]]]:  # fmt: skip
+             pushed: int, rows: Sequence[str]) -> tuple[dict[str, list[Array]], dict[str, dict[str, float]]]:  # fmt: skip
     """Return each method's scores of each question's candidates, and what it cost."""
     draw = np.random.default_rng(0)
     found = {"random": [draw.random(len(places)) for places in chosen]}
@@ -119,18 +128,26 @@ def rankings(model: Trained, asked: Sequence[Question], chosen: list[Array], lex
                                 "baselines": False, "k": 10, "progress": False, "cache_dir": cache_folder(),
                                 "batch_size": AT_ONCE[model.model.device.type]}  # fmt: skip
     prompts = [question.prompt for question in asked]
-    for name, how, reading, every in GRADIENTS:
-        if every and len(model.checkpoints) == 1:
+    for name, (how, reading, curvature, every) in GRADIENTS.items():
+        if name not in rows or (every and len(model.checkpoints) == 1):
             continue
-        traced = fi.trace(model.model, model.texts, prompts, how=how, reading=reading,
-                          checkpoints=model.checkpoints[:-1] if every else None, **settings)  # fmt: skip
+        traced = fi.trace(model.model, model.texts, prompts, how=how, reading=reading, curvature=curvature,
+                          damping=PLAIN_DAMPING if curvature == "none" else None, checkpoints=model.checkpoints[:-1] if every else None, **settings)  # fmt: skip
         put(model.model, model.checkpoints[-1])
         found[name], costs[name] = _of(traced.scores.values, chosen), dict(traced.cost)
         print(name, traced.cost, flush=True)
-    for name, rule in PUSHES.items() if pushed else ():
+    for name, (rule, reading) in PUSHES.items() if pushed else ():
+        if name not in rows:
+            continue
         few = {**settings, "answers": settings["answers"][:pushed], "batch_size": "auto"}
         traced = fi.trace(
-            model.model, model.texts, prompts[:pushed], perturbation=rule, candidates=chosen[:pushed], **few
+            model.model,
+            model.texts,
+            prompts[:pushed],
+            perturbation=rule,
+            reading=reading,
+            candidates=chosen[:pushed],
+            **few,
         )
         found[name], costs[name] = _of(traced.scores.values, chosen[:pushed]), dict(traced.cost)
         print(name, traced.cost, flush=True)
@@ -164,9 +181,9 @@ def fusions(
 ) -> dict[str, str]:
     """Add the fusions to the rankings, as they are by default and with the weight and constant that were best on ``tune``."""
     settings = {}
-    for ours in ("hidden states", "unit-whitened", "whitened"):
+    for ours in ("hidden states", *OURS):
         for lexical in ("BM25, masked", "BM25, filled", "hidden states"):
-            if ours == lexical:
+            if ours == lexical or ours not in found:
                 continue
             name = f"{ours} + {lexical}"
             found[name] = fused(found[ours], found[lexical], WEIGHT, CONSTANT)
@@ -203,8 +220,8 @@ def table(found: dict[str, list[Array]], chosen: list[Array], asked: Sequence[Qu
     return lines
 
 
-def main(size: str, device: str, pushed: int, most: int) -> None:
-    """Run the evaluation."""
+def main(size: str, device: str, pushed: int, most: int, rows: Sequence[str]) -> None:
+    """Run the evaluation; with some ``rows`` only, the others are taken from the results that are there."""
     model, everything = trained(RECIPES[size], device=torch.device(device)), questions()
     if size == "large":  # one state of it is asked
         model.checkpoints = model.checkpoints[-1:]
@@ -226,7 +243,7 @@ def main(size: str, device: str, pushed: int, most: int) -> None:
     lexical = {name: values[order] for name, values in lexical.items()}
     test = list(range(len(sure) - TUNE))
     tune = list(range(len(test), len(sure)))
-    found, costs = rankings(model, asked, chosen, lexical, pushed)
+    found, costs = rankings(model, asked, chosen, lexical, pushed, rows or [*GRADIENTS, *PUSHES])
     settings = fusions(found, chosen, asked, tune)
     result = {
         "model": model.name, "parameters": sum(p.numel() for p in model.model.parameters()), "texts": len(model.texts),
@@ -238,8 +255,23 @@ def main(size: str, device: str, pushed: int, most: int) -> None:
         "answered right": table(found, chosen, asked, test, settings),
         "answered wrong": table(found, chosen, asked, list(range(len(sure), len(asked))), settings),
     }  # fmt: skip
-    write("trace" if size == "small" else f"trace_{size}", result)
+    name = "trace" if size == "small" else f"trace_{size}"
+    if rows:
+        result = joined(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")), result)
+    write(name, result)
     write_docs(result, size)
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return earlier results with these rows in place of theirs of the same name, or after them."""
+    whole = {**old, **new, "seconds": {**old["seconds"], **new["seconds"]}}
+    for kind in ("answered right", "answered wrong"):
+        lines = {line["row"]: line for line in old[kind]}
+        lines |= {
+            line["row"]: {**line, "commit": commit()} for line in new[kind] if line["row"] not in FREE or not lines
+        }
+        whole[kind] = list(lines.values())
+    return whole
 
 
 if __name__ == "__main__":
@@ -248,7 +280,10 @@ if __name__ == "__main__":
     options.add_argument("--most", type=int, default=MOST, help="questions that are reported")
     options.add_argument("--size", choices=RECIPES, default="small", help="of the decoder")
     options.add_argument("--device", choices=AT_ONCE, default="cpu")
+    options.add_argument(
+        "--rows", nargs="+", choices=[*GRADIENTS, *PUSHES], default=[], help="only these; the others stay"
+    )
     options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
     torch.set_num_threads(given.threads)
-    main(given.size, given.device, given.pushed, given.most)
+    main(given.size, given.device, given.pushed, given.most, given.rows)

@@ -46,11 +46,15 @@ from forwardinf.use.texts import answer_row
 WORK = Path(__file__).parent / ".cache" / "trace-removal"
 RANDOM, TRUE = "random", "labelled as stating it"
 MASKED, FILLED = "BM25, masked", "BM25, filled"
-COSINE, LOSS, OURS = "gradient cosine, by the margin", "unit-whitened, by the loss", "unit-whitened"
-FUSED, JOINTLY = "unit-whitened + BM25, masked", "unit-whitened, jointly"
-GRADIENTS = {COSINE: ("cosine", "margin"), LOSS: ("unit-whitened", "loss"), OURS: ("unit-whitened", "margin")}
+COSINE, LOSS, PLAIN = "gradient cosine, by the margin", "unit-whitened, by the loss", "unit-whitened, by the margin"
+CURVED, OURS, JOINTLY = "cosine through K-FAC", "unit-whitened through K-FAC", "unit-whitened through K-FAC, jointly"
+FUSED = "unit-whitened through K-FAC + BM25, filled"
+GRADIENTS = {  # how gradients are compared, what they are of, through which curvature
+    COSINE: ("cosine", "margin", "none"), LOSS: ("unit-whitened", "loss", "none"), PLAIN: ("unit-whitened", "margin", "none"),
+    CURVED: ("cosine", "margin", "kfac"), OURS: ("unit-whitened", "margin", "kfac"),
+}  # fmt: skip
 
-ROWS = (TRUE, MASKED, FILLED, COSINE, LOSS, OURS, JOINTLY, FUSED)
+ROWS = (TRUE, MASKED, FILLED, COSINE, LOSS, PLAIN, CURVED, OURS, JOINTLY, FUSED)
 
 
 PART = Recipe(1024, 128, 2, 4, epochs=30, batch=32, lr=3e-3, warmup=60, kept=())
@@ -80,7 +84,7 @@ class Size:
     removed: int = 10
     seeds: tuple[int, ...] = (0, 1)
     recipe: Recipe = PART
-    rows: tuple[str, ...] = (MASKED, FILLED, COSINE, LOSS, OURS, JOINTLY)
+    rows: tuple[str, ...] = (TRUE, MASKED, FILLED, COSINE, CURVED, OURS, JOINTLY, FUSED)
 
 
 SIZES = {"part": Size(), "whole": Size(facts=40, texts=None, proponents=(5, 20), known=True, removed=20, seeds=(0, 1, 2),
@@ -209,12 +213,12 @@ def named(bench: Bench) -> dict[str, list[frozenset[int]]]:
     settings: dict[str, Any] = {"answers": answers, "tokenizer": bench.tokenizer, "spans": 0, "max_length": LONGEST, "k": k,
                                 "baselines": False, "progress": False,
                                 "batch_size": 16 if bench.device.type == "cpu" else 128}  # fmt: skip
-    for name, (how, reading) in GRADIENTS.items():
-        traced = fi.trace(model, bench.texts, prompts, how=how, reading=reading, **settings)
+    for name, (how, reading, curvature) in GRADIENTS.items():
+        traced = fi.trace(model, bench.texts, prompts, how=how, reading=reading, curvature=curvature, **settings)
         scores[name] = np.asarray(traced.scores.values, dtype=np.float64)
     together = fi.trace(model, bench.texts, prompts, jointly=True, **settings).table.groupby("question")["train"]
     scores[FUSED] = np.stack(
-        [reciprocal([a, b], [1.0, 1.0]) for a, b in zip(scores[OURS], scores[MASKED], strict=True)]
+        [reciprocal([a, b], [1.0, 1.0]) for a, b in zip(scores[OURS], scores[FILLED], strict=True)]
     )
     best: Callable[[Any], frozenset[int]] = lambda row: frozenset(np.argsort(-row, kind="stable")[:k].tolist())  # noqa: E731
     draw = random.Random(1)

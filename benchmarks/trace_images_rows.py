@@ -17,10 +17,10 @@ from forwardinf.core.examples import examples
 from forwardinf.core.feed import Feed
 from forwardinf.core.ridge import DAMPING
 from forwardinf.perturb.select import select
-from forwardinf.use.diffusion import DAMPING as WHITENING
 from forwardinf.use.diffusion import READINGS, unlearning
 from forwardinf.use.jointly import jointly
 from forwardinf.use.responses import unit
+from forwardinf.use.sketch import DAMPING as WHITENING
 from forwardinf.use.sketch import WIDER, Sketcher, compared
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

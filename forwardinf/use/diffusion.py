@@ -30,7 +30,7 @@ from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.jointly import Turn, alone
 from forwardinf.use.jointly import jointly as named_jointly
 from forwardinf.use.responses import unit
-from forwardinf.use.sketch import HOW, Sketcher, compared, kept_rows, place_of, side_by_side, silent, widest
+from forwardinf.use.sketch import DAMPING, HOW, Sketcher, compared, kept_rows, place_of, side_by_side, silent, widest
 from forwardinf.use.traced import Traced, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

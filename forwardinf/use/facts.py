@@ -68,13 +68,14 @@ def trace(
 ) -> Traced:
     """Rank training documents by how much they support each answer; positive = proponent.
 
-    By default every document's gradient is sketched once (kept in ``cache_dir``), at length one, and the answer's gradient
-    is compared with all of them, whitened by how the documents answer one another. What is known has almost no loss left,
-    and its loss no gradient: gradients are of every token's margin log p/(1 − p), in which what was learnt well counts as much
-    as what was not. A ``perturbation`` is read by forward passes instead, as :func:`attribute` does.
+    By default every document's gradient is sketched once (kept in ``cache_dir``), through the model's curvature and at length
+    one, and the answer's gradient is compared with all of them, whitened by how the documents answer one another. What is
+    known has almost no loss left, and its loss no gradient: gradients are of every token's margin log p/(1 − p), in which what
+    was learnt well counts as much as what was not. A ``perturbation`` is read by forward passes instead, as :func:`attribute` does.
 
-    Cost: about 3 F once for the sketches, 1 F for the hidden-state baseline, then one gradient for each question and a
-    solve with a few thousand unknowns. Memory: about 18 kB for each document of a four-layer decoder.
+    Cost: the curvature of 2,000 documents and about 3 F once for the sketches, 1 F for the hidden-state baseline, then one gradient for each question and a
+    solve with a few thousand unknowns. Memory: 512 MiB of sketches, or what the narrowest take
+    (16 numbers a side: 27 kB for each document of a four-layer decoder).
 
     Args:
         model: A Hugging Face decoder or encoder-decoder, adapters included (PEFT), trained; put in eval mode and given back.
@@ -101,7 +102,7 @@ def trace(
             left out (:mod:`forwardinf.use.jointly`). Look-alikes stand in for one another, so alone each counts for little. The
             table's ``score`` is then what a document takes with it when its turn comes; ``scores`` stay each one's own.
         perturbation: Instead of ``how``: any :class:`Perturbation` (``rise=``, ``length=``, a preset's name).
-        damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖².
+        damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖²; default 5.
         per_token: Divide scores by the document's counted tokens.
         checkpoints: Earlier states of the model: scores are the mean over it and them.
         parameters: Globs over the parameters whose gradients count; default those with ``requires_grad`` (the adapter's).

@@ -73,4 +73,6 @@ def test_a_sketch_that_projects_nothing_is_the_gradient_through_the_metric():
         want.append(torch.stack([taken(found[name], row.view(parameter.shape)) for row in piece]))
         at += parameter.numel()
     want = torch.cat(want, 1)
-    assert_close(rows @ rows.T, want @ want.T, rtol=1e-3, why="gradients in float32; the order of the numbers is the sketch's")
+    assert_close(
+        rows @ rows.T, want @ want.T, rtol=1e-3, why="gradients in float32; the order of the numbers is the sketch's"
+    )

@@ -112,4 +112,4 @@ def test_removed_texts_in_small():
     assert set(lines) == {texts.RANDOM, *texts.ROWS}
     assert lines[texts.TRUE]["P@10"]["mean"] == 1
     assert all(len(row["per fact"]) == 3 for row in lines.values())
-    assert "| unit-whitened |" in trace_table.removal(found)
+    assert f"| {texts.OURS} |" in trace_table.removal(found)
