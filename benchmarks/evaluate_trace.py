@@ -132,7 +132,8 @@ def rankings(model: Trained, asked: Sequence[Question], chosen: list[Array], lex
         if name not in rows or (every and len(model.checkpoints) == 1):
             continue
         traced = fi.trace(model.model, model.texts, prompts, how=how, reading=reading, curvature=curvature,
-                          damping=PLAIN_DAMPING if curvature == "none" else None, checkpoints=model.checkpoints[:-1] if every else None, **settings)  # fmt: skip
+                          damping=PLAIN_DAMPING if curvature == "none" else None,
+                          checkpoints=model.checkpoints[:-1] if every else None, **settings)  # fmt: skip
         put(model.model, model.checkpoints[-1])
         found[name], costs[name] = _of(traced.scores.values, chosen), dict(traced.cost)
         print(name, traced.cost, flush=True)

@@ -37,9 +37,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 KEYS_AND_VALUES = ("*attn2.to_k.weight", "*attn2.to_v.weight")  # diffusers' cross-attention
 FIT = 2000  # images beside the candidates that whitening learns from
 FLIPS = ("none", "max")
-DAMPING = (
-    5.0  # λN as a multiple of mean‖gᵢ‖²: denoisers' gradients are noisier than those of text (docs/trace-images.md)
-)
 READINGS = {"both": ("error", "picture"), "loss": ("error",), "picture": ("picture",)}
 TABLE = ["image", "rank", "train", "score", "share", "pixel_similarity"]
 

@@ -71,11 +71,12 @@ def trace(
     By default every document's gradient is sketched once (kept in ``cache_dir``), through the model's curvature and at length
     one, and the answer's gradient is compared with all of them, whitened by how the documents answer one another. What is
     known has almost no loss left, and its loss no gradient: gradients are of every token's margin log p/(1 − p), in which what
-    was learnt well counts as much as what was not. A ``perturbation`` is read by forward passes instead, as :func:`attribute` does.
+    was learnt well counts as much as what was not. A ``perturbation`` is read by forward passes instead, as
+    :func:`attribute` does.
 
-    Cost: the curvature of 2,000 documents and about 3 F once for the sketches, 1 F for the hidden-state baseline, then one gradient for each question and a
-    solve with a few thousand unknowns. Memory: 512 MiB of sketches, or what the narrowest take
-    (16 numbers a side: 27 kB for each document of a four-layer decoder).
+    Cost: the curvature of 2,000 documents and about 3 F once for the sketches, 1 F for the hidden-state baseline, then one
+    gradient for each question and a solve with a few thousand unknowns. Memory: 512 MiB of sketches, or what the narrowest
+    take (16 numbers a side: 27 kB for each document of a four-layer decoder).
 
     Args:
         model: A Hugging Face decoder or encoder-decoder, adapters included (PEFT), trained; put in eval mode and given back.
