@@ -37,15 +37,16 @@ class Sides:
 def metric(fitting: Fitting) -> dict[str, Sides]:
     """Return the metric of every parameter. Cost: K-FAC's fit, a forward and a backward of the sample that it is fitted to.
 
-    What K-FAC has no one block for (parts of a matrix, groups of a convolution) is scaled by its mean curvature.
+    What K-FAC has no one block for that is shaped as the parameter is (parts of a matrix, groups of a convolution, a matrix that
+    is used as one vector) is scaled by its mean curvature.
     """
     blocks = kfac_blocks(fitting)
     ridge = damping("kfac", fitting.perturbation.damping, mean_diagonal(blocks, fitting.parameters))
     found: dict[str, Sides] = {}
     for name, parameter in fitting.parameters.items():
         own = [block for block in blocks if block.part.name == name]
-        whole = len(own) == 1 and own[0].part.span is None and own[0].part.shape[0] == 1
-        if whole:
+        as_it_is = (1, len(parameter) if parameter.ndim > 1 else 1)  # groups, rows
+        if len(own) == 1 and own[0].part.span is None and own[0].part.shape[:2] == as_it_is:
             found[name] = _sides(own[0], ridge)
         else:
             found[name] = Sides(scale=(sum(block.trace() for block in own) / parameter.numel() + ridge) ** -0.5)

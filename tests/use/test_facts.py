@@ -164,7 +164,9 @@ def test_forward_reading_finds_it_too_and_is_what_attribute_gives():
 @pytest.mark.parametrize("reading", ["root", "margin"])
 def test_a_push_is_made_and_read_as_gradients_are(reading):
     """In the limit of a small plain push scores are products of the gradients that are compared without one."""
-    compared = traced(how="dot", reading=reading, parameters="transformer.h.0.ln_1.*", spans=0, baselines=False)
+    compared = traced(
+        how="dot", reading=reading, curvature="none", parameters="transformer.h.0.ln_1.*", spans=0, baselines=False
+    )
     pushed = traced(
         perturbation=fi.Perturbation(parameters="transformer.h.0.ln_1.*"), reading=reading, spans=0, baselines=False
     )
@@ -245,9 +247,11 @@ def test_packed_documents_are_ranked_one_by_one():
     rows = tokenizer()(texts())["input_ids"]
     packed = [{"input_ids": [token for row in rows[at : at + 2] for token in row]} for at in range(0, len(rows), 2)]
     model = decoder()
-    found = traced(model, packed, documents=1, spans=1, baselines=False, how="dot")  # </s> ends a document
+    found = traced(
+        model, packed, documents=1, spans=1, baselines=False, how="dot", curvature="none"
+    )  # </s> ends a document
     assert found.scores.values.shape == (1, len(rows))
-    alone = traced(model, packed, spans=0, baselines=False, how="dot")
+    alone = traced(model, packed, spans=0, baselines=False, how="dot", curvature="none")
     pairs_of = found.scores.values.reshape(-1, 2).sum(1)
     assert_close(pairs_of, alone.scores.values[0], rtol=1e-3, why="the documents' losses add up to the row's")
     shown = found.spans.groupby("train", sort=False)["text"].apply(" ".join).iloc[0]

@@ -59,9 +59,8 @@ def test_look_alikes_are_named_together_and_the_first_is_worth_more_than_its_own
 
 def test_candidates_and_places():
     train, query = rows(30, 40), rows(30, 40)[3:4]
-    ((places, _),) = jointly(
-        train, "whitened", compared(train, query, "whitened"), 9, [np.array([101, 103, 107])], np.arange(100, 130)
-    )
+    found = compared(train, query, "whitened")
+    ((places, _),) = jointly(found, 9, [np.array([101, 103, 107])], np.arange(100, 130))
     assert sorted(places.tolist()) == [101, 103, 107]
 
 
@@ -71,7 +70,7 @@ def test_a_trace_names_documents_jointly(tmp_path, monkeypatch):
     plain, joint = (
         fi.trace(decoder(), texts(), ["hal lives in"], jointly=together, **given) for together in (False, True)
     )
-    assert joint.how == "unit-whitened, margin, jointly"
+    assert joint.how == "unit-whitened through kfac, margin, jointly"
     assert_close(joint.scores.values, plain.scores.values, rtol=1e-6, why="the same scores, kept sketches")
     assert len(set(joint.table["train"])) == 5
     assert (joint.table["score"] > 0).all()
