@@ -37,6 +37,15 @@ def test_trace_in_json_and_in_files(there, run):  # noqa: F811
     assert "quito" in Path("t.html").read_text()
 
 
+def test_trace_names_a_set_on_request(there, run):  # noqa: F811
+    words = ("--jointly", "--curvature", "none", "--reading", "root", "--spans", "0", "--keep", "3", "--json")
+    code, out, err = run(*BASIC, *words)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["how"] == "unit-whitened, root, jointly"
+    assert [row["rank"] for row in found["table"]] == [1, 2, 3]
+
+
 def test_trace_for_people_goes_to_stderr(there, run):  # noqa: F811
     Path("asked.jsonl").write_text(json.dumps({"prompt": "hal lives in", "answer": "quito", "id": "hal"}) + "\n")
     code, out, err = run(*BASIC[:5], "--questions", "asked.jsonl", "--how", "cosine", "-k", "2", "--spans", "0")
@@ -47,7 +56,8 @@ def test_trace_for_people_goes_to_stderr(there, run):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [((*BASIC[:5],), "--prompt or --questions"), ((*BASIC, "--how", "best"), "how"), ((*BASIC, "--fuse", "x"), "--fuse"),
+    [((*BASIC[:5],), "--prompt or --questions"), ((*BASIC, "--how", "best"), "how"),
+     ((*BASIC, "--curvature", "fisher"), "curvature"), ((*BASIC, "--jointly", "--how", "dot"), "jointly"), ((*BASIC, "--fuse", "x"), "--fuse"),
      ((*BASIC, "--text", "a,b,c"), "--text"), ((*BASIC, "--text", "body"), "'body'"),
      (("trace-images", "--data", "texts.jsonl", "--queries", "texts.jsonl"), "--pipeline"),
      (("trace-images", "--data", "texts.jsonl", "--queries", "texts.jsonl", "--pipeline", "gpt"), "model_index.json")],
