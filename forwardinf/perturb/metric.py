@@ -77,6 +77,7 @@ def through(side: Tensor | None, projection: Tensor) -> Tensor:
     """Return a projection ``(n, m)`` taken through one side of the metric."""
     if side is None:
         return projection
+    side = side.to(projection)
     return side[:, None] * projection if side.ndim == 1 else side @ projection
 
 

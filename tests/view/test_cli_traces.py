@@ -57,7 +57,8 @@ def test_trace_for_people_goes_to_stderr(there, run):  # noqa: F811
 @pytest.mark.parametrize(
     ("words", "told"),
     [((*BASIC[:5],), "--prompt or --questions"), ((*BASIC, "--how", "best"), "how"),
-     ((*BASIC, "--curvature", "fisher"), "curvature"), ((*BASIC, "--jointly", "--how", "dot"), "jointly"), ((*BASIC, "--fuse", "x"), "--fuse"),
+     ((*BASIC, "--curvature", "fisher"), "curvature"),
+     ((*BASIC, "--jointly", "--how", "dot"), "jointly"), ((*BASIC, "--fuse", "x"), "--fuse"),
      ((*BASIC, "--text", "a,b,c"), "--text"), ((*BASIC, "--text", "body"), "'body'"),
      (("trace-images", "--data", "texts.jsonl", "--queries", "texts.jsonl"), "--pipeline"),
      (("trace-images", "--data", "texts.jsonl", "--queries", "texts.jsonl", "--pipeline", "gpt"), "model_index.json")],
