@@ -1,11 +1,12 @@
 """Which training images made this image? Attribution in small diffusion models, against what is known and by retraining.
 
-    python benchmarks/evaluate_trace_images.py [--parts timesteps removal halves customised conditioned]     # says its time first
+    python benchmarks/evaluate_trace_images.py [--parts removal fresh halves customised conditioned timesteps]     # says its time first
 
 customised   the shared MNIST DDPM is fine-tuned on a few images ("attribution by customisation", Wang et al. 2023): every image
              it then samples was made by those exemplars; they are ranked among 2,000 training images.
 conditioned  the same with a class-conditional U-Net with cross-attention, where Attribution by Unlearning moves keys and values.
 removal      a small DDPM is trained again, with the same seeds, without the images that a method names.
+fresh        the same for other generated images: readings, damping and what is named jointly were chosen on the first.
 halves       the same, on random halves of the images: does a method's sum over what was left out foretell every image's loss?
 timesteps    how far rankings depend on how many timesteps are read.
 
@@ -47,7 +48,7 @@ from forwardinf.use.diffusion import READINGS
 from forwardinf.use.retrain import spoken
 
 WORK = Path(__file__).parent / ".cache" / "trace-images"
-PARTS = ("removal", "halves", "customised", "conditioned", "timesteps")
+PARTS = ("removal", "fresh", "halves", "customised", "conditioned", "timesteps")
 READS = READINGS["both"]
 KINDS = ("perceptron", "class", "item", "style")
 V = "v_prediction"
@@ -85,7 +86,7 @@ class Size:
     classified: int = 400  # steps of the classifier's training
 
 
-MINUTES = {"removal": 30, "halves": 8, "timesteps": 4, "customised": 30, "conditioned": 12}
+MINUTES = {"removal": 30, "fresh": 18, "halves": 8, "timesteps": 4, "customised": 30, "conditioned": 12}
 REMOVED_BY = (r.PIXELS, r.COSINE, r.UNIT, r.OURS, r.JOINTLY, r.HOLD, r.ABU)
 
 
@@ -112,12 +113,12 @@ class Bench:
     noise: Tensor
 
     @classmethod
-    def of(cls, size: Size) -> Bench:
-        """Take the first MNIST training images."""
+    def of(cls, size: Size, noise: int = 1000) -> Bench:
+        """Take the first MNIST training images; ``noise``: the seed of what images are generated from."""
         images, labels = d.pixels("mnist", "train")
-        noise = torch.randn(size.queries, 1, 14, 14, generator=torch.Generator().manual_seed(1000))
+        drawn = torch.randn(size.queries, 1, 14, 14, generator=torch.Generator().manual_seed(noise))
         return cls(
-            size, d.small(images[: size.images]), torch.from_numpy(labels[: size.images]), d.cosine_alphas(), noise
+            size, d.small(images[: size.images]), torch.from_numpy(labels[: size.images]), d.cosine_alphas(), drawn
         )
 
     def task(self, timesteps: int, noises: int = 1) -> fi.Diffusion:
@@ -159,9 +160,14 @@ class Bench:
         return kept(WORK / "retrained" / f"{key}.safetensors", make)
 
 
-def removal(size: Size) -> dict[str, Any]:
+def fresh(size: Size) -> dict[str, Any]:
+    """Do the same for other generated images, on which no setting was chosen."""
+    return removal(size, 3000, (r.PIXELS, r.OURS, r.JOINTLY))
+
+
+def removal(size: Size, noise: int = 1000, removed_by: Sequence[str] = REMOVED_BY) -> dict[str, Any]:
     """Remove each method's top images for each query, train again with the same seeds, and compare the query's loss."""
-    bench = Bench.of(size)
+    bench = Bench.of(size, noise)
     model = bench.full()
     queries = bench.drawn(model)
     costs: dict[str, float] = {}
@@ -182,13 +188,14 @@ def removal(size: Size) -> dict[str, Any]:
     rises = {r.RANDOM: torch.stack([own.mean(0) for own, _ in by_chance]).mean(0)}  # over sets and seeds
     moves = {r.RANDOM: torch.stack([moved for _, moved in by_chance]).mean(0)}
     by_seed: dict[str, list[list[float]]] = {}
-    for name in [name for name in REMOVED_BY if name in named]:
+    for name in [name for name in removed_by if name in named]:
         rows = [rise(without) for without in named[name]]
         rises[name] = torch.stack([own[:, q].mean() for q, (own, _) in enumerate(rows)])
         moves[name] = torch.stack([moved[q] for q, (_, moved) in enumerate(rows)])
         by_seed[name] = [own[:, q].tolist() for q, (own, _) in enumerate(rows)]
         print(f"{name}: rise {rises[name].mean():.5f}, random {rises[r.RANDOM].mean():.5f}", flush=True)
-    pictures(bench, queries, scores, named, sets[0])
+    if removed_by is REMOVED_BY:
+        pictures(bench, queries, scores, named, sets[0])
     chance = rises[r.RANDOM].numpy()
     sure = mean_interval(chance).low > 0
     return {
@@ -570,7 +577,7 @@ def conditioned(size: Size) -> list[dict[str, Any]]:
 
 
 RUN: dict[str, Callable[[Size], Any]] = {
-    "removal": removal, "halves": halves, "timesteps": timesteps, "customised": customised, "conditioned": conditioned,
+    "removal": removal, "fresh": fresh, "halves": halves, "timesteps": timesteps, "customised": customised, "conditioned": conditioned,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ def tables(result: dict[str, Any]) -> str:
     """Return Markdown: a section for each part that has been run."""
     write = {
         "removal": _removal,
+        "fresh": _fresh,
         "halves": _halves,
         "timesteps": _timesteps,
         "customised": _customised,
@@ -51,6 +52,11 @@ def _removal(found: dict[str, Any]) -> list[str]:
     costs = ", ".join(f"{name} {seconds:g} s" for name, seconds in found["ranking seconds"].items())
     costs += f"; each training {found['seconds of a training']:g} s"
     return [*lines, "", f"Seconds, {found['queries']} images asked: {costs}."]
+
+
+def _fresh(found: dict[str, Any]) -> list[str]:
+    return ["### The same for other images", "", "Generated from other noise; no setting was chosen on these.", "",
+            *[line for line in _removal(found) if line.startswith("|")]]  # fmt: skip
 
 
 def _halves(found: dict[str, Any]) -> list[str]:

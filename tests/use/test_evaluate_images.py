@@ -41,12 +41,18 @@ def folders(tmp_path, monkeypatch, data_folder):
 
 @pytest.mark.slow
 def test_removal_and_timesteps_in_small(folders, monkeypatch):
-    found = images.main(["removal", "halves", "timesteps"], SMALL, publish=False)
+    found = images.main(["removal", "fresh", "halves", "timesteps"], SMALL, publish=False)
     lines = {row["row"]: row for row in found["removal"]["found"]["rows"]}
     assert set(lines) == {rows.RANDOM, *images.REMOVED_BY}
     assert all(len(row["per query"]) == 2 for row in lines.values())
     assert lines[rows.RANDOM]["above random"]["mean"] == 0
     assert {path.stem for path in (folders / "docs").iterdir()} == {"trace-images-regenerated", "trace-images-removal"}
+    assert {row["row"] for row in found["fresh"]["found"]["rows"]} == {
+        rows.RANDOM,
+        rows.PIXELS,
+        rows.OURS,
+        rows.JOINTLY,
+    }
     foretold = {row["row"]: row for row in found["halves"]["found"]["rows"]}
     assert foretold[rows.PIXELS]["above pixel neighbours"]["mean"] == 0
     assert {rows.OURS, rows.HOLD, rows.ABU} <= set(foretold)
@@ -57,7 +63,7 @@ def test_removal_and_timesteps_in_small(folders, monkeypatch):
     assert f"| {rows.OURS} |" in told
     assert "**customised to trousers**" in told
     monkeypatch.setattr(denoisers, "train", None)
-    again = images.main(["removal", "halves", "timesteps"], SMALL, publish=False)
+    again = images.main(["removal", "fresh", "halves", "timesteps"], SMALL, publish=False)
     assert again == found, "kept: nothing is trained or read again"
 
 
