@@ -1,6 +1,6 @@
 """Which training images made this image? Attribution in small diffusion models, against what is known and by retraining.
 
-    python benchmarks/evaluate_trace_images.py [--parts removal fresh halves customised conditioned timesteps]     # says its time first
+    python benchmarks/evaluate_trace_images.py [--parts removal fresh halves customised conditioned timesteps]     # says its time
 
 customised   the shared MNIST DDPM is fine-tuned on a few images ("attribution by customisation", Wang et al. 2023): every image
              it then samples was made by those exemplars; they are ranked among 2,000 training images.
@@ -577,7 +577,8 @@ def conditioned(size: Size) -> list[dict[str, Any]]:
 
 
 RUN: dict[str, Callable[[Size], Any]] = {
-    "removal": removal, "fresh": fresh, "halves": halves, "timesteps": timesteps, "customised": customised, "conditioned": conditioned,
+    "removal": removal, "fresh": fresh, "halves": halves, "timesteps": timesteps, "customised": customised,
+    "conditioned": conditioned,
 }  # fmt: skip
 
 
