@@ -237,7 +237,11 @@ def halves(size: Size) -> dict[str, Any]:
 
 def rankings(bench: Bench, model: nn.Module, queries: Tensor, costs: dict[str, float]) -> dict[str, r.Array]:
     """Return every method's scores of the perceptron's training images (jointly: their order); kept."""
-    path = WORK / "rankings" / f"{digest(bench.size.timesteps, bench.size.removed, bench.images, queries)}.safetensors"
+    path = (
+        WORK
+        / "rankings"
+        / f"{digest(bench.size.timesteps, bench.size.removed, bench.images, queries, r.WHITENING)}.safetensors"
+    )
 
     def make() -> dict[str, Tensor]:
         task = bench.task(bench.size.timesteps)
@@ -324,7 +328,7 @@ def _linear(
     bench: Bench, model: nn.Module, train: Tensor, queries: Tensor, count: int, noise: str, seed: int
 ) -> tuple[dict[str, r.Array], float]:
     task, costs = bench.task(count), {}
-    path = WORK / "timesteps" / f"{digest(model, train, queries, count, noise, seed, r.OURS)}.safetensors"
+    path = WORK / "timesteps" / f"{digest(model, train, queries, count, noise, seed, r.OURS, r.WHITENING)}.safetensors"
 
     def make() -> dict[str, Tensor]:
         rows = r.timed(costs, "rows", lambda: r.sketched(model, task, train, noise=noise, seed=seed))

@@ -39,6 +39,19 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(parts).view(labels.shape) if parts else labels.double()
 
 
+def token_margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each token's margin log p/(1−p), as :func:`token_losses` does its loss; 0 where the label is −100."""
+    flat, targets = logits.flatten(0, 1), labels.flatten()
+    counted = targets != -100
+    size = max(1, LOGITS_AT_ONCE.get(logits.device.type, ELSEWHERE) // max(logits.shape[-1], 1))
+    parts = [
+        torch.where(counted[start : start + size], margin(flat[start : start + size],
+                                                          targets[start : start + size].clamp_min(0)), 0.0)
+        for start in range(0, len(targets), size)
+    ]  # fmt: skip
+    return torch.cat(parts).view(labels.shape) if parts else labels.double()
+
+
 def margin_of(loss: Tensor) -> Tensor:
     """Return log p/(1−p) where the loss is −log p; 0 where the loss is exactly 0 (not counted)."""
     counted = loss > 0

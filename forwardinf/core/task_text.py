@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from forwardinf.core.task import Batch, Classification, Task, accepted, output_o
 
 log = logging.getLogger(__name__)
 
+Each = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) → one number a token, 0 where it is not counted
 FILL = {"labels": NOT_COUNTED, "attention_mask": 0, "decoder_attention_mask": 0, "token_type_ids": 0}
 
 
@@ -191,11 +192,9 @@ class CausalLM(Task):
         """Return the loss of every token but the first, ``(B, T - 1)`` float64; 0 where it is not counted."""
         return self._token_losses(batch, self._put_out(model, batch))
 
-    def _token_losses(self, batch: Batch, logits: Tensor) -> Tensor:
+    def _token_losses(self, batch: Batch, logits: Tensor, each: Each = losses.token_losses) -> Tensor:
         following = nn.functional.pad(self._labels(batch)[:, 1:], (0, 1), value=NOT_COUNTED)
-        return losses.token_losses(logits, following)[
-            :, :-1
-        ]  # (B, T-1); cutting the logits instead would copy them all
+        return each(logits, following)[:, :-1]  # (B, T-1); cutting the logits instead would copy them all
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
         labels, inputs = self._labels(batch), inputs_of(model, batch)
@@ -241,8 +240,8 @@ class Seq2Seq(Task):
         """Return the loss of every token of the answers, ``(B, T)`` float64; 0 where it is not counted."""
         return self._token_losses(batch, self._put_out(model, batch))
 
-    def _token_losses(self, batch: Batch, logits: Tensor) -> Tensor:
-        return losses.token_losses(logits, _answers(batch))
+    def _token_losses(self, batch: Batch, logits: Tensor, each: Each = losses.token_losses) -> Tensor:
+        return each(logits, _answers(batch))
 
     def predicted(self, model: nn.Module, batch: Batch) -> Prediction:
         """Return logits and what the loss makes of them."""

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ EXACT_WORK = 1e13  # multiplications that K itself may take: minutes
 BLOCK = 2**28  # bytes of per-example gradients held at a time:
 EXACT_BLOCKS = 16  # so many of them at most, as everything after a block is read again for it
 FEWEST = 64  # whatever they weigh
+SEEN = 16  # rows whose gradients tell what others weigh
 PROBES = 4_096  # of a sketch, fewer where N × M would not fit:
 SKETCH = 2**30  # bytes of responses
 SHARD = 1_024  # examples of one part of a sketch
@@ -80,7 +82,7 @@ def fit_held(fitting: Fitting, *, probes: int | None = None) -> Held:
     most = exact_examples(fitting, rows) if probes is None else 0
     if probes is None and fitting.perturbation.kind == "finite" and units > most:
         # a direction made from a sketch points elsewhere (what the sketch does not see is not held): a sample it is
-        rows = _sample(fitting, most)
+        rows = _sample(fitting, most, units=True)
         units = len(fitting.train.examples.units_of(rows))
         fitting.notes.append(f"hold: {units} training examples drawn by the seed are held, not all")
     held = Held(rows, units == fitting.train.examples.units)
@@ -197,18 +199,30 @@ def _held_rows(fitting: Fitting) -> Sequence[int]:
     return range(size) if most == "auto" or int(most) >= size else _sample(fitting, int(most))
 
 
-def _sample(fitting: Fitting, most: int) -> Sequence[int]:
-    size = len(fitting.train.examples)
+def _sample(fitting: Fitting, most: int, *, units: bool = False) -> Sequence[int]:
+    """Return so many rows drawn by the seed; ``units``: as many as hold so many units at most, but one at least."""
+    rows = fitting.train.examples
     draw = torch.Generator().manual_seed(seed_of("hold", fitting.perturbation.seed))
-    return sorted(torch.randperm(size, generator=draw)[:most].tolist())
+    order = torch.randperm(len(rows), generator=draw)
+    if units:
+        many = torch.from_numpy(np.diff(rows.offsets))[order].cumsum(0)
+        most = max(1, int((many <= most).sum()))
+    return sorted(order[:most].tolist())
 
 
 def exact_examples(fitting: Fitting, rows: Sequence[int]) -> int:
-    """Return for how many examples K itself takes minutes at most, from the gradients of the first batch."""
-    few = rows[: fitting.batch_size]
-    units, _, uses = next(iter(factored(fitting.train, few, fitting.parameters, fitting.batch_size)))
-    sizes = [part.size() for part in parts_of(uses, len(units)).values()]
-    held, work = sum(size for size, _ in sizes), sum(each for _, each in sizes)  # bytes, multiplications of one product
+    """Return for how many examples K itself takes minutes at most, from the gradients of a few rows, one at a time.
+
+    One at a time, as batches are padded: what is held must not depend on how many are read together.
+    """
+    few = rows[:: max(1, len(rows) // SEEN)][:SEEN]
+    held = work = count = 0
+    for units, _, uses in factored(fitting.train, few, fitting.parameters, 1):
+        sizes = [part.size() for part in parts_of(uses, len(units)).values()]
+        count += len(units)
+        held += len(units) * sum(size for size, _ in sizes)  # bytes
+        work += len(units) * sum(each for _, each in sizes)  # multiplications of one inner product
+    held, work = max(held // count, 1), max(work // count, 1)
     return min(EXACT_EXAMPLES, math.isqrt(int(2 * EXACT_WORK / work)), max(FEWEST, EXACT_BLOCKS * BLOCK // held))
 
 

@@ -7,7 +7,6 @@ projection that is taken *through* the metric loses the least of what counts, wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,25 +19,47 @@ from forwardinf.perturb.kronecker import kfac_blocks
 
 
 @dataclass(frozen=True)
+class Side:
+    """U diag Uᵀ, one side's root.
+
+    Attributes:
+        diagonal: ``(n,)``.
+        basis: U ``(n, n)``; None: the identity.
+    """
+
+    diagonal: Tensor
+    basis: Tensor | None
+
+    def times(self, projection: Tensor) -> Tensor:
+        """Return it times ``(n, m)``, never formed: m is small."""
+        diagonal = self.diagonal.to(projection)[:, None]
+        if self.basis is None:
+            return diagonal * projection
+        basis = self.basis.to(projection)
+        return basis @ (diagonal * (basis.T @ projection))
+
+
+@dataclass(frozen=True)
 class Sides:
     """(F + λI)^−½ of one parameter, a matrix G of which it takes to L G R; of a vector g to R g.
 
     Attributes:
-        left: L ``(rows, rows)``, its diagonal ``(rows,)``, or None: the identity.
+        left: L, or None: the identity.
         right: R, likewise.
         scale: Times this.
     """
 
-    left: Tensor | None = None
-    right: Tensor | None = None
+    left: Side | None = None
+    right: Side | None = None
     scale: float = 1.0
 
 
 def metric(fitting: Fitting) -> dict[str, Sides]:
-    """Return the metric of every parameter. Cost: K-FAC's fit, a forward and a backward of the sample that it is fitted to.
+    """Return the metric of every parameter.
 
-    What K-FAC has no one block for that is shaped as the parameter is (parts of a matrix, groups of a convolution, a matrix that
-    is used as one vector) is scaled by its mean curvature.
+    Cost: K-FAC's fit, a forward and a backward of the sample that it is fitted to, and the eigenvectors of every side.
+    Memory: two squares for each weight, as any K-FAC. What K-FAC has no one block for that is shaped as the parameter is
+    (parts of a matrix, groups of a convolution, a matrix that is used as one vector) is scaled by its mean curvature.
     """
     blocks = kfac_blocks(fitting)
     ridge = damping("kfac", fitting.perturbation.damping, mean_diagonal(blocks, fitting.parameters))
@@ -56,31 +77,10 @@ def metric(fitting: Fitting) -> dict[str, Sides]:
 def _sides(block: Block, ridge: float) -> Sides:
     """Return the root of one block: its eigenvalues as a product of one number a row and one a column, each with its damping."""
     values = block.values[0].double()
+    left, right = (None if basis is None else basis[0] for basis in (block.left, block.right))
     if len(values) == 1:
-        return Sides(right=_turned((values[0] + ridge).rsqrt(), block.right))
+        return Sides(right=Side((values[0] + ridge).rsqrt(), right))
     mean = values.mean().clamp_min(torch.finfo(torch.float64).tiny)
     rows, columns = values.mean(1) / mean.sqrt(), values.mean(0) / mean.sqrt()
-    return Sides(
-        _turned((rows + ridge**0.5).rsqrt(), block.left), _turned((columns + ridge**0.5).rsqrt(), block.right)
-    )  # both sides have the same mean, so that the damping is shared out evenly
-
-
-def _turned(diagonal: Tensor, basis: Tensor | None) -> Tensor:
-    """Return U diag Uᵀ in float32, or the diagonal itself where there is no basis."""
-    if basis is None:
-        return diagonal.float()
-    wide = basis[0].double()
-    return ((wide * diagonal.to(wide)) @ wide.T).float()
-
-
-def through(side: Tensor | None, projection: Tensor) -> Tensor:
-    """Return a projection ``(n, m)`` taken through one side of the metric."""
-    if side is None:
-        return projection
-    side = side.to(projection)
-    return side[:, None] * projection if side.ndim == 1 else side @ projection
-
-
-def sides_of(found: Mapping[str, Sides] | None, name: str) -> Sides:
-    """Return a parameter's sides; the identity where there is no metric."""
-    return Sides() if found is None else found[name]
+    # both sides have the same mean, so that the damping is shared out evenly
+    return Sides(Side((rows + ridge**0.5).rsqrt(), left), Side((columns + ridge**0.5).rsqrt(), right))

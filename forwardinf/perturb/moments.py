@@ -41,8 +41,9 @@ def add_moments(sums: Sums, part: Part, uses: Sequence[Use]) -> None:
     for use in uses:
         if isinstance(use, Lookup):
             index, d = use.factors()
+            d = wide(d)
             live = _above_rounding(d)
-            _add_table(sums, part, index[live], wide(d[live]))
+            _add_table(sums, part, index[live], d[live])
             continue
         size, step = len(use.came_back), len(use.came_back)
         if isinstance(use, Convolved):

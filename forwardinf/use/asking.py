@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from forwardinf.core.errors import DataError, ModelError, QueryError, SettingErr
 from forwardinf.core.examples import Batch, Id, examples
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, digest, model_digest
-from forwardinf.core.losses import margin_of
+from forwardinf.core.losses import token_losses, token_margins
 from forwardinf.core.progress import progress
 from forwardinf.core.root import root
 from forwardinf.core.settings import Perturbation
-from forwardinf.core.task_text import CausalLM, Seq2Seq
+from forwardinf.core.task_text import CausalLM, Each, Seq2Seq
+from forwardinf.core.watch import watched
 from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
 from forwardinf.method import attribute
 from forwardinf.perturb.direction import Fitting
@@ -43,9 +44,17 @@ SPANS_BY = Perturbation(rise=0.5, two_sided=True)  # half a nat for each token o
 
 
 CURVATURES = ("kfac", "none")
-READINGS: dict[str, Callable[[Tensor], Tensor]] = {  # what each token's loss −log p counts as
-    "loss": lambda losses: losses, "root": lambda losses: torch.where(losses > 0, root(losses), 0.0),
-    "margin": lambda losses: -margin_of(losses),
+
+
+def roots(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the root of each token's loss; 0 where it is not counted, or where nothing is left of it."""
+    each = token_losses(logits, labels)
+    left = each > 0
+    return torch.where(left, root(torch.where(left, each, 1.0)), 0.0)
+
+
+READINGS: dict[str, Each] = {  # what stands for each token's loss
+    "loss": token_losses, "root": roots, "margin": lambda logits, labels: -token_margins(logits, labels),
 }  # fmt: skip
 
 
@@ -70,7 +79,7 @@ class _Weighted:
 
     def _judged(self, batch: Batch, logits: Tensor) -> Tensor:
         """Return the sum of each row's tokens as they are read."""
-        each: Tensor = READINGS[self.reading](self._token_losses(batch, logits))  # type: ignore[attr-defined]
+        each = self._token_losses(batch, logits, READINGS[self.reading])  # type: ignore[attr-defined]
         return self._summed(batch, each)  # type: ignore[attr-defined,no-any-return]
 
     def _weighted(self, batch: Batch, found: Tensor) -> Tensor:
@@ -261,7 +270,7 @@ class Asking:
         began, cache = time.perf_counter(), self.options.cache
         made_from = (model_digest(self.model), self.data_digest, code_digest(self.task), sorted(self.parameters))
         sketcher = Sketcher(self.parameters, side=widest(self.parameters, len(places)), seed=self.options.seed,
-                            metric=self._metric(made_from))  # fmt: skip
+                            metric=self._metric())  # fmt: skip
         file = None
         if cache is not None:
             file = place_of(cache, *made_from, sketcher.side, sketcher.seed, self.curvature, places.tolist())
@@ -281,19 +290,37 @@ class Asking:
         self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
         return index, joined
 
-    def _metric(self, made_from: tuple[Any, ...]) -> dict[str, Sides] | None:
-        """Return what gradients are taken through, fitted to a sample of the documents."""
+    def _metric(self) -> dict[str, Sides] | None:
+        """Return what gradients are taken through, fitted to a sample of the documents.
+
+        Parameters whose use is not known have no sketch, so their curvature is not asked for.
+        """
         if self.curvature == "none":
             return None
-        rule = Perturbation("kfac", fit_examples=FIT, seed=self.options.seed)
+        few = range(min(len(self.train.examples), self.batch_size))
+        _, _, _, strange = next(iter(watched(self.train, few, self.parameters, self.batch_size)))
+        known = {name: parameter for name, parameter in self.parameters.items() if name not in strange}
+        if not known:
+            return None  # the sketch will say so
+        by_loss = self._by_loss()  # the Fisher does not ask what gradients are of
+        made_from = (model_digest(self.model), self.data_digest, code_digest(by_loss))
         key = None if None in made_from else digest(*made_from)
-        fitting = Fitting(
-            rule, self.train, self.parameters, self.batch_size, key, self.options.cache, self.options.progress
-        )
-        found = metric(fitting)
+        rule = Perturbation("kfac", fit_examples=FIT, seed=self.options.seed)
+        fitting = Fitting(rule, _read_as(self.train, by_loss), known, self.batch_size, key,
+                          self.options.cache, self.options.progress)  # fmt: skip
+        try:
+            found = metric(fitting)
+        except ModelError as error:
+            raise ModelError("trace(curvature='kfac')", expected="documents with finite gradients", got=str(error),
+                             do="Pass curvature='none'.") from error  # fmt: skip
         for note in fitting.notes:
             self._note(note)
         return found
+
+    def _by_loss(self) -> Any:
+        task = copy.copy(self.task)
+        task.reading = "loss"
+        return task
 
     def _sketched(self, sketcher: Sketcher, places: Any) -> Tensor:
         """Return the documents' sketched gradients, ``(places, width)``; of packed rows one document at a time."""
@@ -349,8 +376,7 @@ class Asking:
         if self.globs is not None:
             rule = Perturbation.from_dict({**rule.to_dict(), "parameters": list(self.globs)})
         began = time.perf_counter()
-        by_loss = copy.copy(self.task)  # tokens' losses are shown, whatever scores were read by
-        by_loss.reading = "loss"
+        by_loss = self._by_loss()  # tokens' losses are shown, whatever scores were read by
         fitting = Fitting(
             rule,
             _read_as(self.train, by_loss),

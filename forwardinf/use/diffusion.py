@@ -30,7 +30,18 @@ from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.jointly import Turn, alone
 from forwardinf.use.jointly import jointly as named_jointly
 from forwardinf.use.responses import unit
-from forwardinf.use.sketch import DAMPING, HOW, Sketcher, compared, kept_rows, place_of, side_by_side, silent, widest
+from forwardinf.use.sketch import (
+    DAMPING,
+    HOW,
+    Sketcher,
+    check_damping,
+    compared,
+    kept_rows,
+    place_of,
+    side_by_side,
+    silent,
+    widest,
+)
 from forwardinf.use.traced import Traced, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -166,6 +177,7 @@ def trace_images(
                            do="A perturbation is read by losses.")  # fmt: skip
     if reading is not None and reading not in READINGS:
         raise choose("trace_images(reading=)", reading, tuple(READINGS))
+    check_damping("trace_images(damping=)", damping)
     if flips not in FLIPS:
         raise choose("trace_images(flips=)", flips, FLIPS)
     if jointly:
@@ -181,10 +193,10 @@ def trace_images(
         job = _Job(model, train, images, as_task(task), options, globs, ids, image_ids)
         views = [job.task] if flips == "none" else job.both_views()
         chosen = job.chosen(candidates)
-        denoises = isinstance(job.task, Diffusion)
+        denoises = isinstance(job.task, Diffusion) and type(job.task).loss is Diffusion.loss  # else no picture is read
         if reading not in (None, "loss") and not denoises:
             raise SettingError(
-                "trace_images(reading=)", expected="'loss', as the task is no fi.Diffusion", got=repr(reading)
+                "trace_images(reading=)", expected="'loss', as the task has a loss of its own", got=repr(reading)
             )
         reading = reading or ("both" if denoises else "loss")
         compare = Compare(

@@ -21,7 +21,7 @@ from forwardinf.score.scores import Scores
 from forwardinf.use.asking import CURVATURES, READINGS, Asking
 from forwardinf.use.fuse import as_fusion, reciprocal
 from forwardinf.use.jointly import Turn, alone
-from forwardinf.use.sketch import HOW
+from forwardinf.use.sketch import HOW, check_damping
 from forwardinf.use.traced import Traced, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -46,7 +46,7 @@ def trace(
     fuse: Any = None,
     how: str | None = None,
     reading: str | None = None,
-    curvature: str = "kfac",
+    curvature: str | None = None,
     jointly: bool = False,
     perturbation: Perturbation | str | Mapping[str, Any] | None = None,
     damping: float | None = None,
@@ -93,7 +93,8 @@ def trace(
             ``{question id: ids}``.
         contrast: Wrong answers, a text or a list for each question: asked is the answer's reading less their mean.
         fuse: ``"bm25"``: rank by reciprocal ranks of the score and of BM25 (answer filled in); a number: BM25's weight.
-        how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared.
+        how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared, once they are
+            taken through ``curvature``.
         reading: What they are gradients of, token by token: ``"margin"`` (default), ``"loss"``, or ``"root"`` between the two.
             With a perturbation: what makes it and what is read under it; default ``"loss"``.
         curvature: ``"kfac"`` (default): gradients are taken through (F + λI)^−½ of the model's own curvature, by K-FAC on 2,000
@@ -140,6 +141,11 @@ def trace(
                                        "per_token": per_token or None})  # fmt: skip
     if reading is not None and reading not in READINGS:
         raise choose("trace(reading=)", reading, tuple(READINGS))
+    if perturbation is not None and (curvature, damping) != (None, None):
+        raise SettingError("trace()", expected="no curvature and no damping beside a perturbation", got="both",
+                           do="Perturbation(direction, damping=) has its own.")  # fmt: skip
+    check_damping("trace(damping=)", damping)
+    curvature = curvature or CURVATURES[0]
     if curvature not in CURVATURES:
         raise choose("trace(curvature=)", curvature, CURVATURES)
     reading = reading or ("margin" if perturbation is None else "loss")
@@ -170,7 +176,7 @@ def trace(
             own = own / np.asarray([sum(label != -100 for label in question.row["labels"]) for question in job.asked])
         scores = Scores.from_array(
             values, ids=job.train.examples.ids, query_ids=job.names, rise=own,
-            unit="nats" if reading == "loss" and (perturbation is not None or how in ("dot", "whitened")) else None,
+            unit="nats" if reading == "loss" and (perturbation is not None or (how == "dot" and curvature == "none")) else None,
             kind="linear" if perturbation is None else as_perturbation(perturbation).kind,
         )  # fmt: skip
         table = _table(scores, free, fusion, k, turns)

@@ -38,7 +38,7 @@ def jointly(
         places: ``(N,)``, rising: where the rows stand; default 0, 1, 2, …
         pool: The set is sought among so many of the best by themselves, four times ``count`` at least.
 
-    Cost: for each query a solve for the pool's gradients and ``count`` rank-one updates of pool².
+    Cost: for each query a solve for the pool's gradients and pool · count² multiplications.
 
     Example:
         >>> train = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.9, 0.5]])
@@ -69,17 +69,22 @@ def alone(where: str, how: str | None, others: Mapping[str, Any]) -> None:
 
 
 def _leaving(scores: Tensor, answers: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return (order of leaving, gains) of examples with these scores; ``answers``: their part of H."""
-    scores, answers = scores.clone(), answers.clone()
+    """Return (order of leaving, gains) of examples with these scores; ``answers``: their part of H.
+
+    After each turn H is H + c cᵀ/(1 − Hᵢᵢ) with c its column of who left: only the diagonal and the columns are kept.
+    """
+    scores, diagonal = scores.clone(), answers.diagonal().clone()
     left = torch.ones(len(scores), dtype=torch.bool)
+    columns = torch.zeros(len(scores), min(count, len(scores)), dtype=scores.dtype)  # each over √(1 − Hᵢᵢ)
     order, gains = [], []
-    for _ in range(min(count, len(scores))):
-        gain = scores / (1 - answers.diagonal())
+    for turn in range(columns.shape[1]):
+        gain = scores / (1 - diagonal)
         first = int(gain.masked_fill(~left, -torch.inf).argmax())
         order.append(first)
         gains.append(gain[first].clone())
         left[first] = False
-        column = answers[:, first].clone()
+        column = answers[:, first] + columns[:, :turn] @ columns[first, :turn]
         scores += column * gain[first]
-        answers += torch.outer(column, answers[first]) / (1 - answers[first, first])
+        columns[:, turn] = column / (1 - diagonal[first]).sqrt()
+        diagonal += columns[:, turn].square()
     return torch.tensor(order), torch.stack(gains)

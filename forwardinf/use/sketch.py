@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from forwardinf.core.errors import ModelError
+from forwardinf.core.errors import ModelError, SettingError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
@@ -30,7 +30,7 @@ from forwardinf.core.noise import seed_of
 from forwardinf.core.progress import Advance
 from forwardinf.core.uses import Convolved, Lookup, Outer, Use
 from forwardinf.core.watch import watched
-from forwardinf.perturb.metric import Sides, sides_of, through
+from forwardinf.perturb.metric import Sides
 from forwardinf.read.whitened import along
 from forwardinf.use.responses import unit
 
@@ -66,12 +66,12 @@ class Sketcher:
     parameters: Mapping[str, nn.Parameter]
     side: int = SIDE
     seed: int = 0
-    metric: Mapping[str, Sides] | None = None
+    metric: InitVar[Mapping[str, Sides] | None] = None
     strange: dict[str, str] = field(default_factory=dict)
     _sides: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Draw the projections."""
+    def __post_init__(self, metric: Mapping[str, Sides] | None) -> None:
+        """Draw the projections, through the metric."""
         self.places: dict[str, slice] = {}
         at = 0
         for name, parameter in self.parameters.items():
@@ -79,11 +79,10 @@ class Sketcher:
             (tall, wide), (rows, columns) = flat.shape, _block(parameter, self.side)
             one = self._projection(f"{name}/0", tall, rows, parameter)
             other = self._projection(f"{name}/1", wide, columns, parameter) if parameter.ndim > 1 else None
-            through_it = sides_of(self.metric, name)
-            first = through_it.right if other is None else through_it.left
-            self._sides[name] = (
-                through(first, one) * through_it.scale, None if other is None else through(through_it.right, other)
-            )  # fmt: skip
+            taken = Sides() if metric is None else metric.get(name, Sides())
+            first = taken.right if other is None else taken.left  # a vector is the right side of its one row
+            one = taken.scale * (one if first is None else first.times(one))
+            self._sides[name] = one, other if other is None or taken.right is None else taken.right.times(other)
             size = rows * columns
             self.places[name] = slice(at, at + size)
             at += size
@@ -207,6 +206,12 @@ def side_by_side(pairs: Sequence[tuple[Tensor, Tensor]], how: str) -> tuple[Tens
         pairs = [(train / length, queries / length) for (train, queries), length in zip(pairs, lengths, strict=True)]
     train, queries = (torch.cat(side, 1) for side in zip(*pairs, strict=True))
     return train / len(pairs) ** 0.5, queries / len(pairs) ** 0.5
+
+
+def check_damping(where: str, damping: float | None) -> None:
+    """Refuse a damping that does not damp."""
+    if damping is not None and not 0 < damping < math.inf:
+        raise SettingError(where, expected="a number above 0", got=repr(damping))
 
 
 class Whitening:

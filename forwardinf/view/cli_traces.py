@@ -51,9 +51,12 @@ Stage = Annotated[
 Fuse = Annotated[str | None, typer.Option(help="bm25, or BM25's weight: rank by reciprocal ranks of both.")]
 How = Annotated[str | None, typer.Option(help="unit-whitened (default), whitened, cosine or dot.")]
 Reading = Annotated[
-    str | None, typer.Option(help="Of what gradients are, token by token: margin (default), root or loss.")
+    str | None,
+    typer.Option(
+        help="Of what gradients are, by token: margin (default), root, or loss (with --perturbation the default)."
+    ),
 ]
-Curvature = Annotated[str, typer.Option(help="Through what gradients are taken: kfac or none.")]
+Curvature = Annotated[str | None, typer.Option(help="Through what gradients are taken: kfac (default) or none.")]
 Seen = Annotated[str | None, typer.Option("--reading", help="Of what gradients are: both (default), loss or picture.")]
 Jointly = Annotated[
     bool, typer.Option("--jointly", help="Name those that count together: look-alikes stand in for one another.")
@@ -80,7 +83,7 @@ def trace(
     model: ModelArg, data: DataArg, prompt: Prompts = None, answer: Answers = None, questions: Questions = None,
     tokenizer: Tokenizer = None, span: Span = None, text: Text = "text", documents: Documents = None,
     candidates: Stage = None, fuse: Fuse = None, how: How = None, reading: Reading = None,
-    curvature: Curvature = "kfac", jointly: Jointly = False, perturbation: Forward = None,
+    curvature: Curvature = None, jointly: Jointly = False, perturbation: Forward = None,
     weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
     data_option: DataOption = None, ids: Ids = None, max_length: Longest = None, spans: Marked = 3, keep: Kept = 20,
     batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None, report: Page = None,

@@ -278,3 +278,17 @@ def test_finite_scores_in_one_call():
     scores = fi.attribute(given.model, given.train, given.queries, task=given.task, perturbation=rule, progress=False)
     assert np.isfinite(scores.values).all()
     assert scores.status == ["ok"] * QUERIES
+
+
+def test_of_packed_rows_as_many_are_held_as_hold_so_many_documents(monkeypatch):
+    monkeypatch.setattr(module, "EXACT_EXAMPLES", 8)
+    held = fit_held(fitting(Packed(), rise=0.5))
+    assert held.gram is not None
+    assert held.responses is None
+    assert 4 < len(held.gram) <= 8
+    assert not held.whole
+
+
+def test_how_many_are_held_does_not_depend_on_how_many_are_read_together():
+    found = {module.exact_examples(fitting(case("transformer"), batch_size=size), range(ROWS)) for size in (1, 4, 16)}
+    assert len(found) == 1

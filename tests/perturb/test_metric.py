@@ -8,7 +8,7 @@ from close import assert_close
 import forwardinf as fi
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.kronecker import kfac
-from forwardinf.perturb.metric import metric, through
+from forwardinf.perturb.metric import metric
 from forwardinf.perturb.select import select
 from forwardinf.use.sketch import Sketcher
 
@@ -20,12 +20,12 @@ def fitting_of(given, globs=None):
 def taken(sides, matrix):
     """Return one gradient through its sides, as a flat vector."""
     found = matrix.double()
-    if sides.left is not None or found.ndim > 1:
-        found = found.reshape(len(found), -1)
-        found = through(None if sides.left is None else sides.left.double(), found)
-        right = None if sides.right is None else sides.right.double()
-        return (through(right, found.T).T * sides.scale).flatten()
-    return through(None if sides.right is None else sides.right.double(), found.reshape(-1, 1)).flatten() * sides.scale
+    found = found.reshape(len(found), -1) if found.ndim > 1 else found.reshape(1, -1)
+    if sides.left is not None:
+        found = sides.left.times(found)
+    if sides.right is not None:
+        found = sides.right.times(found.T).T
+    return (found * sides.scale).flatten()
 
 
 def both(given, globs=None):

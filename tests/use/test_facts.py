@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from close import assert_close
+from close import assert_close, assert_within
 from texts_cases import COLOURS, PEOPLE, TOWNS, decoder, encoder_decoder, pairs, stated, texts, tokenizer
 
 import forwardinf as fi
@@ -15,7 +15,7 @@ from forwardinf.core.fingerprint import model_digest
 from forwardinf.core.losses import margin_of
 from forwardinf.core.root import root
 from forwardinf.core.task import as_task
-from forwardinf.use.asking import AskedCausalLM
+from forwardinf.use.asking import READINGS, AskedCausalLM
 from forwardinf.use.fuse import ranks, reciprocal
 from forwardinf.use.lexical import available
 from forwardinf.use.sketch import DAMPING, Sketcher, compared
@@ -100,6 +100,18 @@ def test_readings_are_gradients_of_losses_of_roots_and_of_margins(reading, of):
     want = torch.autograd.grad((told * batch["weight"].double()).sum(), list(model.parameters()))
     for one, other in zip(got, want, strict=True):
         assert_close(one, other, rtol=1e-4, why="float32 through the same backward")
+
+
+def test_a_token_that_is_certain_has_a_margin_and_a_gradient():
+    """A loss that has rounded to 0 has no root and no nan; its margin is the logits' own."""
+    logits = torch.tensor([[[60.0, 0.0, 0.0], [1.0, 0.0, 0.0]]], requires_grad=True)
+    labels = torch.tensor([[0, -100]])
+    assert READINGS["loss"](logits, labels)[0, 0] == 0
+    for reading, want in (("root", 0.0), ("margin", 1.0)):
+        (gradient,) = torch.autograd.grad(READINGS[reading](logits, labels).sum(), logits, retain_graph=True)
+        assert gradient.isfinite().all()
+        assert_within(gradient[0, 0, 0].abs(), want, atol=1e-6, why="d margin / d own logit = 1; float32")
+        assert gradient[0, 1].abs().max() == 0, "not counted"
 
 
 def _whole(model, parameters, rows, asked):
@@ -311,7 +323,9 @@ def test_what_is_saved_can_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "error", "told"),
     [({"how": "best"}, fi.SettingError, "how"), ({"how": "dot", "perturbation": "linear"}, fi.SettingError, "one of"),
-     ({"reading": "odds"}, fi.SettingError, "reading"),
+     ({"reading": "odds"}, fi.SettingError, "reading"), ({"damping": 0}, fi.SettingError, "above 0"),
+     ({"damping": float("nan")}, fi.SettingError, "above 0"), ({"curvature": "fisher"}, fi.SettingError, "curvature"),
+     ({"curvature": "kfac", "perturbation": "linear"}, fi.SettingError, "beside a perturbation"),
      ({"answers": ["quito", "rome"]}, fi.DataError, "answers"), ({"span": "rome"}, fi.SettingError, "span"),
      ({"candidates": "near"}, fi.Error, "candidates"), ({"k": 0}, fi.SettingError, "k ≥ 1"),
      ({"answers": [""]}, fi.DataError, "text"), ({"tokenizer": None}, fi.SettingError, "tokenizer")],
