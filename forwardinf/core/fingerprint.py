@@ -20,6 +20,8 @@ from blake3 import blake3
 from PIL import Image
 from torch import Tensor, nn
 
+from forwardinf import __version__
+
 LIBRARIES = {
     "torch",
     "forwardinf",
@@ -83,10 +85,10 @@ def code_digest(value: Any, version: object = None) -> str | None:
 
     A function is its bytecode, constants, defaults, closure, and the globals it names (also inside nested functions); an
     object its class, the code and constants of that class and its bases where they are not ours or torch's, and its
-    attributes. ``version`` is mixed in.
+    attributes. ``version`` is mixed in, and this library's own: another one may read differently.
     """
     try:
-        return digest(value, version)
+        return digest(value, version, __version__)
     except Unknowable:
         return None
 

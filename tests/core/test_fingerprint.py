@@ -548,3 +548,10 @@ def test_a_hugging_face_decoder_has_the_same_digest_in_every_process():
                              timeout=120, env={**os.environ, "PYTHONHASHSEED": seed})  # fmt: skip
         told.add(run.stdout.split()[-1])
     assert len(told) == 1
+
+
+def test_another_version_of_this_library_reads_what_it_kept_anew(monkeypatch):
+    """Our own classes count by their name alone: what they do may change from one version to the next."""
+    before = code_digest(fi.Classification())
+    monkeypatch.setattr("forwardinf.core.fingerprint.__version__", "99.0")
+    assert code_digest(fi.Classification()) != before
