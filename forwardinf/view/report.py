@@ -95,7 +95,8 @@ class Table:
 class ReportPage:
     """A whole report, top to bottom.
 
-    ``kind`` says what a score is (the legend explains it). ``signed=False`` is for published settings whose scores are
+    ``kind`` says what a score is (the legend explains it; ``jointly``: of a set named one by one). ``sections_first``: what was
+    asked stands above the tables. ``signed=False`` is for published settings whose scores are
     magnitudes: the page then speaks of the strongest effects, and of no opponents.
     """
 
@@ -105,8 +106,10 @@ class ReportPage:
     sections: Sequence[QuerySection] = ()
     tables: Sequence[Table] = ()
     run_card: Mapping[str, object] = field(default_factory=dict)
-    kind: Literal["finite", "linear", "probe"] = "finite"
+    kind: Literal["finite", "linear", "probe", "compared"] = "finite"
     signed: bool = True
+    jointly: bool = False
+    sections_first: bool = False
 
 
 def write_report(path: str | os.PathLike[str], page: ReportPage) -> Path:

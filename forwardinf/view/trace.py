@@ -40,8 +40,8 @@ def report(found: Traced, path: Path, show: Callable[[Any], Any] | None, k: int)
         sections=[_section(found, name, value, show, k) for value in asked[:MOST]],
         tables=[Table.from_frame(found.baselines, "The free alternatives", "What each would have named, on the same examples.")],
         run_card=dict(found.cost),
-        kind="finite" if found.scores.kind == "finite" else "linear",
-        signed=found.scores.signed,
+        kind="finite" if found.scores.kind == "finite" else "linear" if found.scores.unit else "compared",
+        signed=found.scores.signed, jointly=found.how.endswith("jointly"), sections_first=True,
     )  # fmt: skip
     return write_report(path, page)
 
