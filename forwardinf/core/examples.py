@@ -6,6 +6,7 @@ map-style dataset; a DataLoader over one. The order of the data is the order of 
 
 from __future__ import annotations
 
+import copy
 import logging
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,6 +134,12 @@ class Examples:
         if isinstance(rows, range) and rows.step == 1:
             return np.arange(self.offsets[rows.start], self.offsets[rows.stop])
         return np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
+
+    def one_each(self) -> Examples:
+        """Return the same rows, each one unit: of packed rows, read whole or for one of their documents."""
+        rows = copy.copy(self)
+        rows.offsets = np.arange(len(self) + 1)
+        return rows
 
     def label_with(self, ids: str | Sequence[Id] | None) -> None:
         """Take ids from a column or a list; they must be unique, one for each unit."""

@@ -43,6 +43,7 @@ def fisher_feed(fitting: Fitting) -> tuple[Feed, str, list[str]]:
     task, notes = fitting.train.task.whole(), []
     feed = replace(fitting.train, task=task)
     if fitting.train.task.packed:
+        feed = replace(feed, examples=feed.examples.one_each())
         notes.append("curvature is fitted on whole rows: documents packed into one row are not told apart")
     if fitting.perturbation.fisher == "empirical":
         return feed, "empirical", notes

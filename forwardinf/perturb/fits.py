@@ -158,7 +158,7 @@ def _sweep(
                         fit.parts[key] = part
                         add(fit.tensors, part, members)
             _add_one_by_one(fit, feed, piece, fitting, add)
-            fit.units += len(feed.examples.units_of(piece))
+            fit.units += len(fitting.train.examples.units_of(piece))
             done += len(piece)
             advance(len(piece))
             if path is not None and time.monotonic() - saved > patience and done < len(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -298,7 +298,8 @@ class Asking:
         if self.curvature == "none":
             return None
         few = range(min(len(self.train.examples), self.batch_size))
-        _, _, _, strange = next(iter(watched(self.train, few, self.parameters, self.batch_size)))
+        rows = replace(self.train, task=self.task.whole(), examples=self.train.examples.one_each())
+        _, _, _, strange = next(iter(watched(rows, few, self.parameters, self.batch_size)))
         known = {name: parameter for name, parameter in self.parameters.items() if name not in strange}
         if not known:
             return None  # the sketch will say so
@@ -306,7 +307,7 @@ class Asking:
         made_from = (model_digest(self.model), self.data_digest, code_digest(by_loss))
         key = None if None in made_from else digest(*made_from)
         rule = Perturbation("kfac", fit_examples=FIT, seed=self.options.seed)
-        fitting = Fitting(rule, _read_as(self.train, by_loss), known, self.batch_size, key,
+        fitting = Fitting(rule, replace(self.train, task=by_loss), known, self.batch_size, key,
                           self.options.cache, self.options.progress)  # fmt: skip
         try:
             found = metric(fitting)
@@ -336,8 +337,7 @@ class Asking:
         with progress("gradients", len(units), self.options.progress) as advance:
             for number in sorted({unit.number for unit in units}):
                 at = [place for place, unit in enumerate(units) if unit.number == number]
-                feed = _read_as(self.train, self.task.nth(number))
-                object.__setattr__(feed, "examples", _one_each(self.train.examples))
+                feed = replace(self.train, task=self.task.nth(number), examples=self.train.examples.one_each())
                 found[at] = sketcher.rows(feed, [units[place].row for place in at], self.batch_size, None, advance)
         return found
 
@@ -379,12 +379,12 @@ class Asking:
         by_loss = self._by_loss()  # tokens' losses are shown, whatever scores were read by
         fitting = Fitting(
             rule,
-            _read_as(self.train, by_loss),
+            replace(self.train, task=by_loss),
             select(self.model, rule.parameters),
             self.batch_size,
             progress=self.options.progress,
         )
-        pusher = Pusher(_read_as(self.queries, by_loss.whole()), fitting)
+        pusher = Pusher(replace(self.queries, task=by_loss.whole()), fitting)
         place_of_id = {name: place for place, name in enumerate(self.train.examples.ids)}
         records: list[dict[str, Any]] = []
         for name, members in zip(self.names, self.members, strict=True):
@@ -435,20 +435,6 @@ def _without_weight(batch: Batch) -> Batch:
     if isinstance(batch, Mapping) and "weight" in batch:
         return {name: value for name, value in batch.items() if name != "weight"}
     return batch
-
-
-def _read_as(feed: Feed, task: Any) -> Feed:
-    """Return the same rows, read by another task."""
-    other = copy.copy(feed)
-    object.__setattr__(other, "task", task)
-    return other
-
-
-def _one_each(rows: Any) -> Any:
-    """Return the same rows, each one unit: read for one of its documents."""
-    one = copy.copy(rows)
-    one.offsets = np.arange(len(rows) + 1)
-    return one
 
 
 def _only(values: Array, chosen: list[Array] | None) -> Array:
