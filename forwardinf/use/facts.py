@@ -96,7 +96,7 @@ def trace(
         how: ``"unit-whitened"`` (default), ``"whitened"``, ``"cosine"`` or ``"dot"``: how gradients are compared, once they are
             taken through ``curvature``.
         reading: What they are gradients of, token by token: ``"margin"`` (default), ``"loss"``, or ``"root"`` between the two.
-            With a perturbation: what makes it and what is read under it; default ``"loss"``.
+            With a perturbation: what makes it, and what is read under it.
         curvature: ``"kfac"`` (default): gradients are taken through (F + λI)^−½ of the model's own curvature, by K-FAC on 2,000
             documents, so that their products are influences under it and their sketches lose little of what counts;
             ``"none"``: as they are.
@@ -148,7 +148,7 @@ def trace(
     curvature = curvature or CURVATURES[0]
     if curvature not in CURVATURES:
         raise choose("trace(curvature=)", curvature, CURVATURES)
-    reading = reading or ("margin" if perturbation is None else "loss")
+    reading = reading or "margin"
     if k < 1 or spans < 0:
         raise SettingError("trace(k=, spans=)", expected="k ≥ 1 and spans ≥ 0", got=f"{k}, {spans}")
     fusion = as_fusion(fuse)

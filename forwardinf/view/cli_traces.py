@@ -52,9 +52,7 @@ Fuse = Annotated[str | None, typer.Option(help="bm25, or BM25's weight: rank by 
 How = Annotated[str | None, typer.Option(help="unit-whitened (default), whitened, cosine or dot.")]
 Reading = Annotated[
     str | None,
-    typer.Option(
-        help="Of what gradients are, by token: margin (default), root, or loss (with --perturbation the default)."
-    ),
+    typer.Option(help="Of what gradients are, token by token: margin (default), root or loss."),
 ]
 Curvature = Annotated[str | None, typer.Option(help="Through what gradients are taken: kfac (default) or none.")]
 Seen = Annotated[str | None, typer.Option("--reading", help="Of what gradients are: both (default), loss or picture.")]

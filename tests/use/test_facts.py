@@ -163,7 +163,8 @@ def test_a_convolution_is_sketched_without_its_patches(axes, settings):
 
 def test_forward_reading_finds_it_too_and_is_what_attribute_gives():
     rule = fi.Perturbation(rise=0.5)
-    found = traced(perturbation=rule, spans=0, baselines=False)
+    assert traced(perturbation=rule, spans=0, baselines=False).table["train"].iloc[0] in stated()  # by the margin
+    found = traced(perturbation=rule, reading="loss", spans=0, baselines=False)
     assert found.table["train"].iloc[0] in stated()
     ids = tokenizer()("hal lives in quito")["input_ids"][:-1]
     row = {"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:]}
