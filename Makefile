@@ -49,7 +49,7 @@ docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from
 	$(BIN)/python docs/make_demo_picture.py
 	$(BIN)/python docs/make_tables.py
 
-evaluate-trace: .venv/dev   ## fact tracing on WebNLG (FORWARDINF_DATA): 70 minutes, and half an hour more to train the decoder once
+evaluate-trace: .venv/dev   ## fact tracing on WebNLG (FORWARDINF_DATA): 80 minutes, and half an hour more to train the decoder once
 	$(BIN)/python benchmarks/evaluate_trace.py
 
 evaluate-leaks: .venv/dev   ## copies of training examples among the tests (FORWARDINF_DATA): 40 minutes on one core

@@ -1,6 +1,6 @@
 """Fact tracing on WebNLG: which texts taught a small decoder a fact, beside lexical search, hidden states and gradients.
 
-    python benchmarks/evaluate_trace.py          about 70 minutes on one core, and half an hour more to train the decoder once
+    python benchmarks/evaluate_trace.py          about 80 minutes on one core, and half an hour more to train the decoder once
     python benchmarks/evaluate_trace.py --size large --device cuda          27 million parameters, minutes on a GPU
 
 Protocol of FTRACE (Akyürek et al. 2022): for each question the candidates are its proponents, BM25's first 100 (answer filled

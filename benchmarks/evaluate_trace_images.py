@@ -86,7 +86,7 @@ class Size:
     classified: int = 400  # steps of the classifier's training
 
 
-MINUTES = {"removal": 30, "fresh": 18, "halves": 8, "timesteps": 4, "customised": 30, "conditioned": 12}
+MINUTES = {"removal": 26, "fresh": 14, "halves": 10, "timesteps": 8, "customised": 22, "conditioned": 8}
 REMOVED_BY = (r.PIXELS, r.COSINE, r.UNIT, r.OURS, r.JOINTLY, r.HOLD, r.ABU)
 
 
