@@ -289,6 +289,17 @@ class Perturbation:
         plain = asdict(self)
         return plain | {"parameters": None if self.parameters is None else list(self.parameters)}
 
+    def told(self) -> str:
+        """Return the direction, and what is not as it is by default, for people.
+
+        Example:
+            >>> Perturbation("ekfac", rise=0.5).told()
+            'ekfac, rise=0.5'
+        """
+        usual = type(self)(self.direction).to_dict()
+        changed = [f"{name}={value!r}" for name, value in self.to_dict().items() if value not in (usual[name], None)]
+        return ", ".join([self.direction, *changed])
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Perturbation:
         """Build from a mapping; ``{"preset": name}`` starts from a preset. An unknown name is an error with a guess."""

@@ -218,7 +218,7 @@ def trace_images(
         table = _table(scores, pixels, k, turns)
         return Traced(
             use="trace-images", table=table, baselines=_baselines(scores, pixels, k), scores=scores,
-            how=f"{compare.how}, {reading}{', jointly' if jointly else ''}" if rule is None else str(rule), notes=job.notes,
+            how=f"{compare.how}, {reading}{', jointly' if jointly else ''}" if rule is None else rule.told(), notes=job.notes,
             cost={name: round(value, 3) for name, value in (job.clock | {"total_s": time.perf_counter() - began}).items()},
             shown=job.shown(table),
         )  # fmt: skip

@@ -183,7 +183,7 @@ def trace(
         moved = job.spans(table, spans, perturbation) if spans else None
         return Traced(
             use="trace", table=table, baselines=_baselines(scores, free, k), scores=scores, spans=moved,
-            how=f"{_told(how, curvature) if perturbation is None else as_perturbation(perturbation)}, {reading}"
+            how=f"{_told(how, curvature) if perturbation is None else as_perturbation(perturbation).told()}, {reading}"
             + (", jointly" if jointly else ""), notes=job.notes,
             cost=job.cost(time.perf_counter() - began),
             shown=job.shown(table),
