@@ -1,10 +1,15 @@
 """The documents say what the code does: commands, settings, public names."""
 
+import doctest
+import importlib
 import importlib.util
 import json
+import pkgutil
 import re
 from dataclasses import fields
 from pathlib import Path
+
+import pytest
 
 import forwardinf as fi
 from forwardinf.core.settings import Perturbation
@@ -29,6 +34,12 @@ def test_every_link_in_the_documents_leads_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.walk_packages(fi.__path__, "forwardinf.")])
+def test_examples_in_docstrings_give_what_they_say(name):
+    if not name.endswith("__main__"):
+        assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_the_changelog_knows_this_version():

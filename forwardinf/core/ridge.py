@@ -40,7 +40,7 @@ class Ridge:
 
     Example:
         >>> ridge = Ridge(torch.eye(2), damping=1.0)
-        >>> ridge.solve(torch.tensor([2.0, 4.0])).tolist()
+        >>> ridge.solve(torch.tensor([2.0, 4.0])).round(decimals=6).tolist()
         [1.0, 2.0]
     """
 

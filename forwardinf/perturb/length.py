@@ -22,7 +22,8 @@ def find_rise(measure: Callable[[float], float], target: float, first: float) ->
         The status is ``"ok"``, ``"capped"`` (the cap was reached first) or ``"unreachable"`` (no rise even there).
 
     Example:
-        >>> find_rise(lambda length: 100 * length**2, 1.0, 0.5)
+        >>> length, status = find_rise(lambda length: 100 * length**2, 1.0, 0.5)
+        >>> round(length, 2), status
         (0.1, 'ok')
     """
     low, high = 0.0, min(max(first, 1e-7), CAP)

@@ -37,7 +37,7 @@ def whitened(
         DataError: The number of training examples differs.
 
     Example:
-        >>> whitened(torch.tensor([[2.0, 4.0]]), gram=torch.eye(2), damping=1.0).tolist()
+        >>> whitened(torch.tensor([[2.0, 4.0]]), gram=torch.eye(2), damping=1.0).round(decimals=6).tolist()
         [[2.0, 4.0]]
     """
     ridge = Ridge(gram, responses=responses, damping=damping, temper=temper)

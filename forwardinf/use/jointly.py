@@ -41,6 +41,7 @@ def jointly(
     Cost: for each query a solve for the pool's gradients and pool · count² multiplications.
 
     Example:
+        >>> from forwardinf.use.sketch import compared
         >>> train = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.9, 0.5]])
         >>> jointly(compared(train, train[:1], "whitened"), 2)[0][0].tolist()
         [0, 1]

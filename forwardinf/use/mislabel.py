@@ -103,7 +103,9 @@ def mislabeled(
         >>> x, y = torch.randn(60, 4), torch.arange(60) % 2
         >>> x[:, 0] = 4.0 * y - 2
         >>> y[7] = 1 - y[7]
-        >>> found = fi.mislabeled(torch.nn.Linear(4, 2), (x, y), task=fi.Classification())
+        >>> model = torch.nn.Linear(4, 2)
+        >>> _ = model.load_state_dict({"weight": torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]]), "bias": torch.zeros(2)})
+        >>> found = fi.mislabeled(model, (x, y), task=fi.Classification())
         >>> int(found.table["label_score"].idxmin()), int(found.table.loc[7, "predicted_label"])
         (7, 1)
     """
