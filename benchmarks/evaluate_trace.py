@@ -25,7 +25,19 @@ import numpy as np
 import torch
 from harness import RESULTS, commit, write
 from trace_table import write_docs
-from webnlg import RECIPES, Question, Trained, corpus, put, questions, read, rows_of, trained
+from webnlg import (
+    AT_ONCE,
+    RECIPES,
+    Question,
+    Trained,
+    corpus,
+    log_probabilities,
+    put,
+    questions,
+    read,
+    rows_of,
+    trained,
+)
 
 import forwardinf as fi
 from forwardinf.core.examples import examples
@@ -55,7 +67,6 @@ GRADIENTS = {  # row: how gradients are compared, what they are of, through whic
 }
 PLAIN_DAMPING = 0.2  # where curvature is "none" and N is many times the sketch's width, anything up to .2 ranks alike
 OURS = ("unit-whitened", "whitened", "cosine through K-FAC", "unit-whitened through K-FAC")  # fused with the free ones
-AT_ONCE = {"cpu": 16, "cuda": 128}  # texts whose gradients are sketched together
 PUSHES = {  # row: by fi.attribute, whole gradients or forward passes, and what they are of; the first questions only
     "EK-FAC": (fi.Perturbation("ekfac", fit_examples=2000), "loss"),
     "EK-FAC, by the margin": (fi.Perturbation("ekfac", fit_examples=2000), "margin"),
@@ -65,18 +76,6 @@ PUSHES = {  # row: by fi.attribute, whole gradients or forward passes, and what 
 }
 FREE = ("random", "BM25, masked", "BM25, filled", "hidden states")
 WEIGHTS, CONSTANTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), (1.0, 3.0, 10.0, 30.0, 60.0)
-
-
-def known(model: Trained, asked: Sequence[Question]) -> list[bool]:
-    """Return whether each answer's every token is what the model would say (teacher-forced)."""
-    found = []
-    with torch.no_grad():
-        for question in asked:
-            row = answer_row(model.tokenizer, question.prompt, question.answer, None, False)
-            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
-            logits = model.model(input_ids=ids.to(model.model.device)).logits[0, :-1].cpu()
-            found.append(bool((logits.argmax(1) == labels)[labels != -100].all()))
-    return found
 
 
 def candidates(asked: Sequence[Question], filled: Array) -> list[Array]:
@@ -226,7 +225,7 @@ def main(size: str, device: str, pushed: int, most: int, rows: Sequence[str]) ->
     model, everything = trained(RECIPES[size], device=torch.device(device)), questions()
     if size == "large":  # one state of it is asked
         model.checkpoints = model.checkpoints[-1:]
-    right = known(model, everything)
+    _, right = log_probabilities(model.model, model.tokenizer, everything)
     sure, unsure = ([at for at, known_ in enumerate(right) if known_ is wanted] for wanted in (True, False))
     random.Random(0).shuffle(sure)
     random.Random(0).shuffle(unsure)
@@ -268,9 +267,7 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     whole = {**old, **new, "seconds": {**old["seconds"], **new["seconds"]}}
     for kind in ("answered right", "answered wrong"):
         lines = {line["row"]: line for line in old[kind]}
-        lines |= {
-            line["row"]: {**line, "commit": commit()} for line in new[kind] if line["row"] not in FREE or not lines
-        }
+        lines |= {line["row"]: {**line, "commit": commit()} for line in new[kind] if line["row"] not in FREE}
         whole[kind] = list(lines.values())
     return whole
 

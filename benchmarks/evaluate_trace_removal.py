@@ -32,7 +32,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import write
 from safetensors.torch import load_file, save_file
 from trace_table import write_removal
-from webnlg import LONGEST, Question, Recipe, corpus, decoder, put, questions, rows_of, tokenizer_of, train
+from webnlg import (
+    AT_ONCE,
+    LONGEST,
+    Question,
+    Recipe,
+    corpus,
+    decoder,
+    log_probabilities,
+    put,
+    questions,
+    rows_of,
+    tokenizer_of,
+    train,
+)
 
 import forwardinf as fi
 from forwardinf.core.files import write_json, written
@@ -41,7 +54,6 @@ from forwardinf.score.agreement import difference, mean_interval, ratio
 from forwardinf.use.fuse import reciprocal
 from forwardinf.use.lexical import Lexical
 from forwardinf.use.retrain import spoken
-from forwardinf.use.texts import answer_row
 
 WORK = Path(__file__).parent / ".cache" / "trace-removal"
 RANDOM, TRUE = "random", "labelled as stating it"
@@ -113,20 +125,6 @@ def chosen(size: Size) -> tuple[list[Question], list[str]]:
         q.proponents = [place[at] for at in q.proponents]
         q.same_entities = [place[at] for at in q.same_entities if at in place]
     return asked, [texts[at] for at in sorted(part)]
-
-
-def log_probabilities(model: Any, tokenizer: Any, asked: Sequence[Question]) -> tuple[list[float], list[bool]]:
-    """Return log p(answer | prompt) of each fact, and whether every token is what the model would say."""
-    found, right = [], []
-    with torch.no_grad():
-        for q in asked:
-            row = answer_row(tokenizer, q.prompt, q.answer, None, False)
-            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
-            told = model(input_ids=ids.to(model.device)).logits[0, :-1].double().log_softmax(1).cpu()
-            counted = labels != -100
-            found.append(float(told[counted].gather(1, labels[counted, None]).sum()))
-            right.append(bool((told.argmax(1) == labels)[counted].all()))
-    return found, right
 
 
 class Bench:
@@ -212,11 +210,14 @@ def named(bench: Bench) -> dict[str, list[frozenset[int]]]:
     prompts, answers = [q.prompt for q in bench.asked], [q.answer for q in bench.asked]
     settings: dict[str, Any] = {"answers": answers, "tokenizer": bench.tokenizer, "spans": 0, "max_length": LONGEST, "k": k,
                                 "baselines": False, "progress": False,
-                                "batch_size": 16 if bench.device.type == "cpu" else 128}  # fmt: skip
-    for name, (how, reading, curvature) in GRADIENTS.items():
-        traced = fi.trace(model, bench.texts, prompts, how=how, reading=reading, curvature=curvature, **settings)
+                                "batch_size": AT_ONCE[bench.device.type]}  # fmt: skip
+    for name in [name for name in GRADIENTS if name in bench.size.rows or name == OURS]:
+        how, reading, curvature = GRADIENTS[name]
+        traced = fi.trace(model, bench.texts, prompts, how=how, reading=reading, curvature=curvature, jointly=name == OURS,
+                          **settings)  # fmt: skip
         scores[name] = np.asarray(traced.scores.values, dtype=np.float64)
-    together = fi.trace(model, bench.texts, prompts, jointly=True, **settings).table.groupby("question")["train"]
+        if name == OURS:  # its scores stay each text's own, its table names the texts that count together
+            together = traced.table.groupby("question")["train"]
     scores[FUSED] = np.stack(
         [reciprocal([a, b], [1.0, 1.0]) for a, b in zip(scores[OURS], scores[FILLED], strict=True)]
     )

@@ -21,7 +21,7 @@ from forwardinf.use.diffusion import READINGS, unlearning
 from forwardinf.use.jointly import jointly
 from forwardinf.use.responses import unit
 from forwardinf.use.sketch import DAMPING as WHITENING
-from forwardinf.use.sketch import WIDER, Sketcher, compared
+from forwardinf.use.sketch import WIDER, Sketcher, compared, side_by_side
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 CPU = torch.device("cpu")
@@ -109,18 +109,19 @@ def by_gradients(
              ((DOT, "dot"), (COSINE, "cosine"), (WHITENED, "whitened"), (UNIT, "unit-whitened"))}  # fmt: skip
     held = [tempered(each) for each in (rows, asked, own)]
     found[HOLD] = compared(held[0], held[1], "whitened", DAMPING, held[2])[0]
-    found[OURS] = compared(both(train), both(queries), "unit-whitened", WHITENING, both(fit))[0]
+    (rows, asked), (own, _) = both(train, queries), both(fit, queries)
+    found[OURS] = compared(rows, asked, "unit-whitened", WHITENING, own)[0]
     return {name: values.numpy() for name, values in found.items()}
 
 
-def both(sketches: dict[str, Tensor]) -> Tensor:
-    """Return both readings of each image side by side, each at length one."""
-    return torch.cat([unit(rows) for rows in sketches.values()], 1)
+def both(train: dict[str, Tensor], queries: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return both readings side by side."""
+    return side_by_side(list(zip(train.values(), queries.values(), strict=True)), "unit-whitened")
 
 
 def together(train: dict[str, Tensor], queries: dict[str, Tensor], count: int) -> Array:
     """Return, for each query, the places of the images that count together, ``(Q, count)``."""
-    found = compared(both(train), both(queries), "unit-whitened", WHITENING)
+    found = compared(*both(train, queries), "unit-whitened", WHITENING)
     return np.stack([places for places, _ in jointly(found, count)]).astype(np.float64)
 
 

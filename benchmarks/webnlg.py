@@ -14,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from forwardinf.core import machine
 from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
+from forwardinf.use.texts import answer_row
 
 LONGEST = 128  # tokens
 CPU = torch.device("cpu")
+AT_ONCE = {"cpu": 16, "cuda": 128}  # texts whose gradients are sketched together
 MASK = "[MASK]"
 
 
@@ -221,6 +223,20 @@ def put(model: nn.Module, weights: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
+
+
+def log_probabilities(model: Any, tokenizer: Any, asked: Sequence[Question]) -> tuple[list[float], list[bool]]:
+    """Return log p(answer | prompt) of each fact, and whether every token is what the model would say."""
+    found, right = [], []
+    with torch.no_grad():
+        for q in asked:
+            row = answer_row(tokenizer, q.prompt, q.answer, None, False)
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
+            told = model(input_ids=ids.to(model.device)).logits[0, :-1].double().log_softmax(1).cpu()
+            counted = labels != -100
+            found.append(float(told[counted].gather(1, labels[counted, None]).sum()))
+            right.append(bool((told.argmax(1) == labels)[counted].all()))
+    return found, right
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,25 +32,23 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | Non
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each token's loss: ``(B, T, V), (B, T) → (B, T)`` float64, in nats; 0 where the label is −100."""
-    flat, targets = logits.flatten(0, 1), labels.flatten()
-    size = max(1, LOGITS_AT_ONCE.get(logits.device.type, ELSEWHERE) // max(logits.shape[-1], 1))
-    parts = [
-        cross_entropy(flat[start : start + size], targets[start : start + size])
-        for start in range(0, len(targets), size)
-    ]
-    return torch.cat(parts).view(labels.shape) if parts else labels.double()
+    return _token_by_token(cross_entropy, logits, labels)
 
 
 def token_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each token's margin log p/(1−p), as :func:`token_losses` does its loss; 0 where the label is −100."""
+
+    def counted(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.where(labels != -100, margin(logits, labels.clamp_min(0)), 0.0)
+
+    return _token_by_token(counted, logits, labels)
+
+
+def _token_by_token(of: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    """Return ``of`` every token, so many at a time as may stand in float64 at once."""
     flat, targets = logits.flatten(0, 1), labels.flatten()
-    counted = targets != -100
     size = max(1, LOGITS_AT_ONCE.get(logits.device.type, ELSEWHERE) // max(logits.shape[-1], 1))
-    parts = [
-        torch.where(counted[start : start + size], margin(flat[start : start + size],
-                                                          targets[start : start + size].clamp_min(0)), 0.0)
-        for start in range(0, len(targets), size)
-    ]  # fmt: skip
+    parts = [of(flat[start : start + size], targets[start : start + size]) for start in range(0, len(targets), size)]
     return torch.cat(parts).view(labels.shape) if parts else labels.double()
 
 

@@ -20,8 +20,6 @@ from forwardinf.use.sketch import Compared
 
 Array = np.ndarray[Any, np.dtype[Any]]
 POOL = 512  # the best by themselves, among which a set is sought: H of these is formed for each query
-
-
 Turn = tuple[Array, Array]  # places in the order of leaving, and what each took with it
 
 
@@ -47,12 +45,11 @@ def jointly(
         [0, 1]
     """
     assert found.whitening is not None, "dot products and cosines answer for one example each"
-    where = np.arange(found.scores.shape[1]) if places is None else places
+    everywhere = np.arange(found.scores.shape[1])
+    where = everywhere if places is None else places
     turns = []
     for q, scores in enumerate(found.scores):
-        there = torch.from_numpy(
-            np.arange(found.scores.shape[1]) if candidates is None else np.searchsorted(where, candidates[q])
-        )
+        there = torch.from_numpy(everywhere if candidates is None else np.searchsorted(where, candidates[q]))
         best = there[torch.argsort(scores[there], descending=True, stable=True)[: max(pool, 4 * count)]]
         order, gains = _leaving(scores[best], found.whitening.answers(best), count)
         turns.append((where[best[order].numpy()], gains.numpy()))
