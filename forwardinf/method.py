@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from forwardinf.core.borrow import borrowed
+from forwardinf.core.borrow import bare, borrowed
 from forwardinf.core.checkpoints import Checkpoints
 from forwardinf.core.errors import ModelError, SettingError, choose
 from forwardinf.core.examples import Collate, Id
+from forwardinf.core.per_example import recorder_of
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import OF_RATES, Perturbation
 from forwardinf.core.task import Task, as_task
@@ -167,9 +168,9 @@ def attribute(
     )  # fmt: skip
 
     def once(options: Options) -> Scores:
-        with borrowed(model):
+        with borrowed(model) as lent:
             job = prepare(
-                model, train, queries, task=task, perturbation=perturbation, ids=ids, query_ids=query_ids, groups=groups,
+                lent, train, queries, task=task, perturbation=perturbation, ids=ids, query_ids=query_ids, groups=groups,
                 candidates=candidates, collate_fn=collate_fn, options=options,
             )  # fmt: skip
             return run(job)
@@ -177,7 +178,7 @@ def attribute(
     if checkpoints is None:
         return once(options)
     spoken = as_task(task)
-    return over_checkpoints(model, checkpoints, combine, settled(perturbation, spoken), spoken, options, once)
+    return over_checkpoints(bare(model), checkpoints, combine, settled(perturbation, spoken), spoken, options, once)
 
 
 def over_checkpoints(
@@ -268,10 +269,12 @@ def self_influence(
     )
     kept = {name: getattr(asked, name) for name in (*OF_RATES, "seed")} | {"parameters": chosen}
     rule = settled(kept, as_task(task))
-    with borrowed(model):
+    with borrowed(model) as model:
         job = prepare_self(model, train, task=task, perturbation=rule, ids=ids, collate_fn=collate_fn, options=options)
         began = time.perf_counter()
         values, losses = job.read()
+        told = recorder_of(job.feed, job.parameters).told()
+        notes = [*job.notes, *([told] if told else [])]
     cost = {**job.clock, "read_s": time.perf_counter() - began, "forwards": len(values)}
     return SelfInfluence(
         values.numpy(),
@@ -279,6 +282,6 @@ def self_influence(
         job.feed.examples.ids,
         rule.unit_of(job.feed.task.unit),
         cost,
-        job.notes,
+        notes,
         rule.to_dict(),
     )

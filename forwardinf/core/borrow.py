@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from forwardinf.core import noise
 from forwardinf.core.errors import ModelError
+from forwardinf.core.surroundings import undisturbed
 
 
 @contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """For the block the model is in eval mode; afterwards flags, buffers and the caller's generators are as they were.
+def borrowed(model: nn.Module) -> Iterator[nn.Module]:
+    """Lend the model, out of its wrappers: in eval mode, and afterwards flags, buffers and generators are as they were.
+
+    What is around it is switched off meanwhile (:mod:`forwardinf.core.surroundings`).
 
     Raises:
         ModelError: A parameter has no data (meta device), or the block ended well but a reading had written to a buffer
@@ -22,17 +25,18 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     """
     if not isinstance(model, nn.Module):
         raise ModelError("model", expected="a torch.nn.Module", got=type(model).__name__)
+    model = bare(model)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise ModelError(f"parameter {name}", expected="data", got="the meta device", do="Load the weights first.")
     training = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     written: list[str] = []
-    with noise.own_state():
+    with noise.own_state(), undisturbed(model):
+        wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
             model.eval()
-            yield
+            yield model
         finally:
             written = _put_back(model, buffers)
             for module, was in training.items():
@@ -55,6 +59,17 @@ def _put_back(model: nn.Module, kept: dict[str, Tensor]) -> list[str]:
                 buffer.copy_(kept[name])
                 changed.append(name)
     return changed
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the model inside ``torch.compile``, ``DataParallel`` and their like: the same weights, read without the wrapper."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -22,6 +22,7 @@ def dots(uses: Sequence[Use], vector: Mapping[str, Tensor], size: int) -> Tensor
 def _dot(use: Use, v: Tensor) -> Tensor:
     if isinstance(use, Outer):
         a, d = use.factors()
+        v = v.reshape(use.matrix)
         v = (v.T if use.turned else v).to(d.dtype)
         return ((d @ (v if use.rows is None else v[use.rows])) * a).sum((1, 2))
     if isinstance(use, Lookup):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from forwardinf.core import noise
 from forwardinf.core.errors import TaskError
 from forwardinf.core.examples import Batch, Examples
 from forwardinf.core.task import Task
+
+if TYPE_CHECKING:
+    from forwardinf.core.recorder import Recorder
 
 Ask = Callable[[nn.Module, Batch], Tensor]
 
@@ -32,6 +35,7 @@ class Feed:
         asked: For queries: batches as :meth:`Task.ask` filled them in, at the first call, by the unperturbed model.
         skipped: Rows set aside (``on_bad_query="skip"``): their losses may be anything, NaN too.
         prepared: What :meth:`Task.prepare` made of each row, on the CPU: encoders run once.
+        recorders: What is known of the model's per-example gradients, by the parameters that count.
     """
 
     model: nn.Module
@@ -43,13 +47,24 @@ class Feed:
     asked: dict[tuple[int, ...], Batch] | None = None
     skipped: frozenset[int] = frozenset()
     prepared: dict[int, Batch] = field(default_factory=dict)
+    recorders: dict[tuple[str, ...], Recorder] = field(default_factory=dict)
 
     def each(self, ask: Ask, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
         for piece, batch in self.examples.batches(rows, batch_size):
             keys = self.examples.keys(piece) if self.task.keyed else [b""] * len(piece)
             with noise.belonging_to(keys, self.seed):
-                yield ask(self.model, self._filled(tuple(piece), self._ready(piece, batch)))
+                filled = self._filled(tuple(piece), self._ready(piece, batch))
+                try:
+                    found = ask(self.model, filled)
+                except RuntimeError as error:
+                    if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                        raise
+                    raise TaskError(
+                        "loss", expected="one that can be read by forward passes alone", got=f"torch says: {error}",
+                        do="A loss that takes gradients itself (forces, penalties) does so under torch.enable_grad().",
+                    ) from error  # fmt: skip
+                yield found
 
     def _ready(self, rows: Sequence[int], batch: Batch) -> Batch:
         """Return the batch placed, and prepared where the task prepares: by encoders the first time, then from memory."""

@@ -1,6 +1,8 @@
 """The functions of torch whose use of a parameter is known: what each notes for the per-example gradient.
 
-A new one is a handler here: it calls the function, and hands its output to the watch with the uses it stands for.
+A new one is a handler here: it calls the function, asks the recording how examples lie in what came out, and hands the output
+over with the uses it stands for. What a handler does not know it leaves to ``recording.unknown``: autograd then forms the
+gradient, one example at a time.
 """
 
 from __future__ import annotations
@@ -12,17 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forwardinf.core.uses import Bag, Convolved, Direct, Lookup, Outer
+from forwardinf.core.layouts import Layout
+from forwardinf.core.uses import Bag, Convolved, Direct, Lookup, Outer, Patches, Use
 
 if TYPE_CHECKING:
-    from forwardinf.core.watch import Watch
+    from forwardinf.core.recording import Recording
 
-Handler = Callable[["Watch", Any, tuple[Any, ...], dict[str, Any]], Tensor]
+Args = tuple[Any, ...]
+Given = dict[str, Any]
+Handler = Callable[["Recording", Any, Args, Given], Any]
 
 
 def called(func: Any) -> str:
     """Return a function's name, for people."""
     return str(getattr(func, "__name__", func))
+
+
+def _argument(args: Args, given: Mapping[str, Any], place: int, name: str, default: Any = None) -> Any:
+    return args[place] if len(args) > place else given.get(name, default)
 
 
 def _sum_to(tensor: Tensor, shape: torch.Size) -> Tensor:
@@ -35,251 +44,357 @@ def _sum_to(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor
 
 
-def _argument(args: tuple[Any, ...], given: Mapping[str, Any], place: int, name: str, default: Any = None) -> Any:
-    return args[place] if len(args) > place else given.get(name, default)
+def _added(d: Tensor) -> Tensor:
+    """Return a bias's gradient ``(B, out)`` from what came back, ``(B, …, out)``."""
+    return d.reshape(len(d), -1, d.shape[-1]).sum(1)
 
 
-def _bias(watch: Watch, bias: Any, channels: bool = False) -> Direct | None:
-    """Return the use of a bias that was added to an output ``(B, …, out)``, or with ``channels`` ``(B, out, …)``."""
-    name = watch.name_of(bias)
-    if name is None:
-        return None
-    if channels:
-        return Direct(name, bias.shape, watch.calls, lambda d: d.flatten(2).sum(2))
-    return Direct(name, bias.shape, watch.calls, lambda d: d.reshape(len(d), -1, d.shape[-1]).sum(1))
+def _channels(d: Tensor, spatial: int) -> Tensor:
+    """Return ``(B, C)`` from ``(B, …, C, *spatial)``, summed over everything else."""
+    return d.movedim(-1 - spatial, 1).flatten(2).sum(2) if d.ndim > 2 else d
 
 
-def _linear(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
+# -- matrices --------------------------------------------------------------------------------------------------------
+
+
+def _linear(recording: Recording, func: Any, args: Args, given: Given) -> Any:
     x, weight, bias = (_argument(args, given, at, name) for at, name in enumerate(("input", "weight", "bias")))
-    name = watch.name_of(weight)
-    used = None if name is None else Outer(name, weight.shape, watch.calls, watch.by_example(x.detach()))
-    return watch.output(func(*args, **given), used, _bias(watch, bias))
+    return _affine(recording, func, args, given, x, weight, bias, turned=False)
 
 
-def _addmm(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
+def _addmm(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    if given.get("alpha", 1) != 1 or given.get("beta", 1) != 1:
+        return recording.unknown(func, args, given)
     bias, x, weight = args[:3]
-    name = watch.name_of(weight)
-    if watch.name_of(x) is not None or given.get("alpha", 1) != 1 or given.get("beta", 1) != 1:
-        watch.strange.update({n: called(func) for a in args[:3] if (n := watch.name_of(a)) is not None})
-        return func(*args, **given)  # type: ignore[no-any-return]
-    used = None if name is None else Outer(name, weight.shape, watch.calls, watch.by_example(x.detach()), turned=True)
-    return watch.output(func(*args, **given), used, _bias(watch, bias))
+    return _affine(recording, func, args, given, x, weight, bias, turned=True)
 
 
-def _matmul(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
+def _matmul(recording: Recording, func: Any, args: Args, given: Given) -> Any:
     x, weight = _argument(args, given, 0, "input"), _argument(args, given, 1, "other")
-    name = watch.name_of(weight)
-    if name is None or weight.ndim != 2 or watch.name_of(x) is not None:
-        watch.strange.update({n: called(func) for a in (x, weight) if (n := watch.name_of(a)) is not None})
-        return func(*args, **given)  # type: ignore[no-any-return]
-    used = Outer(name, weight.shape, watch.calls, watch.by_example(x.detach()), turned=True)
-    return watch.output(func(*args, **given), used)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        return recording.unknown(func, args, given)
+    return _affine(recording, func, args, given, x, weight, None, turned=True)
 
 
-def _convolution(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    x, weight, bias = (_argument(args, given, at, name) for at, name in enumerate(("input", "weight", "bias")))
-    settings = {
-        name: _argument(args, given, 3 + at, name, default)
-        for at, (name, default) in enumerate({"stride": 1, "padding": 0, "dilation": 1, "groups": 1}.items())
-    }
-    name = watch.name_of(weight)
-    used = None if name is None else Convolved(name, weight.shape, watch.calls, x.detach(), settings)
-    return watch.output(func(*args, **given), used, _bias(watch, bias, channels=True))
-
-
-def _embedding(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    index, weight = args[0], args[1]
-    found, name = func(*args, **given), watch.name_of(weight)
-    assert name is not None
-    if watch.shared(index):
-        if index.ndim > 1 and len(index) > 1:  # a table between positions: no axis to put the examples on
-            watch.strange[name] = "embedding without examples"
-            return found  # type: ignore[no-any-return]
-        found, index = watch.spread(found), watch.spread(index)
-    index = watch.split(index)
-    skipped = _argument(args, given, 2, "padding_idx")
-    if skipped is not None and skipped < 0:
-        skipped += len(weight)
-    use = Lookup(name, weight.shape, watch.calls, index.reshape(len(index), -1), skipped)
-    return watch.output(found, use)
-
-
-def _bag(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    index, weight = args[0], args[1]
-    mode = _argument(args, given, 6, "mode", "mean")
-    name, found = watch.name_of(weight), func(*args, **given)
-    plain = (_argument(args, given, at, what) is None for at, what in ((2, "offsets"), (8, "per_sample_weights")))
-    padded = _argument(args, given, 10, "padding_idx")
-    assert name is not None
-    if index.ndim != 2 or mode not in ("mean", "sum") or not all(plain) or padded is not None:
-        watch.strange[name] = called(func)
-        return found  # type: ignore[no-any-return]
-    use = Bag(name, weight.shape, watch.calls, index, None, 1.0 / index.shape[1] if mode == "mean" else 1.0)
-    return watch.output(found, use)
-
-
-def _normalised(
-    watch: Watch, found: Tensor, weight: Any, bias: Any, bare: Callable[[], Tensor], channels: bool
-) -> Tensor:
-    """Note the scale and the shift of a normalisation; ``bare`` gives its output without them."""
-
-    def parts(d: Tensor, shape: torch.Size) -> Tensor:
-        if not channels:
-            return _sum_to(d, shape)
-        return d.flatten(2).sum(2) if d.ndim > 2 else d
-
-    name, scale = watch.name_of(weight), None
-    if name is not None:
-        scale = Direct(name, weight.shape, watch.calls, lambda d: parts(d * watch.split(bare()), weight.shape))
-    name, shift = watch.name_of(bias), None
-    if name is not None:
-        shift = Direct(name, bias.shape, watch.calls, lambda d: parts(d, bias.shape))
-    return watch.output(found, scale, shift)
-
-
-def _layer_norm(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    x, shape = args[0].detach(), args[1]
-    weight, bias = _argument(args, given, 2, "weight"), _argument(args, given, 3, "bias")
-    eps = _argument(args, given, 4, "eps", 1e-5)
-    return _normalised(
-        watch, func(*args, **given), weight, bias, lambda: F.layer_norm(x, shape, None, None, eps), False
-    )
-
-
-def _rms_norm(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    x, shape = args[0].detach(), args[1]
-    weight, eps = _argument(args, given, 2, "weight"), _argument(args, given, 3, "eps")
-    return _normalised(watch, func(*args, **given), weight, None, lambda: F.rms_norm(x, shape, None, eps), False)
-
-
-def _group_norm(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    x, groups = args[0].detach(), args[1]
-    weight, bias = _argument(args, given, 2, "weight"), _argument(args, given, 3, "bias")
-    eps = _argument(args, given, 4, "eps", 1e-5)
-    return _normalised(
-        watch, func(*args, **given), weight, bias, lambda: F.group_norm(x, groups, None, None, eps), True
-    )
-
-
-def _batch_norm(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    x = args[0].detach()
-    mean, spread = _argument(args, given, 1, "running_mean"), _argument(args, given, 2, "running_var")
-    weight, bias = _argument(args, given, 3, "weight"), _argument(args, given, 4, "bias")
-    eps = _argument(args, given, 7, "eps", 1e-5)
-    if _argument(args, given, 5, "training", False):
-        watch.strange.update({n: "batch_norm in training mode" for a in (weight, bias) if (n := watch.name_of(a))})
-        return func(*args, **given)  # type: ignore[no-any-return]
-    return _normalised(watch, func(*args, **given), weight, bias,
-                       lambda: F.batch_norm(x, mean, spread, None, None, False, 0.0, eps), True)  # fmt: skip
-
-
-def _times(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    return _elementwise(watch, func, args, given, times=True)
-
-
-def _plus(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    return _elementwise(watch, func, args, given, times=False)
-
-
-def _elementwise(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any], times: bool) -> Tensor:
-    """A parameter multiplied into, or added to, something that has examples."""
+def _affine(
+    recording: Recording, func: Any, args: Args, given: Given, x: Any, weight: Any, bias: Any, *, turned: bool
+) -> Any:
+    """A matrix times vectors, and something added. ``turned``: the matrix is (in, out)."""
+    (name, over), shift = recording.matrix(weight), recording.parameter(bias)
+    source = recording.parameter(x) or recording.made_of(x)  # learned queries: a parameter is what the layer is fed
+    known = {id(value) for value, its in ((weight, name), (bias, shift), (x, source)) if its is not None}
+    if any(recording.involves(value) and id(value) not in known for value in (x, weight, bias)):
+        return recording.unknown(func, args, given)
     found = func(*args, **given)
-    first, second = args[0], _argument(args, given, 1, "other")
-    names = watch.name_of(first), watch.name_of(second)
-    weight, x = (first, second) if names[0] is not None else (second, first)
-    name = names[0] if names[0] is not None else names[1]
-    assert name is not None
-    if None not in names or not isinstance(x, Tensor) or given.get("alpha", 1) != 1 or found.ndim <= weight.ndim:
-        same_axes = isinstance(x, Tensor) and None in names and found.ndim == weight.ndim and len(weight) == 1
-        if not same_axes or given.get("alpha", 1) != 1:
-            watch.strange.update({n: called(func) for n in names if n is not None})
-            return found  # type: ignore[no-any-return]
-    other = x.detach()
-
-    def form(d: Tensor) -> Tensor:
-        d = d * watch.split(other.expand(found.shape)) if times else d
-        shape = weight.shape if d.ndim > weight.ndim else weight.shape[1:]
-        return _sum_to(d, shape)
-
-    return watch.output(found, Direct(name, weight.shape, watch.calls, form))
+    layout = recording.layout(func, (name, shift, source), found.shape[:-1])
+    uses: list[Use] = []
+    if source is not None:
+        back, pull, shape = weight.detach() if not turned else weight.detach().T, recording.puller(x), x.shape
+        uses.append(Direct(source, recording.shapes[source], recording.number,
+                           lambda d: pull((d @ back).reshape(len(d), *shape))))  # fmt: skip
+    if name is not None:
+        entered = layout.places(x.detach(), recording.size)
+        uses.append(Outer(name, recording.shapes[name], recording.number, entered, turned=turned != over))
+    if shift is not None:
+        uses.append(Direct(shift, bias.shape, recording.number, _added))
+    return recording.output(found, layout, uses)
 
 
-def _part(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    """A part of a parameter, taken out by an index or repeated: once for each example."""
-    weight, found = args[0], func(*args, **given)
-    name = watch.name_of(weight)
-    if (
-        name is None
-        or not isinstance(found, Tensor)
-        or any(watch.name_of(a) for a in args[1:] if isinstance(a, Tensor))
-    ):
-        watch.strange.update({n: called(func) for a in args if (n := watch.name_of(a)) is not None})
-        return found  # type: ignore[no-any-return]
-    if found.ndim == 0 or len(found) != watch.size or called(func) == "__getitem__":
-        found = watch.spread(found)
-    own = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
-    places = func(own, *args[1:], **given)
-    if places.ndim == found.ndim:  # already once for each example (expand), or a leading axis of one
-        places = places.expand(found.shape)[0] if len(places) in (1, watch.size) else places
-
-    def form(d: Tensor) -> Tensor:
-        flat = d.reshape(len(d), -1)
-        return flat.new_zeros(len(d), weight.numel()).index_add_(1, places.reshape(-1), flat)
-
-    return watch.output(found, Direct(name, weight.shape, watch.calls, form))
-
-
-def _attention(watch: Watch, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+def _attention(recording: Recording, func: Any, args: Args, given: Given) -> Any:
     """Multi-head attention as one function: its projections are done here, and it gets identities in their place.
 
     Multiplying by the identity is exact, so masks, heads and kernels stay torch's own.
     """
-    names = ("query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v",
-             "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias")  # fmt: skip
+    names = ("query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k",
+             "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias")  # fmt: skip
     asked = {**dict(zip(names, args, strict=False)), **given}
-    apart = [
-        watch.name_of(asked.get(n)) for n in ("bias_k", "bias_v", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    ]
-    if any(apart) or asked.get("in_proj_weight") is None or asked["query"].ndim != 3:
-        watch.strange.update({n: called(func) for a in asked.values() if (n := watch.name_of(a)) is not None})
-        return func(*args, **given)
+    apart = ("query", "key", "value", "bias_k", "bias_v", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    if any(recording.involves(asked.get(name)) for name in apart) or asked.get("in_proj_weight") is None:
+        return recording.unknown(func, args, given)
+    if asked["query"].ndim != 3:
+        return recording.unknown(func, args, given)
     width, weight, bias = asked["embed_dim_to_check"], asked["in_proj_weight"], asked["in_proj_bias"]
     for part, name in enumerate(("query", "key", "value")):
         rows = slice(part * width, (part + 1) * width)
-        asked[name] = _project(watch, asked[name], weight, bias, rows)
-        watch.calls += 1
+        asked[name] = _project(recording, func, asked[name], weight, bias, rows)
     one = torch.eye(width, dtype=weight.dtype, device=weight.device)
     out = asked["out_proj_weight"], asked["out_proj_bias"]
     asked.update(in_proj_weight=None, in_proj_bias=None, out_proj_weight=one, out_proj_bias=None,
                  use_separate_proj_weight=True, q_proj_weight=one, k_proj_weight=one, v_proj_weight=one)  # fmt: skip
     found, weights = func(**asked)
-    return _project(watch, found, *out, None), weights
+    return _project(recording, func, found, *out, None), weights
 
 
-def _project(watch: Watch, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None) -> Tensor:
-    """One projection of attention, sequences first ``(T, B, width)``."""
+def _project(
+    recording: Recording, func: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None
+) -> Tensor:
+    """One projection of attention, by all rows of a weight or some of them."""
     taken = (weight, bias) if rows is None else (weight[rows], None if bias is None else bias[rows])
     found = F.linear(x, *taken)
-    name, use = watch.name_of(weight), None
+    name, shift = recording.parameter(weight), recording.parameter(bias)
+    layout = recording.layout(func, (name, shift), found.shape[:-1])
+    uses: list[Use] = []
     if name is not None:
-        use = Outer(name, weight.shape, watch.calls, x.detach().transpose(0, 1), rows=rows)
-    name, shift = watch.name_of(bias), None
-    if name is not None and bias is not None:
+        entered = layout.places(x.detach(), recording.size)
+        uses.append(Outer(name, weight.shape, recording.number, entered, rows=rows))
+    if shift is not None and bias is not None:
+        size = len(bias)
 
         def form(d: Tensor) -> Tensor:
-            whole = d.new_zeros(len(d), len(bias))
-            whole[:, slice(None) if rows is None else rows] = d.sum(1)
+            whole = d.new_zeros(len(d), size)
+            whole[:, slice(None) if rows is None else rows] = _added(d)
             return whole
 
-        shift = Direct(name, bias.shape, watch.calls, form)
-    return watch.output(found, use, shift, axis=1)
+        uses.append(Direct(shift, bias.shape, recording.number, form))
+    return recording.output(found, layout, uses)
+
+
+def _convolution(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    x, weight, bias = (_argument(args, given, at, name) for at, name in enumerate(("input", "weight", "bias")))
+    settings = {
+        name: _argument(args, given, 3 + at, name, default)
+        for at, (name, default) in enumerate({"stride": 1, "padding": 0, "dilation": 1, "groups": 1}.items())
+    }
+    name, shift = recording.parameter(weight), recording.parameter(bias)
+    spatial = weight.ndim - 2
+    odd = recording.involves(x) or (name is None and recording.involves(weight))
+    if odd or (shift is None and recording.involves(bias)) or x.ndim != weight.ndim:
+        return recording.unknown(func, args, given)
+    if settings["groups"] != 1 and recording.size != len(x):  # several pictures an example, in groups
+        return recording.unknown(func, args, given)
+    found = func(*args, **given)
+    layout = recording.layout(func, (name, shift), found.shape[:1])
+    uses: list[Use] = []
+    if name is not None:
+        uses.append(_kernel(recording, layout, name, weight.shape, x.detach(), settings))
+    if shift is not None:
+        uses.append(Direct(shift, bias.shape, recording.number, lambda d: _channels(d, spatial)))
+    return recording.output(found, layout, uses)
+
+
+def _kernel(
+    recording: Recording, layout: Layout, name: str, shape: torch.Size, x: Tensor, settings: dict[str, Any]
+) -> Use:
+    """Return a kernel's use; of several pictures an example, it is a matrix times the patches of all of them."""
+    if len(x) == recording.size:
+        return Convolved(name, shape, recording.number, x, settings)
+    patches = Convolved(name, shape, recording.number, x, settings).patches()[:, 0]  # (pictures, places, in)
+    return Patches(name, shape, recording.number, layout.places(patches, recording.size))
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _embedding(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    index, weight = args[0], args[1]
+    name = recording.parameter(weight)
+    if name is None or not isinstance(index, Tensor):
+        return recording.unknown(func, args, given)
+    found = func(*args, **given)
+    layout = recording.layout(func, (name,), index.shape, may_spread=True)
+    if layout.kind == "spread":
+        found, index = recording.spread(found, index.ndim), recording.spread(index, index.ndim)
+    index = layout.examples_first(index, recording.size)
+    skipped = _argument(args, given, 2, "padding_idx")
+    if skipped is not None and skipped < 0:
+        skipped += len(weight)
+    use = Lookup(name, weight.shape, recording.number, index.reshape(recording.size, -1), skipped)
+    return recording.output(found, layout, [use])
+
+
+def _bag(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    index, weight = args[0], args[1]
+    mode = _argument(args, given, 6, "mode", "mean")
+    plain = (_argument(args, given, at, what) is None for at, what in ((2, "offsets"), (8, "per_sample_weights")))
+    padded = _argument(args, given, 10, "padding_idx")
+    name = recording.parameter(weight)
+    if name is None or index.ndim != 2 or mode not in ("mean", "sum") or not all(plain) or padded is not None:
+        return recording.unknown(func, args, given)
+    if recording.size != len(index):
+        return recording.unknown(func, args, given)
+    found = func(*args, **given)
+    layout = recording.layout(func, (name,), index.shape[:1])
+    use = Bag(name, weight.shape, recording.number, index, None, 1.0 / index.shape[1] if mode == "mean" else 1.0)
+    return recording.output(found, layout, [use])
+
+
+def _taken_out(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    """A part of a parameter, taken out by an index or repeated, for each example its own or the same for all."""
+    weight = args[0]
+    name = recording.parameter(weight)
+    if name is None or any(recording.involves(value) for value in (*args[1:], *given.values())):
+        return recording.unknown(func, args, given)
+    found = func(*args, **given)
+    if not isinstance(found, Tensor):
+        return found
+    own = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
+    places = func(own, *args[1:], **given)  # the same rearrangement, of the entries' numbers
+    layout = recording.layout(func, (name,), found.shape, may_spread=True)
+    if layout.kind == "spread":
+        found, places = recording.spread(found, found.ndim), recording.spread(places, places.ndim)
+    places = layout.examples_first(places, recording.size)
+
+    def form(d: Tensor) -> Tensor:
+        flat = d.new_zeros(len(d), own.numel())
+        return flat.scatter_add_(1, places.reshape(len(d), -1), d.reshape(len(d), -1))
+
+    return recording.output(found, layout, [Direct(name, weight.shape, recording.number, form)])
+
+
+# -- scales and shifts -----------------------------------------------------------------------------------------------
+
+
+def _normalised(
+    recording: Recording, func: Any, args: Args, given: Given, weight: Any, bias: Any, bare: Callable[[], Tensor],
+    features: int, spatial: int | None = None,
+) -> Any:  # fmt: skip
+    """Note the scale and the shift of a normalisation.
+
+    Args:
+        recording: Takes the uses.
+        func: What was called.
+        args: With what.
+        given: By name.
+        weight: The scale, or None.
+        bias: The shift, or None.
+        bare: Gives the output without them, when a gradient has come back.
+        features: How many of the last axes are the features'.
+        spatial: Where scale and shift are one number a channel: how many axes follow the channels.
+    """
+    names = recording.parameter(weight), recording.parameter(bias)
+    if recording.involves(args[0]) or any(
+        name is None and recording.involves(value) for name, value in zip(names, (weight, bias), strict=True)
+    ):
+        return recording.unknown(func, args, given)
+    found = func(*args, **given)
+    layout = recording.layout(func, names, found.shape[: found.ndim - features])
+    size = recording.size
+
+    def parts(d: Tensor, shape: torch.Size) -> Tensor:
+        return _sum_to(d, shape) if spatial is None else _channels(d, spatial)
+
+    uses: list[Use] = []
+    if names[0] is not None:
+        uses.append(
+            Direct(
+                names[0],
+                weight.shape,
+                recording.number,
+                lambda d: parts(d * layout.examples_first(bare(), size), weight.shape),
+            )
+        )
+    if names[1] is not None:
+        uses.append(Direct(names[1], bias.shape, recording.number, lambda d: parts(d, bias.shape)))
+    return recording.output(found, layout, uses)
+
+
+def _layer_norm(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    x, shape = args[0].detach(), args[1]
+    weight, bias = _argument(args, given, 2, "weight"), _argument(args, given, 3, "bias")
+    eps = _argument(args, given, 4, "eps", 1e-5)
+    return _normalised(recording, func, args, given, weight, bias,
+                       lambda: F.layer_norm(x, shape, None, None, eps), len(shape))  # fmt: skip
+
+
+def _rms_norm(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    x, shape = args[0].detach(), args[1]
+    weight, eps = _argument(args, given, 2, "weight"), _argument(args, given, 3, "eps")
+    return _normalised(recording, func, args, given, weight, None,
+                       lambda: F.rms_norm(x, shape, None, eps), len(shape))  # fmt: skip
+
+
+def _group_norm(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    x, groups = args[0].detach(), args[1]
+    weight, bias = _argument(args, given, 2, "weight"), _argument(args, given, 3, "bias")
+    eps = _argument(args, given, 4, "eps", 1e-5)
+    return _normalised(recording, func, args, given, weight, bias,
+                       lambda: F.group_norm(x, groups, None, None, eps), x.ndim - 1, x.ndim - 2)  # fmt: skip
+
+
+def _batch_norm(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    x = args[0].detach()
+    mean, spread = _argument(args, given, 1, "running_mean"), _argument(args, given, 2, "running_var")
+    weight, bias = _argument(args, given, 3, "weight"), _argument(args, given, 4, "bias")
+    eps = _argument(args, given, 7, "eps", 1e-5)
+    if _argument(args, given, 5, "training", False) or mean is None:
+        return recording.unknown(func, args, given)  # statistics of the batch: examples see one another
+    return _normalised(recording, func, args, given, weight, bias,
+                       lambda: F.batch_norm(x, mean, spread, None, None, False, 0.0, eps),
+                       x.ndim - 1, x.ndim - 2)  # fmt: skip
+
+
+def _times(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    return _elementwise(recording, func, args, given, lambda d, other, first: d * other)
+
+
+def _plus(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    return _elementwise(recording, func, args, given, lambda d, other, first: d)
+
+
+def _minus(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    return _elementwise(recording, func, args, given, lambda d, other, first: d if first else -d)
+
+
+def _elementwise(
+    recording: Recording, func: Any, args: Args, given: Given, slope: Callable[[Tensor, Tensor, bool], Tensor]
+) -> Any:
+    """A parameter (or what is made of one alone) multiplied into, or added to, something that has examples.
+
+    ``slope`` makes the gradient of it, broadcast as the output is, of what came back, of the other operand, and of whether the
+    parameter was the first one.
+    """
+    one, two = args[0], _argument(args, given, 1, "other")
+    first = recording.involves(one)
+    weight, x = (one, two) if first else (two, one)
+    name = recording.parameter(weight) or recording.made_of(weight)
+    if name is None or recording.involves(x) or not isinstance(x, Tensor) or given.get("alpha", 1) != 1:
+        return recording.derived(func, args, given)
+    other, shape = x.detach(), weight.shape
+    found = func(*args, **given)
+    fixed = found.ndim - len(shape)  # axes of the output that the parameter does not have
+    broadcast = [n if at < fixed or shape[at - fixed] == 1 else 1 for at, n in enumerate(found.shape)]
+    layout = recording.layout(func, (name,), broadcast)
+    size, pull = recording.size, recording.puller(weight)
+    full = found.shape  # the shape alone: the output itself would be kept alive by its own graph
+    inner = list(shape)  # what is left of the parameter's shape once the examples' axis is taken out of the output's
+    if layout.kind == "axis" and layout.axis >= fixed:
+        inner.pop(layout.axis - fixed)
+
+    def form(d: Tensor) -> Tensor:
+        d = slope(d, layout.examples_first(other.expand(full), size), first)
+        return pull(_sum_to(d, torch.Size(inner)).reshape(len(d), *shape))
+
+    return recording.output(found, layout, [Direct(name, recording.shapes[name], recording.number, form)])
 
 
 HANDLERS: dict[Any, Handler] = {
-    F.linear: _linear, torch.addmm: _addmm, torch.matmul: _matmul, Tensor.matmul: _matmul, Tensor.__matmul__: _matmul,
-    torch.conv1d: _convolution, torch.conv2d: _convolution, F.conv1d: _convolution, F.conv2d: _convolution,
-    F.embedding: _embedding, F.embedding_bag: _bag, F.layer_norm: _layer_norm, F.rms_norm: _rms_norm,
-    F.group_norm: _group_norm, F.batch_norm: _batch_norm, torch.mul: _times, Tensor.mul: _times, Tensor.__mul__: _times,
-    Tensor.__rmul__: _times, torch.add: _plus, Tensor.add: _plus, Tensor.__add__: _plus, Tensor.__radd__: _plus,
-    Tensor.__getitem__: _part, Tensor.expand: _part, F.multi_head_attention_forward: _attention,
-}  # fmt: skip
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _matmul),
+    **dict.fromkeys((torch.conv1d, torch.conv2d, F.conv1d, F.conv2d), _convolution),
+    F.embedding: _embedding,
+    F.embedding_bag: _bag,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _times),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__), _plus),
+    **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), _minus),
+    **dict.fromkeys((Tensor.__getitem__, Tensor.expand, Tensor.expand_as, Tensor.repeat), _taken_out),
+    **dict.fromkeys((torch.broadcast_to, Tensor.broadcast_to, torch.index_select, Tensor.index_select), _taken_out),
+    F.multi_head_attention_forward: _attention,
+}
+
+# What gives one tensor of one parameter and nothing else: gradients are pulled back through it by autograd.
+OF_ONE = (
+    *(Tensor.view, Tensor.reshape, torch.reshape, Tensor.unsqueeze, torch.unsqueeze, Tensor.squeeze, torch.squeeze),
+    *(Tensor.flatten, torch.flatten, Tensor.permute, torch.permute, Tensor.transpose, torch.transpose),
+    *(Tensor.t, torch.t, Tensor.T.__get__, Tensor.mT.__get__),  # type: ignore[attr-defined]
+    *(Tensor.float, Tensor.double, Tensor.to, Tensor.type_as, Tensor.contiguous, Tensor.clone),
+    *(Tensor.exp, torch.exp, Tensor.tanh, torch.tanh, Tensor.sigmoid, torch.sigmoid, F.softplus),
+    *(Tensor.neg, torch.neg, Tensor.__neg__, Tensor.abs, torch.abs, Tensor.square, Tensor.sqrt, Tensor.__pow__),
+    *(Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul, Tensor.div, Tensor.__truediv__, torch.div),
+    *(Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.sub),
+    *(Tensor.clamp, torch.clamp, Tensor.softmax, torch.softmax, F.softmax),
+)

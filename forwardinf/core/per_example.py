@@ -1,21 +1,17 @@
-"""Each training example's gradient: one at a time (slow, obvious, any model), or as the uses of a watched forward.
-
-:func:`factored` is complete for every model: what a watched forward does not know how to take apart, and documents
-packed several to a row, come as gradients formed one by one.
-"""
+"""Each training example's gradient: by autograd one at a time (slow, obvious, any model), or as the factors of whole batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Ask, Feed, one_each
-from forwardinf.core.uses import Direct, Use
-from forwardinf.core.watch import watched
+from forwardinf.core.recorder import Recorder, only_these
+from forwardinf.core.recording import dense
+from forwardinf.core.uses import Use
 
 Tensors = dict[str, Tensor]
 Ints = Sequence[int]
@@ -36,13 +32,15 @@ def per_example_gradients(
         losses = (ask or feed.task.loss)(model, batch)
         values = one_each(losses, len(losses) if losses.ndim else 1, "one example")
         for place in range(len(losses)):
-            grads = torch.autograd.grad(losses[place], list(parameters.values()), allow_unused=True,
-                                        retain_graph=place + 1 < len(losses))  # fmt: skip
+            grads: Sequence[Tensor | None] = [None] * len(parameters)
+            if losses.requires_grad:  # else none of these parameters has anything to do with it
+                grads = torch.autograd.grad(losses[place], list(parameters.values()), allow_unused=True,
+                                            retain_graph=place + 1 < len(losses))  # fmt: skip
             pairs = zip(parameters, grads, strict=True)
-            found.append(({name: grad for name, grad in pairs if grad is not None}, float(values[place])))
+            found.append(({name: dense(grad) for name, grad in pairs if grad is not None}, float(values[place])))
         return values
 
-    with _wanting(parameters.values()), torch.enable_grad():
+    with only_these(feed.model, parameters), torch.enable_grad():
         for row in rows:
             found.clear()
             for _ in feed.each(differentiate, [row], 1):
@@ -54,7 +52,7 @@ def per_example_gradients(
 
 def factored(
     feed: Feed, rows: Ints, parameters: Mapping[str, nn.Parameter], batch_size: int, ask: Ask | None = None
-) -> Iterator[tuple[Ints, Tensor, list[Use]]]:
+) -> Generator[tuple[Ints, Tensor, list[Use]], None, None]:
     """Yield (units, losses, uses) of each batch: the gradients of every unit by every parameter, none missing.
 
     Args:
@@ -68,52 +66,16 @@ def factored(
         ``units``: positions in the scores, in order; ``losses (B,)`` float64; ``uses``: a parameter's gradient is the sum
         of its uses' :meth:`~forwardinf.core.uses.Use.gradient`; one without uses has gradient zero.
 
-    Cost: one forward and one activation-only backward; parameters used in a way that is not known are read one example
-    at a time besides (a warning of cost, not of correctness).
+    Cost: one forward and one activation-only backward; where the model cannot be taken apart in batches (``recorder.py``), one
+    example at a time.
+
+    Raises:
+        NoiseError: An example's loss depends on the others in its batch.
+        ModelError: Autograd has no gradient of the loss.
     """
-    chosen = dict(parameters)
-    if feed.examples.units != len(feed.examples):
-        for start in range(0, len(rows), batch_size):
-            piece = rows[start : start + batch_size]
-            units = feed.examples.units_of(piece).tolist()
-            losses, uses = _one_by_one(feed, piece, chosen, ask)
-            yield units, losses, uses
-        return
-    for piece, losses, uses, strange in watched(feed, rows, chosen, batch_size, ask):
-        if strange:
-            missing = _one_by_one(feed, piece, {name: chosen[name] for name in strange}, ask)[1]
-            uses = [use for use in uses if use.name not in strange] + missing
-        yield piece, losses, uses
+    return recorder_of(feed, parameters).batches(feed, rows, parameters, batch_size, ask)
 
 
-def _one_by_one(
-    feed: Feed, rows: Ints, parameters: dict[str, nn.Parameter], ask: Ask | None
-) -> tuple[Tensor, list[Use]]:
-    """Return the rows' losses, and their gradients as uses of the simplest kind."""
-    losses: list[float] = []
-    parts: dict[str, list[tuple[int, Tensor]]] = {}
-    for unit, (gradient, loss) in enumerate(per_example_gradients(feed, rows, parameters, ask)):
-        losses.append(loss)
-        for name, tensor in gradient.items():
-            parts.setdefault(name, []).append((unit, tensor))
-    uses: list[Use] = []
-    for name, found in parts.items():
-        whole = found[0][1].new_zeros(len(losses), *parameters[name].shape)
-        for unit, tensor in found:
-            whole[unit] = tensor
-        use = Direct(name, parameters[name].shape, 0, lambda formed: formed)
-        use.back = whole
-        uses.append(use)
-    return torch.tensor(losses, dtype=torch.float64), uses
-
-
-@contextmanager
-def _wanting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    before = {parameter: parameter.requires_grad for parameter in parameters}
-    try:
-        for parameter in before:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, was in before.items():
-            parameter.requires_grad_(was)
+def recorder_of(feed: Feed, parameters: Mapping[str, nn.Parameter]) -> Recorder:
+    """Return what is known of these parameters' gradients; every reading of a feed, and of what was made from it, shares it."""
+    return feed.recorders.setdefault(tuple(parameters), Recorder())

@@ -82,7 +82,7 @@ class Products:
 
     def _outer(self, use: Outer, directions: Directions) -> Tensor:
         a, d = self._sides(use)
-        table = directions.table(use.name).view(directions.count, *use.shape)
+        table = directions.table(use.name).view(directions.count, *use.matrix)
         if use.rows is not None:
             table = table[:, use.rows]
         factors = None if use.rows is not None else directions.factors(use.name)
@@ -102,7 +102,7 @@ class Products:
 
     def _add_outer(self, use: Outer, weights: Tensor, table: Tensor) -> None:
         a, d = self._sides(use)
-        whole = table.view(-1, *use.shape)
+        whole = table.view(-1, *use.matrix)
         part = whole if use.rows is None else whole[:, use.rows]
         if a.shape[1] == 1:
             for row, scale in zip(part, weights.T, strict=True):

@@ -9,12 +9,14 @@ where they are formed. Curvature is fitted from the factors, and exact linear sc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from forwardinf.core.layouts import Layout
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Use:
         name: The parameter's name.
         shape: Its shape.
         call: Which function call it was: the weight and the bias of one layer share it.
-        back: ``(B, …)``: the gradient of the summed losses at the call's output; None before the backward.
+        back: ``(B, …)``: the gradient of the summed losses at the call's output, examples first; None before the backward.
     """
 
     name: str
@@ -37,10 +39,26 @@ class Use:
         """Return each example's gradient of the parameter through this use, ``(B, *shape)``."""
         raise NotImplementedError
 
+    def take(self, d: Tensor, layout: Layout, size: int) -> None:
+        """Take what came back to the call's output, laid out as that is."""
+        self.back = layout.examples_first(d, size)
+
     def flat(self) -> Tensor:
         """Return the same as ``(B, entries)``, of a single number too."""
         found = self.gradient()
         return found.reshape(len(found), self.shape.numel())
+
+    def part(self, start: int, stop: int) -> Use:
+        """Return this use by examples ``start`` to ``stop`` of the batch alone."""
+        fields = {name: getattr(self, name)[start:stop] for name in ("entered", "index") if hasattr(self, name)}
+        taken = replace(self, **fields)
+        taken.back = self.came_back[start:stop]
+        return taken
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The parameter's shape as one matrix: rows are outputs, columns all that each of them is made of."""
+        return self.shape[0], self.shape[1:].numel()
 
     @property
     def came_back(self) -> Tensor:
@@ -55,13 +73,18 @@ class Outer(Use):
 
     Attributes:
         entered: ``(B, T, in)``: a.
-        turned: The parameter is ``(in, out)``, not ``(out, in)``.
+        turned: The parameter is ``(in, out)``, not ``(out, in)``. A kernel of more axes, whose patches are vectors, is
+            ``(out, in)`` as :attr:`matrix` has it.
         rows: The part of the parameter's output rows that this call used, or None for all.
     """
 
     entered: Tensor
     turned: bool = False
     rows: slice | None = None
+
+    def take(self, d: Tensor, layout: Layout, size: int) -> None:
+        """Take what came back, as vectors."""
+        self.back = layout.places(d, size)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return (a, d), ``(B, T, in)`` and ``(B, T, out)``."""
@@ -79,11 +102,29 @@ class Outer(Use):
 
 
 @dataclass
+class Patches(Outer):
+    """A convolution of several pictures an example: a matrix times the patches of all of them."""
+
+    def take(self, d: Tensor, layout: Layout, size: int) -> None:
+        """Take what came back, ``(pictures, out, …)``."""
+        self.back = layout.places(d.flatten(2).transpose(1, 2), size)
+
+
+@dataclass
 class Convolved(Use):
-    """A convolution: an outer product over patches. ``settings`` are stride, padding, dilation, groups."""
+    """A convolution of one picture an example: an outer product over patches.
+
+    Attributes:
+        entered: ``(B, channels, …)``.
+        settings: stride, padding, dilation, groups.
+    """
 
     entered: Tensor
     settings: dict[str, Any]
+
+    def take(self, d: Tensor, layout: Layout, size: int) -> None:
+        """Take what came back, ``(B, out, …)``."""
+        self.back = d
 
     def patches(self) -> Tensor:
         """Return the patches that the kernel saw, ``(B, groups, places, channels per group × kernel)``."""
@@ -149,10 +190,29 @@ class Direct(Use):
         """Return it, ``(B, *shape)``."""
         return self.form(self.came_back).reshape(-1, *self.shape)
 
+    def part(self, start: int, stop: int) -> Use:
+        """Return some examples' gradients, formed."""
+        return formed(self.name, self.gradient()[start:stop], self.call)
+
+
+@dataclass
+class Formed(Direct):
+    """A gradient that autograd has formed, as no factors of it are known.
+
+    Attributes:
+        why: What stood in the way, for people.
+    """
+
+    why: str = ""
+
 
 @dataclass
 class Bag(Lookup):
-    """A bag of rows: each took the bag's gradient."""
+    """A bag of rows for each example: each row took the bag's gradient."""
+
+    def take(self, d: Tensor, layout: Layout, size: int) -> None:
+        """Take what came back, ``(B, width)``."""
+        self.back = d
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return (index, d)."""
@@ -181,11 +241,13 @@ def _padding(
     return both, both
 
 
+def formed(name: str, gradients: Tensor, call: int = 0, why: str = "") -> Formed:
+    """Return gradients ``(B, *shape)`` that are known as they are."""
+    use = Formed(name, gradients.shape[1:], call, lambda whole: whole, why)
+    use.back = gradients
+    return use
+
+
 def as_uses(gradient: Mapping[str, Tensor]) -> list[Use]:
     """Return one gradient, by parameter name, as the uses of a batch of one."""
-    uses = list[Use]()
-    for name, tensor in gradient.items():
-        use = Direct(name, tensor.shape, 0, lambda formed: formed)
-        use.back = tensor[None]
-        uses.append(use)
-    return uses
+    return [formed(name, tensor[None]) for name, tensor in gradient.items()]

@@ -25,7 +25,7 @@ from forwardinf.core.progress import Advance, progress
 from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
 from forwardinf.job.options import Options
-from forwardinf.perturb.push import Pusher, Query
+from forwardinf.perturb.push import OFF_RATE, Pusher, Query
 from forwardinf.read.baseline import Baseline
 from forwardinf.read.cut import Cut, find_cut
 from forwardinf.read.engine import Engine
@@ -317,6 +317,10 @@ class Job:
             count = sum(query.status == status for query in self.asked)
             if count:
                 remarks.append(f"{count} of {len(self.asked)} queries: rise {status}")
+        off = sum(query.status == OFF_RATE for query in self.asked)
+        if off:
+            remarks.append(f"{off} of {len(self.asked)} queries: a short push moves their loss otherwise than its gradient says, "
+                           "by more than 10 %: these scores are what happens, not what gradients say")  # fmt: skip
         skipped = sum(not query.usable for query in self.asked)
         if skipped:
             remarks.append(f"{skipped} of {len(self.asked)} queries skipped: their rows are NaN, status says why")

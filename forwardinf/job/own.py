@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, digest, model_digest
+from forwardinf.core.per_example import recorder_of
 from forwardinf.core.progress import Advance, Setting, progress
 from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
@@ -24,7 +25,6 @@ from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.own import Own, own_of
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read.per_example import OwnEngine, self_products
-from forwardinf.read.support import unsupported
 from forwardinf.read.tune import tune
 
 UNFITTED = ("plain", "sign")
@@ -92,9 +92,10 @@ def prepare_self(
     rows.label_with(ids)
     feed = Feed(model, spoken, rows, device, seed=options.seed)
     chosen = select(model, perturbation.parameters)
-    why = unsupported(feed, chosen, range(len(rows))).reason
+    recorder = recorder_of(feed, chosen)
+    recorder.meet(feed, chosen)
     size = 1 if options.batch_size == "auto" else options.batch_size
-    if not why:
+    if not recorder.reason:
         squares = Own()
 
         def work(trial: Feed, piece: Sequence[int], size: int) -> None:
@@ -109,10 +110,8 @@ def prepare_self(
     direction = make_direction(
         Fitting(perturbation, feed, chosen, size, key, options.cache, progress=options.progress, notes=notes)
     )
-    own = None if why else own_of(direction)
-    if not why and own is None and not isinstance(direction, Holding):
-        why = f"direction {perturbation.direction!r} does not apply to factors"
-    if why and not isinstance(direction, Holding):
-        notes.append(f"read one example at a time: {why}")
+    own = own_of(direction)
+    if own is None and not isinstance(direction, Holding):
+        notes.append(f"read one example at a time: direction {perturbation.direction!r} does not apply to factors")
     clock = {"setup_s": setup - began, "fit_s": time.perf_counter() - setup}
     return SelfJob(feed, chosen, perturbation, direction, own, size, notes, clock, options.progress)

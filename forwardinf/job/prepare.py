@@ -32,7 +32,7 @@ from forwardinf.job.options import Options, device_of, open_examples, settled
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.makers import passes_of
-from forwardinf.perturb.push import Pusher, Query, directions_together
+from forwardinf.perturb.push import OFF_RATE, Pusher, Query, directions_together
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
@@ -117,8 +117,8 @@ def prepare(
     if folder is not None and kept:
         plan = Plan.from_dict(read_json(folder.path / "plan.json", planning.FORMAT, what="a plan"))
     else:
-        first = Feed(model, spoken.whole(), questions, device, seed=options.seed, asked={}), members[0]
-        plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, first, whole, options)
+        first = Feed(model, spoken.whole(), questions, device, seed=options.seed, asked={}, recorders=feed.recorders)
+        plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, (first, members[0]), whole, options)
         notes += [note] if note else []
     feed = replace(feed, channels_last=plan.channels_last)
     key = baseline_key(feed, whole, data, code, plan.batch_size)
@@ -134,7 +134,8 @@ def prepare(
             plan = replace(plan, considered={**plan.considered, "trunk": round(plan.seconds["reading"], 4)})
 
     floor = known.floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
-    asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={})
+    asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={},
+                  recorders=feed.recorders)  # fmt: skip
     known_fit = None if code is None else digest(whole, data, code)
     fitting = Fitting(rule, feed, parameters, plan.batch_size, known_fit, cache, options.progress, notes)
     if dry:  # a run shows its progress instead
@@ -142,21 +143,21 @@ def prepare(
         each = query_seconds(asking, members[0], parameters, together, exact=plan.exact, rise=rule.rise is not None)
         one = query_gradient(asking, members[0], parameters, plan.batch_size)
         plan = replace(plan, fit_seconds=fit_seconds(fitting, one), query_seconds=len(names) * each)
-    pusher = Pusher(asking, fitting, exact=plan.exact, together=plan.pass_batch_size, members=members)
     asked, block = list[Query](), None
+    pusher = Pusher(asking, fitting, exact=plan.exact, together=plan.pass_batch_size, members=members)
     if folder is not None and kept:
         asked = _load_queries(folder)
     elif not dry:
         began = time.perf_counter()
-        if plan.exact and rule.direction != "hold" and len(names) <= plan.query_block:
-            block = FactoredEngine(feed, parameters, 1).directions(len(names))
-            places = {tuple(group): place for place, group in enumerate(members)}
-            pusher.take = lambda rows, direction: block.put(places[rows], direction)
-        with progress("queries", len(names), options.progress) as advance:
-            for group, called in zip(members, names, strict=True):
-                asked.append(pusher.check(group, called, skip=options.on_bad_query == "skip"))
-                advance(1)
-        pusher.forget()
+        asked, block = _checked(pusher, names, plan, options)
+        if options.engine == "auto" and plan.engine == "forward" and any(query.status == OFF_RATE for query in asked):
+            notes.append("a short push moves the losses otherwise than their gradients say (half precision, detached terms, "
+                         "gradients of its own): read by gradients")  # fmt: skip
+            plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, (asking, members[0]), whole,
+                               replace(options, engine="factored"))  # fmt: skip
+            notes += [note] if note else []
+            pusher = Pusher(asking, fitting, exact=True, together=plan.pass_batch_size, members=members)
+            asked, block = _checked(pusher, names, plan, options)
         clock["queries_s"] = time.perf_counter() - began - pusher.fit_seconds
 
     clock["setup_s"] = time.perf_counter() - clock["started"] - pusher.fit_seconds
@@ -178,6 +179,22 @@ def prepare(
             write_json(folder.path / "plan.json", plan.to_dict())
         _start(job, read_rows, known, unread)
     return job
+
+
+def _checked(
+    pusher: Pusher, names: Sequence[Id], plan: Plan, options: Options
+) -> tuple[list[Query], Directions | None]:
+    """Return (what has to be known of every query, their directions where checking has made them)."""
+    asked, block = list[Query](), None
+    if plan.exact and pusher.perturbation.direction != "hold" and len(names) <= plan.query_block:
+        block = FactoredEngine(pusher.train, pusher.parameters, 1).directions(len(names))
+        pusher.take = lambda rows, direction: block.put(pusher.places[rows], direction)
+    with progress("queries", len(names), options.progress) as advance:
+        for group, called in zip(pusher.members, names, strict=True):
+            asked.append(pusher.check(group, called, skip=options.on_bad_query == "skip"))
+            advance(1)
+    pusher.forget()
+    return asked, block
 
 
 def _plan(

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import digest
-from forwardinf.core.per_example import per_example_gradients
+from forwardinf.core.per_example import factored
 from forwardinf.core.progress import progress
-from forwardinf.core.uses import Direct, Use
-from forwardinf.core.watch import watched
+from forwardinf.core.uses import Formed, Use, formed
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fisher import fisher_feed
 from forwardinf.perturb.kept import FORMAT, read_kept, write_kept
@@ -41,7 +40,7 @@ class Fit:
     Attributes:
         tensors: The sums (or what was made of them), by name.
         parts: Every part of a parameter that a training example used, by key.
-        odd: Parameters that could only be read one example at a time, and why.
+        odd: Parameters whose gradients had to be formed, and why.
         units: Training examples summed over.
         notes: What a person should know.
     """
@@ -65,7 +64,7 @@ class Fit:
 
 
 class NewlyOdd(Exception):
-    """A parameter turned out to need reading one example at a time: what was summed so far lacks it."""
+    """A parameter is used in ways that have no curvature in common: what was summed so far of it must be formed instead."""
 
 
 def sampled_rows(fitting: Fitting, most: int = ALL_UP_TO) -> Sequence[int]:
@@ -124,8 +123,7 @@ def sweep(
 ) -> Fit:
     """Return the sums over these rows. Interrupted, it goes on from the last partial sums beside ``path``.
 
-    Parameters used in a way that has no factors are read one example at a time. Sums of two disjoint sets of rows add up
-    to the sums of both.
+    Sums of two disjoint sets of rows add up to the sums of both.
     """
     odd: dict[str, str] = {}
     while True:
@@ -146,21 +144,21 @@ def _sweep(
     saved, patience = time.monotonic(), SECONDS_BETWEEN
     with progress(title, len(rows), fitting.progress) as advance:
         advance(done)
-        for piece, _, uses, strange in watched(feed, rows[done:], fitting.parameters, size):
-            known, several = sorted_uses(uses)
-            fresh = {**strange, **several}
-            if not set(fresh) <= set(odd):
-                odd.update(fresh)
+        for units, _, uses in factored(feed, rows[done:], fitting.parameters, size):
+            known, several = sorted_uses(_whole_where(uses, odd))
+            several |= {part.name: "used in several ways" for key, (part, _) in known.items()
+                        if fit.parts.get(key, part) != part}  # fmt: skip
+            if several:
+                odd.update(several)
                 raise NewlyOdd
             with torch.no_grad():
                 for key, (part, members) in known.items():
-                    if part.name not in odd:
-                        fit.parts[key] = part
-                        add(fit.tensors, part, members)
-            _add_one_by_one(fit, feed, piece, fitting, add)
-            fit.units += len(fitting.train.examples.units_of(piece))
-            done += len(piece)
-            advance(len(piece))
+                    fit.parts[key] = part
+                    fit.odd |= {use.name: use.why for use in members if isinstance(use, Formed) and use.why}
+                    add(fit.tensors, part, members)
+            fit.units += len(units)
+            done += len(units)
+            advance(len(units))
             if path is not None and time.monotonic() - saved > patience and done < len(rows):
                 began = time.monotonic()
                 write_kept(_partial(path), fit.tensors, {**fit.to_header(), "done": done, "batch_size": size})
@@ -169,26 +167,16 @@ def _sweep(
     return fit
 
 
-def _add_one_by_one(fit: Fit, feed: Feed, piece: Sequence[int], fitting: Fitting, add: Add) -> None:
-    """Add the odd parameters' gradients, formed one example at a time, as plain rows of numbers."""
-    chosen = {name: fitting.parameters[name] for name in fit.odd}
-    if not chosen:
-        return
-    flags = {name: parameter.requires_grad for name, parameter in chosen.items()}
-    try:
-        for parameter in chosen.values():
-            parameter.requires_grad_(True)
-        for gradient, _ in per_example_gradients(feed, piece, chosen):
-            for name, tensor in gradient.items():
-                use = Direct(name, tensor.shape, -1, lambda back: back)
-                use.back = tensor.detach()[None]
-                part = Part(name, (1, 1, tensor.numel()))
-                fit.parts[part.key] = part
-                with torch.no_grad():
-                    add(fit.tensors, part, [use])
-    finally:
-        for name, parameter in chosen.items():
-            parameter.requires_grad_(flags[name])
+def _whole_where(uses: Sequence[Use], odd: dict[str, str]) -> list[Use]:
+    """Return the uses, those of odd parameters added up to one gradient that has been formed."""
+    totals: dict[str, Tensor] = {}
+    for use in uses:
+        if use.name in odd:
+            own = use.gradient()
+            totals[use.name] = totals[use.name] + own if use.name in totals else own
+    return [use for use in uses if use.name not in odd] + [
+        formed(name, total, why=odd[name]) for name, total in totals.items()
+    ]
 
 
 def kept_dtype(fitting: Fitting) -> torch.dtype:

@@ -21,7 +21,7 @@ from forwardinf.perturb.damping import damping
 from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.fits import Fit, fitted, kept_dtype
 from forwardinf.perturb.moments import LARGEST_SIDE
-from forwardinf.perturb.parts import Part, sides, some
+from forwardinf.perturb.parts import Part, sides
 from forwardinf.perturb.schulz import schulz
 from forwardinf.perturb.squares import NUMBERS_AT_ONCE, gradients, squares
 
@@ -108,7 +108,7 @@ def slices(part: Part, uses: Sequence[Use], side: Side) -> Tensor:
     step = max(1, NUMBERS_AT_ONCE // (groups * max([rows * columns, *(p * columns for p in places)])))
     total = None
     for start in range(0, size, step):
-        found = gradients(part, [some(use, start, start + step) for use in uses], [])
+        found = gradients(part, [use.part(start, start + step) for use in uses], [])
         flat = found.flatten(1, 2) if side == "columns" else found.transpose(1, 2).flatten(2).mT
         got = flat.mT @ flat
         total = got if total is None else total.add_(got)

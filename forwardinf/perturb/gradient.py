@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,23 +11,11 @@ from torch import Tensor, nn
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.per_example import factored
+from forwardinf.core.recorder import only_these as only_these
+from forwardinf.core.recording import dense
 from forwardinf.core.root import slope
 from forwardinf.perturb.direction import Tensors
 from forwardinf.perturb.select import Parameters
-
-
-@contextmanager
-def only_these(model: nn.Module, parameters: Parameters) -> Iterator[None]:
-    """Within the block exactly ``parameters`` want gradients; afterwards the flags are as they were."""
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    chosen = set(parameters.values())
-    try:
-        for parameter in before:
-            parameter.requires_grad_(parameter in chosen)
-        yield
-    finally:
-        for parameter, was in before.items():
-            parameter.requires_grad_(was)
 
 
 def query_gradient(
@@ -49,7 +36,7 @@ def query_gradient(
         grads = torch.autograd.grad(weighed.sum() / len(rows), list(parameters.values()), allow_unused=True)
         for name, grad in zip(parameters, grads, strict=True):
             if grad is not None:
-                wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+                wide = dense(grad).to(torch.promote_types(grad.dtype, torch.float32))
                 total[name] = total[name].add_(wide) if name in total else wide.contiguous()
         return away.detach()
 

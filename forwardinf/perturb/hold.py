@@ -27,6 +27,7 @@ from forwardinf.core.noise import seed_of
 from forwardinf.core.per_example import factored
 from forwardinf.core.products import Products, product_dtype
 from forwardinf.core.progress import Advance, progress
+from forwardinf.core.recording import dense
 from forwardinf.core.ridge import Ridge
 from forwardinf.core.uses import as_uses
 from forwardinf.perturb.direction import Fitting, Tensors
@@ -183,7 +184,7 @@ def weighted_gradient(
             grads = torch.autograd.grad((losses * own).sum(), list(parameters.values()), allow_unused=True)
             for name, grad in zip(parameters, grads, strict=True):
                 if grad is not None:
-                    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+                    wide = dense(grad).to(torch.promote_types(grad.dtype, torch.float32))
                     total[name] = total[name].add_(wide) if name in total else wide.contiguous()
         return losses.detach()
 

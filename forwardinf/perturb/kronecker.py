@@ -81,7 +81,7 @@ def _block(fit: Fit, key: str, part: Part) -> Block:
 def _bases(fit: Fit) -> Fit:
     """Make eigenbases and K-FAC's eigenvalues of the factors; say what could only be treated by the diagonal."""
     found = Fit(parts=fit.parts, odd=fit.odd, units=fit.units)
-    plain = [f"{name} ({why})" for name, why in fit.odd.items()]
+    plain: list[str] = []
     for key, part in fit.parts.items():
         terms = [_term(fit, key, kind) for kind in KINDS if f"{key}|{kind}|left" in fit.tensors]
         left, right = _basis(terms, 0, 1), _basis(terms, 1, 0)
@@ -96,8 +96,8 @@ def _bases(fit: Fit) -> Fit:
         table = f"{key}|table|left" in fit.tensors
         sizes = (1 if table else part.shape[1], part.shape[2])
         largest = LARGEST_BLOCK if part.shape[:2] == (1, 1) else LARGEST_SIDE
-        if max(sizes) > largest and part.name not in fit.odd:
-            plain.append(f"{key} (a side of {max(sizes)})")
+        if max(sizes) > largest:
+            plain.append(f"{key} ({fit.odd.get(part.name) or f'a side of {max(sizes)}'})")
     if plain:
         found.notes.append(f"curvature by the diagonal only: {', '.join(sorted(plain))}")
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.uses import Convolved, Direct, Lookup, Use
-from forwardinf.perturb.parts import Part, sides, some, wide
+from forwardinf.perturb.parts import Part, sides, wide
 from forwardinf.perturb.squares import NUMBERS_AT_ONCE
 
 Sums = dict[str, Tensor]
@@ -49,7 +49,7 @@ def add_moments(sums: Sums, part: Part, uses: Sequence[Use]) -> None:
         if isinstance(use, Convolved):
             step = max(1, NUMBERS_AT_ONCE // max(1, part.shape[0] * part.shape[2] * use.came_back.shape[2:].numel()))
         for start in range(0, size, step):
-            piece = use if step >= size else some(use, start, start + step)
+            piece = use if step >= size else use.part(start, start + step)
             _add_matrix(sums, part, *sides(piece), tied)
 
 

@@ -18,7 +18,7 @@ from forwardinf.core.uses import Convolved, Direct, Lookup, Outer, Use
 from forwardinf.perturb.blocks import Block, Solved
 from forwardinf.perturb.direction import Direction, plain, sign
 from forwardinf.perturb.gfim import Slices
-from forwardinf.perturb.parts import Part, sides, some, sorted_uses, wide
+from forwardinf.perturb.parts import Part, sides, sorted_uses, wide
 from forwardinf.perturb.squares import NUMBERS_AT_ONCE, gradients
 
 BUFFER = 2**22  # numbers of the buffer in which gradients are formed: 16 MiB in float32
@@ -143,7 +143,7 @@ class Own:
                                                if isinstance(u, Convolved))])  # fmt: skip
         step, found = max(1, NUMBERS_AT_ONCE // held), []
         for start in range(0, size, step):
-            here = [[some(use, start, start + step) for use in kind] for kind in (matrices, tables)]
+            here = [[use.part(start, start + step) for use in kind] for kind in (matrices, tables)]
             formed = gradients(part, here[0], here[1], _same(form.left, matrices), _same(form.right, matrices))
             found.append(self._squares(formed.transpose(0, 1).flatten(1), form.weight))
         return torch.cat(found)

@@ -7,7 +7,7 @@ output channels, tokens of a table, or (one row) the numbers of a bias. Curvatur
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -53,7 +53,7 @@ class Part:
 def part_of(use: Use) -> Part:
     """Return the part that a use belongs to."""
     if isinstance(use, Outer):
-        rows, columns = use.shape
+        rows, columns = use.matrix
         if use.rows is None:
             return Part(use.name, (1, rows, columns))
         start, stop, _ = use.rows.indices(rows)
@@ -84,17 +84,6 @@ def sorted_uses(uses: Iterable[Use]) -> tuple[dict[str, tuple[Part, list[Use]]],
         if overlap or (None in cuts and whole):
             odd[name] = "used whole and in parts"
     return {key: pair for key, pair in found.items() if pair[0].name not in odd}, odd
-
-
-def some(use: Use, start: int, stop: int) -> Use:
-    """Return the use by examples ``start`` to ``stop`` of the batch (not for a :class:`Direct` use)."""
-    fields: dict[str, Any] = {}
-    for name in ("entered", "index"):
-        if hasattr(use, name):
-            fields[name] = getattr(use, name)[start:stop]
-    taken = replace(use, **fields)
-    taken.back = use.came_back[start:stop]
-    return taken
 
 
 def sides(use: Use) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,8 @@ from forwardinf.perturb.select import Parameters
 from forwardinf.perturb.walk import linear_length, walk
 
 STRAIGHT = 0.01  # a linear push is short enough when the query's own rise is its exact rate to this
+OFF = 0.1  # beyond this, even when shortened, losses move otherwise than their gradients say
+OFF_RATE = "off its rate"
 SHORTEN, TRIES = 0.1**0.5, 6
 TOGETHER, GRADIENTS = 32, 2**28  # query rows whose gradients are taken in one pass, and the bytes they may take
 DIRECTIONS = 2**27  # bytes of the directions that are made together; their gradients and sums take as much again each
@@ -139,8 +141,7 @@ class Pusher:
             if not skip:
                 raise QueryError(
                     f"query {name!r}", expected="a finite gradient that is not zero", got=f"{trouble} (loss {baseline:g})",
-                    do="A query fitted perfectly has none: ask its margin (query='margin'), or on_bad_query='skip'. "
-                    "Nor has a loss that is detached from the model.",
+                    do=_why_none(baseline) if vanished else "Look at the model's output for it, or on_bad_query='skip'.",
                 )  # fmt: skip
             return replace(query, status=trouble, usable=False)
         if self.exact or self.whitened is not None:
@@ -177,7 +178,7 @@ class Pusher:
                 self._last = None  # the push that was tried is not the one that is kept
                 break
             query, off = shorter, again
-        return query
+        return query if off <= OFF else replace(query, status=OFF_RATE)
 
     def push(self, query: Query, first: Tensors | None = None) -> Push:
         """Return the push of a checked query. The same query gives the same bits; the last one is kept.
@@ -356,6 +357,14 @@ class Pusher:
         moved, status = found[0]
         change = {name: moved[name] - self.live[name].detach() for name in moved if name in self.parameters}
         return Push((moved,), float(self.perturbation.lr or 0), self.ruler.relative(change), 1.0), status
+
+
+def _why_none(loss: float) -> str:
+    """Return what a query without a gradient may want."""
+    if abs(loss) < 1e-6:
+        return "A query fitted perfectly has none: ask its margin (query='margin'), or on_bad_query='skip'."
+    return ("Its loss does not depend on the parameters that move: it is detached from them, they are not used for it, or it is "
+            "flat there (dead units, clipping). Move others (parameters=), or on_bad_query='skip'.")  # fmt: skip
 
 
 def directions_together(parameters: Parameters) -> int:

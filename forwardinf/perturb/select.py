@@ -41,9 +41,16 @@ def select(model: nn.Module, patterns: Sequence[str] | None) -> Parameters:
                 raise SettingError("Perturbation(parameters=)", expected="a pattern that matches a parameter name",
                                    got=repr(pattern), do=f"Names look like: {some}.")  # fmt: skip
             chosen.update(found)
+    for name, parameter in chosen.items():
+        if parameter.is_complex():
+            raise ModelError(f"parameter {name}", expected="real numbers", got=f"{parameter.dtype}",
+                             do="Keep it as real numbers (torch.view_as_complex in the forward), or say which others move: "
+                             "Perturbation(parameters=[...]).")  # fmt: skip
     moving = {name: parameter for name, parameter in chosen.items() if parameter.is_floating_point()}
     if not moving:
-        raise SettingError("Perturbation(parameters=)", expected="floating-point parameters", got="only quantised ones")
+        kinds = sorted({str(parameter.dtype) for parameter in chosen.values()})
+        raise SettingError("Perturbation(parameters=)", expected="floating-point parameters", got=f"only {', '.join(kinds)}",
+                           do="Quantised weights do not move: move adapters on top of them.")  # fmt: skip
     return moving
 
 

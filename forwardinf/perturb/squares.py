@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.uses import Convolved, Direct, Lookup, Use
-from forwardinf.perturb.parts import Part, sides, some, wide
+from forwardinf.perturb.parts import Part, sides, wide
 
 NUMBERS_AT_ONCE = 2**22  # of gradients (or patches) held at a time: 16 MiB in float32
 
@@ -44,8 +44,8 @@ def squares(part: Part, uses: Sequence[Use], left: Tensor | None = None, right: 
     step = max(1, NUMBERS_AT_ONCE // held)
     total = None
     for start in range(0, size, step):
-        found = gradients(part, [some(u, start, start + step) for u in matrices],
-                           [some(u, start, start + step) for u in tables], left, right)  # fmt: skip
+        found = gradients(part, [u.part(start, start + step) for u in matrices],
+                           [u.part(start, start + step) for u in tables], left, right)  # fmt: skip
         got = found.square_().sum(1)
         total = got if total is None else total.add_(got)
     assert total is not None

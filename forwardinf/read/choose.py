@@ -10,25 +10,25 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from forwardinf.core import machine
 from forwardinf.core.directions import Directions
-from forwardinf.core.errors import FileError, ModelError, SettingError
+from forwardinf.core.errors import ModelError, SettingError
 from forwardinf.core.feed import Feed
-from forwardinf.core.files import read_json, write_json
+from forwardinf.core.per_example import recorder_of
 from forwardinf.core.products import product_dtype
-from forwardinf.core.watch import Parameters
+from forwardinf.core.recorder import Recorder
+from forwardinf.core.recording import Parameters
 from forwardinf.read.cut import capture, find_cut, rest
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.plan import Plan, factored_plan
-from forwardinf.read.support import Support, unsupported
 from forwardinf.read.tune import tune
 
-FORMAT = "forwardinf.support/2"
+ALONE = 8  # rows that are joined to a batch where gradients are taken one example at a time
 ROOM = 2 * 2**30  # bytes of query directions held at once, at most
 SHARE_OF_FREE = 0.25  # and at most this share of the memory that is free
 FEW = 2  # readings up to which no pass with gradients can pay: it costs about 3 F
@@ -91,26 +91,21 @@ def choose_engine(
         return replace(plan, why="a finite length is read by forward passes only"), ""
     if asked.engine == "auto" and plan.passes <= FEW and not plan.direction_seconds:
         return replace(plan, why=f"{plan.passes} readings: a pass with gradients costs more"), ""
-    support = _support(asked, plan, feed, parameters, rows)
-    if support.reason:
-        if asked.engine == "factored":
-            raise ModelError("engine='factored'", expected="a model whose per-example gradients are known",
-                             got=support.reason, do="Read with engine='forward', or move other parameters "
-                             "(Perturbation(parameters=...)).")  # fmt: skip
-        return replace(plan, why=support.reason), f"read by forward passes: {support.reason}"
+    recorder = recorder_of(feed, parameters)
+    recorder.meet(feed, parameters)
     try:
-        exact = _measured(asked, plan, feed, parameters, rows, support, fill)
+        exact = _measured(asked, plan, feed, parameters, rows, recorder, fill)
     except ModelError:
         if asked.engine == "factored":
             raise
         return replace(plan, why="not enough memory for a pass with gradients"), ""
     passes = f"{exact.passes} exact pass{'es' if exact.passes > 1 else ''} for {plan.passes} readings"
     if asked.engine == "factored":
-        return replace(exact, why=f"asked for: {passes}"), ""
+        return replace(exact, why=f"asked for: {passes}"), recorder.told()
     if asked.whitened:  # a direction of its own takes each query two passes with gradients, and then it is read
-        return replace(exact, why=f"{passes}, whitened"), ""
+        return replace(exact, why=f"{passes}, whitened"), recorder.told()
     if exact.considered["factored"] < WORTH * plan.considered["forward"]:
-        return replace(exact, why=f"{passes}, exact and faster"), ""
+        return replace(exact, why=f"{passes}, exact and faster"), recorder.told()
     return replace(plan, considered=exact.considered, why="forward passes are faster here"), ""
 
 
@@ -143,21 +138,8 @@ def query_block(parameters: Parameters, queries: int, device: torch.device) -> i
     return math.ceil(queries / math.ceil(queries / most))  # blocks of equal size
 
 
-def _support(asked: Asked, plan: Plan, feed: Feed, parameters: Parameters, rows: Sequence[int]) -> Support:
-    path = None if asked.kept is None else asked.kept.with_suffix(".support.json")
-    if path is not None and path.is_file():
-        try:
-            return Support(**read_json(path, FORMAT, what="a check of a model")["support"])
-        except (FileError, KeyError, TypeError):
-            path.unlink(missing_ok=True)
-    found = unsupported(feed, parameters, rows, min(plan.batch_size, 16))
-    if path is not None:
-        write_json(path, {"format": FORMAT, "support": asdict(found)})
-    return found
-
-
 def _measured(
-    asked: Asked, plan: Plan, feed: Feed, parameters: Parameters, rows: Sequence[int], support: Support,
+    asked: Asked, plan: Plan, feed: Feed, parameters: Parameters, rows: Sequence[int], recorder: Recorder,
     fill: Callable[[Directions], None],
 ) -> Plan:  # fmt: skip
     """Time passes with a full block of directions, at several batch sizes and in both layouts."""
@@ -172,6 +154,7 @@ def _measured(
 
     budget = min(15.0, max(0.2, 0.05 * plan.seconds["reading"]))
     path = None if asked.kept is None else asked.kept.with_suffix(f".pass-{block}.json")
-    tuning = tune(feed, rows, asked.batch_size, budget, path, work)
-    return factored_plan(plan, tuning, rows=len(rows), block=block, shard_rows=asked.shard_rows, error=support.error,
+    alone = recorder.reason or feed.examples.units != len(feed.examples)  # one at a time, whatever the batch
+    tuning = tune(feed, rows, asked.batch_size or (ALONE if alone else None), budget, path, work)
+    return factored_plan(plan, tuning, rows=len(rows), block=block, shard_rows=asked.shard_rows, error=recorder.error,
                          direction_bytes=directions.nbytes, whitened=asked.whitened)  # fmt: skip

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.directions import Directions
-from forwardinf.core.errors import ModelError
 from forwardinf.core.feed import Feed
+from forwardinf.core.per_example import factored
 from forwardinf.core.products import Products, product_dtype
 from forwardinf.core.progress import Advance
-from forwardinf.core.watch import Parameters, watched
+from forwardinf.core.recording import Parameters
 from forwardinf.read.engine import Halving, silent
 
 
 class FactoredEngine(Halving):
-    """Reads exact linear scores. Give it what :func:`forwardinf.read.support.unsupported` has nothing against.
+    """Reads exact linear scores of any model; batch by batch where its gradients can be told apart (``core/recorder.py``).
 
     Args:
-        feed: Model and training data; one unit a row.
+        feed: Model and training data.
         parameters: Those that move.
         batch_size: Examples at a time, to begin with.
         halved: Told the new batch size each time it is halved.
@@ -52,9 +52,6 @@ class FactoredEngine(Halving):
         """Return gᵢᵀu, ``(queries, units)`` float64 on the CPU; the losses themselves are left in ``losses``.
 
         Cost: one forward, one activation-only backward, and the products.
-
-        Raises:
-            ModelError: A parameter is used in a way that was not seen when the model was checked.
         """
         found = self.whole(lambda count: self.scores(perturbations, rows, self.batch_size, count), rows, advance)
         self.forwards += len(rows)
@@ -62,11 +59,10 @@ class FactoredEngine(Halving):
 
     def scores(self, directions: Directions, rows: Sequence[int], size: int, advance: Advance = silent) -> Tensor:
         """Return the same at a given batch size; memory that runs out is the caller's."""
-        scores = torch.zeros(len(directions), len(rows), dtype=torch.float64)
+        scores = torch.zeros(len(directions), len(self.feed.examples.units_of(rows)), dtype=torch.float64)
         losses, at = [], 0
-        with closing(watched(self.feed, rows, self.parameters, size)) as batches:
-            for piece, values, uses, strange in batches:
-                refuse_strange(strange)
+        with closing(factored(self.feed, rows, self.parameters, size)) as batches:
+            for piece, values, uses in batches:
                 total = torch.zeros(len(piece), len(directions), dtype=torch.float64, device=self.feed.device)
                 while uses:  # what a use holds is free as soon as it is done
                     total += self.products.of(uses.pop(), directions)
@@ -76,14 +72,3 @@ class FactoredEngine(Halving):
                 advance(len(piece))
         self.losses = torch.cat(losses) if losses else torch.empty(0, dtype=torch.float64)
         return scores
-
-
-def refuse_strange(strange: dict[str, str]) -> None:
-    """Raise where a parameter was used in a way whose gradient is not known.
-
-    Raises:
-        ModelError: With its name, and the function's.
-    """
-    for name, function in strange.items():
-        raise ModelError(f"parameter {name}", expected="uses by functions that are known", got=f"{function}()",
-                         do="Read with engine='forward'.")  # fmt: skip

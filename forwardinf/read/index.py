@@ -22,8 +22,8 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, write_json
 from forwardinf.core.per_example import factored
 from forwardinf.core.progress import Advance
+from forwardinf.core.recording import Parameters
 from forwardinf.core.uses import Use
-from forwardinf.core.watch import Parameters
 from forwardinf.read.engine import silent
 
 FORMAT = "forwardinf.responses/1"

@@ -14,8 +14,8 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.per_example import factored
 from forwardinf.core.per_example import per_example_gradients as per_example_gradients
 from forwardinf.core.progress import Advance
+from forwardinf.core.recording import Parameters
 from forwardinf.core.uses import Use
-from forwardinf.core.watch import Parameters
 from forwardinf.read.engine import Halving, silent
 
 Tensors = dict[str, Tensor]

@@ -16,8 +16,8 @@ from torch import Tensor
 from forwardinf.core.feed import Feed
 from forwardinf.core.per_example import Tensors, per_example_gradients
 from forwardinf.core.progress import Advance
+from forwardinf.core.recording import Parameters
 from forwardinf.core.ridge import PIECE, Ridge
-from forwardinf.core.watch import Parameters
 from forwardinf.read.factored import FactoredEngine
 
 

@@ -18,11 +18,11 @@ from forwardinf.core.examples import Batch, Id, examples
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.losses import token_losses, token_margins
+from forwardinf.core.per_example import recorder_of
 from forwardinf.core.progress import progress
 from forwardinf.core.root import root
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task_text import CausalLM, Each, Seq2Seq
-from forwardinf.core.watch import watched
 from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
 from forwardinf.method import attribute
 from forwardinf.perturb.direction import Fitting
@@ -284,30 +284,19 @@ class Asking:
             if not 0 < length < float("inf"):
                 raise QueryError(f"question {name!r}", expected="a finite gradient that is not zero", got=f"length {length}",
                                  do="Ask an earlier checkpoint, or contrast it with a wrong answer.")  # fmt: skip
-        if sketcher.strange:
-            name, function = next(iter(sketcher.strange.items()))
-            self._note(f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}")
+        self._note(recorder_of(self.train, self.parameters).told())
         self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
         return index, joined
 
     def _metric(self) -> dict[str, Sides] | None:
-        """Return what gradients are taken through, fitted to a sample of the documents.
-
-        Parameters whose use is not known have no sketch, so their curvature is not asked for.
-        """
+        """Return what gradients are taken through, fitted to a sample of the documents."""
         if self.curvature == "none":
             return None
-        few = range(min(len(self.train.examples), self.batch_size))
-        rows = replace(self.train, task=self.task.whole(), examples=self.train.examples.one_each())
-        _, _, _, strange = next(iter(watched(rows, few, self.parameters, self.batch_size)))
-        known = {name: parameter for name, parameter in self.parameters.items() if name not in strange}
-        if not known:
-            return None  # the sketch will say so
         by_loss = self._by_loss()  # the Fisher does not ask what gradients are of
         made_from = (model_digest(self.model), self.data_digest, code_digest(by_loss))
         key = None if None in made_from else digest(*made_from)
         rule = Perturbation("kfac", fit_examples=FIT, seed=self.options.seed)
-        fitting = Fitting(rule, replace(self.train, task=by_loss), known, self.batch_size, key,
+        fitting = Fitting(rule, replace(self.train, task=by_loss), self.parameters, self.batch_size, key,
                           self.options.cache, self.options.progress)  # fmt: skip
         try:
             found = metric(fitting)
@@ -427,7 +416,7 @@ class Asking:
         return list(places) if lengths is None else sorted(places, key=lambda place: lengths[place])
 
     def _note(self, text: str) -> None:
-        if text not in self.notes:
+        if text and text not in self.notes:
             self.notes.append(text)
 
 

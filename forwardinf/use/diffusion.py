@@ -18,6 +18,7 @@ from forwardinf.core.errors import DataError, QueryError, SettingError, choose
 from forwardinf.core.examples import Batch, Examples, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, model_digest
+from forwardinf.core.per_example import recorder_of
 from forwardinf.core.progress import Setting, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Task, as_task
@@ -189,7 +190,7 @@ def trace_images(
                       seed=seed)  # fmt: skip
     globs = tuple([parameters] if isinstance(parameters, str) else parameters) if parameters is not None else None
     rule = _rule(model, perturbation, globs)
-    with borrowed(model):
+    with borrowed(model) as model:
         job = _Job(model, train, images, as_task(task), options, globs, ids, image_ids)
         views = [job.task] if flips == "none" else job.both_views()
         chosen = job.chosen(candidates)
@@ -365,10 +366,8 @@ class _Job:
                 raise QueryError(
                     f"image {name!r}", expected="a finite gradient that is not zero", got=f"length {length}"
                 )
-        if sketcher.strange:
-            name, function = next(iter(sketcher.strange.items()))
-            note = f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}"
-            self.notes += [note] if note not in self.notes else []
+        note = recorder_of(feed, self.parameters).told()
+        self.notes += [note] if note and note not in self.notes else []
         self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
         return index, queries
 

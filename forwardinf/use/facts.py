@@ -154,7 +154,7 @@ def trace(
     fusion = as_fusion(fuse)
     options = Options(batch_size=batch_size, device=device, cache_dir=cache_dir, progress=progress, seed=seed)
     globs = tuple([parameters] if isinstance(parameters, str) else parameters) if parameters is not None else None
-    with borrowed(model):
+    with borrowed(model) as model:
         job = Asking(model, options, train, tokenizer, text, documents, max_length, ids, globs, reading, curvature)
         job.ask(questions, answers, span, contrast, new_tokens, question_ids)
         stage = candidates if isinstance(candidates, str) else None

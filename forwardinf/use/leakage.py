@@ -129,7 +129,7 @@ def leaks(
     """
     options = Options(batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed)
     began, q, count = time.perf_counter(), checked_share("fdr", fdr), checked_count("k", k)
-    with borrowed(model):
+    with borrowed(model) as model:
         given = opened(model, task, options, collate_fn, parameters)
         sides = {"train": _side(given, train, "train", ids), "queries": _side(given, queries, "queries", query_ids)}
         if clean is not None:

@@ -112,7 +112,7 @@ def memorized(
     """
     options = Options(batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed)
     began, count = time.perf_counter(), checked_count("k", k)
-    with borrowed(model):
+    with borrowed(model) as model:
         given = opened(model, task, options, collate_fn, parameters)
         feed = given.feed(train, "train", ids)
         checked_size(feed, LEAST)

@@ -111,7 +111,7 @@ def mislabeled(
     """
     options = Options(batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed)
     began = time.perf_counter()
-    with borrowed(model):
+    with borrowed(model) as model:
         given = opened(model, task, options, collate_fn, parameters)
         feed = given.feed(train, "train", ids)
         checked_size(feed, LEAST)

@@ -524,8 +524,8 @@ def _opened(model: Any, task: Any, settings: Mapping[str, Any], options: Options
     if isinstance(model, nn.Module):
         if task is None:
             raise SettingError("task", expected="a task, or a function (model, batch) -> (B,)", got="none")
-        with borrowed(model):
-            yield _Reader(model, as_task(task), settings, options, None)
+        with borrowed(model) as lent:
+            yield _Reader(lent, as_task(task), settings, options, None)
         return
     if not callable(getattr(model, "perturb", None)) or not callable(getattr(model, "losses", None)):
         raise ModelError("model", expected="a torch.nn.Module, or an object with perturb(seed, length) and losses(batch)",

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed, one_each
+from forwardinf.core.feed import Feed
+from forwardinf.core.per_example import factored
 from forwardinf.core.progress import Advance
-from forwardinf.core.watch import watched
 
 Ask = Callable[[nn.Module, Batch], Tensor]
 Parameters = Mapping[str, nn.Parameter]
@@ -115,36 +115,15 @@ def responses(
 def gradients(
     feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None = None
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yield (what was asked ``(B,)``, each example's gradient by name ``(B, *shape)``) of batches of rows, in order.
-
-    Layers whose uses are not known are read one example at a time, by autograd.
-    """
+    """Yield (what was asked ``(B,)``, each example's gradient by name ``(B, *shape)``) of batches of rows, in order."""
     total = sum(parameter.numel() for parameter in parameters.values())
-    size, done, strange = max(1, min(MOST_AT_ONCE, HELD // max(total, 1))), 0, False
-    for piece, values, uses, unknown in watched(feed, rows, parameters, size, ask):
-        if unknown:
-            strange = True
-            break
+    size = max(1, min(MOST_AT_ONCE, HELD // max(total, 1)))
+    for _, values, uses in factored(feed, rows, parameters, size, ask):
         grads: dict[str, Tensor] = {}
         for use in uses:
             found = use.gradient().detach()
             grads[use.name] = grads[use.name] + found if use.name in grads else found
         yield values, grads
-        done += len(piece)
-    if strange:
-        yield from _one_by_one(feed, rows[done:], parameters, ask or feed.task.loss)
-
-
-def _one_by_one(
-    feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    with torch.enable_grad():
-        for row in rows:
-            (values,) = feed.each(ask, [row], 1)
-            one_each(values, 1, f"{feed.examples.name}, row {row}")
-            found = torch.autograd.grad(values.sum(), list(parameters.values()), allow_unused=True)
-            pairs = zip(parameters, found, strict=True)
-            yield values.detach().double().cpu(), {name: grad[None] for name, grad in pairs if grad is not None}
 
 
 def unit(values: Tensor) -> Tensor:

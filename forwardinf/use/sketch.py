@@ -21,15 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from forwardinf.core.errors import ModelError, SettingError
+from forwardinf.core.errors import SettingError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
 from forwardinf.core.noise import seed_of
+from forwardinf.core.per_example import factored
 from forwardinf.core.progress import Advance
 from forwardinf.core.uses import Convolved, Lookup, Outer, Use
-from forwardinf.core.watch import watched
 from forwardinf.perturb.metric import Sides
 from forwardinf.read.whitened import along
 from forwardinf.use.responses import unit
@@ -60,14 +60,12 @@ class Sketcher:
         side: See above. Memory: ``side² × weights`` numbers for each example.
         seed: Of the projections.
         metric: What gradients are taken through first (:mod:`forwardinf.perturb.metric`); None: they are as they are.
-        strange: Parameters that were used in a way that is not known, with the function: they are missing.
     """
 
     parameters: Mapping[str, nn.Parameter]
     side: int = SIDE
     seed: int = 0
     metric: InitVar[Mapping[str, Sides] | None] = None
-    strange: dict[str, str] = field(default_factory=dict)
     _sides: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     def __post_init__(self, metric: Mapping[str, Sides] | None) -> None:
@@ -102,24 +100,16 @@ class Sketcher:
         """Return each row's sketched gradient of ``ask`` (default: the training loss), ``(rows, width)`` float32.
 
         Cost: one forward, one activation-only backward and the projections: about 3 F.
-
-        Raises:
-            ModelError: None of the parameters is used in a way that is known.
         """
         found = torch.zeros(len(rows), self.width)
         at = 0
-        for piece, _, uses, strange in watched(feed, rows, self.parameters, batch_size, ask):
-            self.strange |= strange
+        for piece, _, uses in factored(feed, rows, self.parameters, batch_size, ask):
             block = torch.zeros(len(piece), self.width, device=feed.device)
             for use in uses:
                 block[:, self.places[use.name]] += self._of(use).flatten(1)
             found[at : at + len(piece)] = block.cpu()
             at += len(piece)
             advance(len(piece))
-        if self.strange and len(self.strange) == len(self.parameters):
-            name, function = next(iter(self.strange.items()))
-            raise ModelError("gradient index", expected="layers whose gradients are known",
-                             got=f"{name} used by {function}", do="Pass a perturbation=: it is read forward.")  # fmt: skip
         return found
 
     def _of(self, use: Use) -> Tensor:

@@ -56,7 +56,7 @@ class Asking:
 
     def __call__(self, model: nn.Module) -> dict[str, Array]:
         """Return what each query measures under ``model``, which is given back as it was."""
-        with borrowed(model):
+        with borrowed(model) as model:
             feed = Feed(model, self.task, self.examples, device_of(model, "auto"), seed=self.seed, asked=self.filled)
             found = {"measure": feed.measures(self.rows, self.batch_size).numpy()}
             predicted = self._predicted(feed)

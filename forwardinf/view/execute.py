@@ -49,8 +49,8 @@ def attribute(config: RunConfig, out: Path | None, overwrite: bool) -> Scores:
     options = Options(output_dir=out, overwrite=overwrite, config=as_yaml(config), **_options(config))
 
     def once(options: Options) -> Scores:
-        with borrowed(model):
-            return method.run(_prepared(config, model, train, queries, task, options))
+        with borrowed(model) as lent:
+            return method.run(_prepared(config, lent, train, queries, task, options))
 
     if not config.checkpoints:
         return once(options)
@@ -62,7 +62,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """Return what a run would do: settled on a few batches, nothing read, nothing written."""
     as_perturbation(config.perturbation)  # a wrong setting is said before anything is loaded
     model, train, queries, task = _loaded(config)
-    with borrowed(model):
+    with borrowed(model) as model:
         job = _prepared(config, model, train, queries, task, Options(**_options(config)), dry=True)
     found = job.plan
     stored = (

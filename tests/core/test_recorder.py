@@ -9,9 +9,8 @@ from close import assert_close
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.per_example import per_example_gradients
+from forwardinf.core.per_example import factored, per_example_gradients, recorder_of
 from forwardinf.core.uses import Lookup, Outer
-from forwardinf.core.watch import watched
 from forwardinf.perturb.select import select
 
 B = 6
@@ -28,30 +27,28 @@ class Given:
 
 
 def compare(given, size=B):
-    """Return (uses, strange) after comparing every known parameter's gradient of every example."""
+    """Return (uses, recorder) after comparing every parameter's gradient of every example with autograd's."""
     reader, chosen = feed(given), select(given.model, None)
     wanted = list(per_example_gradients(reader, range(B), chosen))
-    seen, strange, found, losses = [], {}, {}, []
-    for piece, values, uses, unknown in watched(reader, range(B), chosen, size):
-        strange |= unknown
+    seen, found, losses, count = [], {}, [], len(wanted)
+    for units, values, uses in factored(reader, range(B), chosen, size):
         losses += values.tolist()
         for use in uses:
             seen.append(use)
-            whole = found.setdefault(use.name, torch.zeros(B, *use.shape, dtype=torch.float64))
-            whole[list(piece)] += use.gradient().double()
+            whole = found.setdefault(use.name, torch.zeros(count, *use.shape, dtype=torch.float64))
+            whole[list(units)] += use.gradient().double()
     assert losses == pytest.approx([loss for _, loss in wanted], rel=1e-12)
     scale = max(g.abs().max() for grads, _ in wanted for g in grads.values())
     for name, parameter in chosen.items():
-        if name not in strange:
-            want = torch.stack([grads.get(name, torch.zeros_like(parameter)) for grads, _ in wanted])
-            assert_close(found.get(name, torch.zeros_like(want)) / scale + 1, want / scale + 1, rtol=1e-12, why=SAME)
-    return seen, strange
+        want = torch.stack([grads.get(name, torch.zeros_like(parameter)) for grads, _ in wanted])
+        assert_close(found.get(name, torch.zeros_like(want)) / scale + 1, want / scale + 1, rtol=1e-12, why=SAME)
+    return seen, recorder_of(reader, chosen)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [1, 4, B])
 def test_every_case_of_the_laws(name, size):
-    assert compare(case(name, torch.float64), size)[1] == {}
+    assert compare(case(name, torch.float64), size)[1].reason == ""
 
 
 def images(*shape):
@@ -68,10 +65,8 @@ CONV2 = {
 @pytest.mark.parametrize("settings", CONV2.values(), ids=CONV2)
 def test_convolutions(settings):
     layer = nn.Conv2d(4, 4, **{"kernel_size": 3, **settings})
-    assert (
-        compare(Given(nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), images(4, 7, 8)))[1]
-        == {}
-    )
+    layers = layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    assert compare(Given(nn.Sequential(*layers), images(4, 7, 8)))[1].reason == ""
 
 
 @pytest.mark.parametrize(
@@ -79,7 +74,7 @@ def test_convolutions(settings):
 )
 def test_convolutions_of_sequences(settings):
     layers = nn.Conv1d(4, 4, 3, **settings), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3)
-    assert compare(Given(nn.Sequential(*layers), images(4, 9)))[1] == {}
+    assert compare(Given(nn.Sequential(*layers), images(4, 9)))[1].reason == ""
 
 
 NORMS = {
@@ -91,7 +86,7 @@ NORMS = {
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 def test_normalisations(norm):
     layers = nn.Conv2d(2, 4, 1), norm, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(100, 3)
-    assert compare(Given(nn.Sequential(*layers), images(2, 5, 5)))[1] == {}
+    assert compare(Given(nn.Sequential(*layers), images(2, 5, 5)))[1].reason == ""
 
 
 class Everything(nn.Module):
@@ -115,8 +110,8 @@ class Everything(nn.Module):
 
 
 def test_a_model_that_uses_parameters_in_every_way():
-    seen, strange = compare(Given(Everything(), (IDS, torch.arange(B) % 3)))
-    assert strange == {}
+    seen, recorder = compare(Given(Everything(), (IDS, torch.arange(B) % 3)))
+    assert recorder.reason == ""
     assert sum(use.name == "head.weight" for use in seen) == 2
 
 
@@ -144,7 +139,7 @@ def transformers_models():
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit"])
 def test_models_of_transformers(name):
-    assert compare(Given(*transformers_models()[name]))[1] == {}
+    assert compare(Given(*transformers_models()[name]))[1].reason == ""
 
 
 def test_tied_weights_are_used_as_a_table_and_as_a_matrix():
@@ -162,7 +157,7 @@ def test_as_many_positions_as_examples_are_not_mistaken_for_class_numbers():
         def forward(self, x):
             return self.head((self.table(torch.arange(B)) * x[..., None]).mean(1))
 
-    assert compare(Given(Positions(), images(B)))[1] == {}
+    assert compare(Given(Positions(), images(B)))[1].reason == ""
 
 
 class Recurrent(nn.Module):
@@ -174,27 +169,27 @@ class Recurrent(nn.Module):
         return self.head(self.cell(self.embed(ids))[0][:, -1])
 
 
-def test_a_use_that_is_not_known_is_named():
-    strange = compare(Given(Recurrent(), (IDS, torch.arange(B) % 3)))[1]
-    assert strange == dict.fromkeys(
-        ["cell.weight_ih_l0", "cell.weight_hh_l0", "cell.bias_ih_l0", "cell.bias_hh_l0"], "lstm"
-    )
+def test_a_use_that_is_not_known_is_named_and_left_to_autograd():
+    recorder = compare(Given(Recurrent(), (IDS, torch.arange(B) % 3)))[1]
+    lstm = ["cell.weight_ih_l0", "cell.weight_hh_l0", "cell.bias_ih_l0", "cell.bias_hh_l0"]
+    assert recorder.odd == dict.fromkeys(lstm, "used by lstm()")
+    assert "lstm" in recorder.told()
     prelu = Given(nn.Sequential(nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 3)), images(5))
-    assert compare(prelu)[1] == {"1.weight": "prelu"}
+    assert compare(prelu)[1].odd == {"1.weight": "used by prelu()"}
 
 
 def test_the_model_and_its_flags_are_left_alone():
     given = Given(Everything(), (IDS, torch.arange(B) % 3))
     given.model.head.weight.requires_grad_(False)
     before = {name: (p.clone(), p.requires_grad, p.grad) for name, p in given.model.named_parameters()}
-    list(watched(feed(given), range(B), select(given.model, None), B))
+    list(factored(feed(given), range(B), select(given.model, None), B))
     for name, parameter in given.model.named_parameters():
         assert torch.equal(parameter, before[name][0])
         assert (parameter.requires_grad, parameter.grad) == before[name][1:]
 
 
 def test_a_batch_leaves_nothing_for_the_garbage_collector():
-    given = case("transformer")  # its normalisations refer to the watch, and the watch to them
+    given = case("transformer")  # its normalisations keep what they were fed
 
     def tensors():
         return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
@@ -204,7 +199,7 @@ def test_a_batch_leaves_nothing_for_the_garbage_collector():
     try:
         counts = []
         for _ in range(3):
-            for _ in watched(feed(given), range(8), select(given.model, None), 4):
+            for _ in factored(feed(given), range(8), select(given.model, None), 4):
                 pass
             counts.append(tensors())
     finally:

@@ -1,0 +1,450 @@
+"""Per-example gradients that have been checked: of whole batches where that is right, else of one example at a time.
+
+Taking the gradients of a batch apart supposes that the examples are where they are looked for. That is never guessed: the
+first time a model is read, a batch of a prime number of examples is recorded, and its gradients are compared with autograd's
+of each example alone. From then on a batch is taken apart only if it looks as the checked one did (:class:`Structure`): the
+same functions of the same parameters, with examples along the same axes. Anything else is read one example at a time, where
+all there is belongs to that example; and there, too, every new structure is compared with autograd before it is trusted, and a
+parameter that does not agree gets autograd's own gradient. So what comes out is right for every model; only its cost differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from forwardinf.core.errors import NoiseError
+from forwardinf.core.examples import Batch
+from forwardinf.core.feed import Ask, Feed, one_each
+from forwardinf.core.joining import Joined
+from forwardinf.core.layouts import Ambiguous
+from forwardinf.core.memory import out_of_memory, release
+from forwardinf.core.recording import (
+    Guide,
+    Known,
+    Parameters,
+    Recording,
+    Structure,
+    Unfamiliar,
+    look_at_sizes,
+    one_example,
+)
+from forwardinf.core.uses import Use, formed
+
+Tensors = dict[str, Tensor]
+PRIMES = (7, 5, 11, 3, 2)  # examples of the batch that is checked: one that divides no other axis
+KINDS = 4  # structures of batches that are checked: one with more is read one example at a time
+FEW = 8  # batches of an unfamiliar kind before their share decides that all are read so
+SEEN_ALONE = 3  # examples on which a structure is compared with autograd before it is trusted
+ROUNDINGS = 4
+KINK = 1e-2  # how far one unit at its kink moves an example's gradient, at most: a batch may round it to the other side
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two gradients of one example may be apart.
+
+    Attributes:
+        whole: As a share of the example's whole gradient: rounding adds up over layers.
+        own: As a share of the parameter's, beside ``rest`` of the whole: a small parameter must not be wrong unseen.
+        rest: See ``own``.
+    """
+
+    whole: float
+    own: float
+    rest: float
+
+
+WIDE = Tolerance(1e-9, 1e-6, 1e-11)
+SINGLE = Tolerance(1e-4, 1e-2, 1e-5)
+NARROW = Tolerance(5e-2, 2e-1, 2e-2)  # eight bits of mantissa, rounded at every layer
+COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
+
+
+@dataclass
+class Recorder:
+    """What is known of one model's per-example gradients of some parameters.
+
+    Attributes:
+        together: Structures of batches whose gradients were right.
+        alone: Structures of single examples, with the parameters that need autograd's own gradient, and on how many examples
+            they have been compared.
+        reason: Why batches are not taken apart; empty: they are.
+        error: How far an example's gradient was off by rounding at most (an absolute length).
+        packed: Rows of several documents were read.
+    """
+
+    together: list[Structure] = field(default_factory=list)
+    alone: dict[Structure, tuple[frozenset[str], int]] = field(default_factory=dict)
+    reason: str = ""
+    error: float = 0.0
+    packed: bool = False
+    _pieces: int = 0
+    _unfamiliar: int = 0
+
+    @property
+    def met(self) -> bool:
+        """Whether the model has been looked at."""
+        return bool(self.together or self.reason)
+
+    @property
+    def odd(self) -> dict[str, str]:
+        """Parameters whose gradients autograd forms, and what used them."""
+        found: dict[str, str] = {}
+        for structure, (names, _) in self.alone.items():
+            known = dict(structure.unknown)
+            for name in names:
+                found[name] = f"used by {known[name]}()" if name in known else "used in a way that is not seen"
+        return found
+
+    def told(self) -> str:
+        """Return what a person should know of how gradients were taken, or nothing."""
+        if self.reason:
+            odd = self.odd
+            whole = (
+                f"; autograd forms the gradients of {', '.join(sorted(odd)[:4])}{', …' * (len(odd) > 4)}" if odd else ""
+            )
+            return f"gradients are taken one example at a time: {self.reason}{whole}"
+        return "gradients are taken one document at a time: rows hold several documents" if self.packed else ""
+
+    def batches(
+        self, feed: Feed, rows: Sequence[int], parameters: Parameters, batch_size: int, ask: Ask | None = None
+    ) -> Generator[tuple[Sequence[int], Tensor, list[Use]], None, None]:
+        """Yield (units, losses ``(B,)`` float64, uses) of all rows in order; see :func:`forwardinf.core.per_example.factored`."""
+        packed = feed.examples.units != len(feed.examples)
+        with only_these(feed.model, parameters):
+            if not packed and not self.met:
+                self._meet(feed, spread(rows, max(PRIMES)), parameters, ask)
+            self.packed |= packed
+            for start in range(0, len(rows), batch_size):
+                piece = rows[start : start + batch_size]
+                found = None if packed else self._taken_apart(feed, piece, parameters, ask)
+                if found is not None:
+                    yield piece, *found
+                else:
+                    yield from self._one_by_one(feed, piece, parameters, ask)
+
+    def meet(self, feed: Feed, parameters: Parameters, ask: Ask | None = None) -> None:
+        """Look at the model with a few of these rows, unless that has been done.
+
+        Cost: a forward and backward of about seven examples together, and of as many alone.
+        """
+        if not self.met and feed.examples.units == len(feed.examples):
+            with only_these(feed.model, parameters):
+                self._meet(feed, spread(range(len(feed.examples)), max(PRIMES)), parameters, ask)
+
+    # -- batches ---------------------------------------------------------------------------------------------------------
+
+    def _taken_apart(
+        self, feed: Feed, piece: Sequence[int], parameters: Parameters, ask: Ask | None
+    ) -> tuple[Tensor, list[Use]] | None:
+        """Return (losses, uses) of a batch that looks as a checked one did, or None."""
+        if self.reason or not self.together:
+            return None
+        self._pieces += 1
+        while True:
+            try:
+                recording, values, uses = _record(feed, piece, parameters, ask, Known(self.together))
+            except Unfamiliar as error:
+                known = len(self.together)
+                if (
+                    known < KINDS
+                    and self._meet(feed, spread(piece, max(PRIMES)), parameters, ask)
+                    and len(self.together) > known
+                ):
+                    continue  # another kind of batch, and now a known one
+                self._unfamiliar += 1
+                if self._unfamiliar > FEW and 2 * self._unfamiliar > self._pieces:
+                    self.reason = str(error)
+                return None
+            self.reason = _uncountable(recording, feed, piece)
+            return None if self.reason else (values, uses)
+
+    def _meet(self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None) -> bool:
+        """Record a batch and each of its examples alone, compare; return whether batches like it may be taken apart."""
+        why = "not enough examples to tell which axis is theirs"
+        try:
+            for count in _counts(parameters, len(rows)):
+                try:
+                    found = _record(feed, rows[:count], parameters, ask, look_at_sizes)
+                except Ambiguous:
+                    continue
+                why = self._compared(feed, rows[:count], parameters, ask, *found)
+                break
+            else:
+                return False  # others may be more
+        except NoiseError:
+            raise
+        except Unfamiliar as error:
+            why = str(error)
+        except Exception as error:  # whatever a user's model does when it is recorded: alone it may well do without
+            why = f"the forward raises {type(error).__name__} when it is recorded: {error}"
+            if out_of_memory(error):
+                release()
+                why = "not enough memory for the gradients of a few examples"
+        if why and not self.together:
+            self.reason = why
+        return not why
+
+    def _compared(
+        self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None, recording: Recording,
+        values: Tensor, uses: list[Use],
+    ) -> str:  # fmt: skip
+        """Compare a batch's gradients with those of its examples alone; return what speaks against it, or nothing."""
+        tolerance = _tolerance(parameters, recording)
+        kinked, largest, odd = 0, 0.0, frozenset[str]()
+        for place, row in enumerate(rows):
+            whole, loss, names = self._checked_alone(feed, row, parameters, ask)
+            odd |= names
+            size = _norm(whole)
+            if not math.isfinite(size + loss):
+                continue  # said where it is asked for
+            _same_company(feed, row, float(values[place]), loss, parameters)
+            apart = _apart([use.part(place, place + 1) for use in uses], whole)
+            off = _total(apart)
+            if off <= tolerance.whole * size and not _unseen(apart, whole, size, tolerance):
+                self.error, largest = max(self.error, off), max(largest, size)
+            elif off <= KINK * size:
+                kinked += 1
+            elif not odd:
+                name = max(apart, key=lambda key: apart[key])
+                share = off / size if size else math.inf
+                return (
+                    f"parameter {name}: a batch's gradients are off by {share:.1g} of those of its examples (row {row})"
+                )
+        self.error = max(self.error, ROUNDINGS * torch.finfo(_product_dtype(parameters)).eps * largest)
+        if odd:
+            return f"parameter {min(odd)} is {self.odd[min(odd)]}: its per-example gradient is not known"
+        if kinked > len(rows) // 4:  # a kink is rare: this is the examples of a batch seeing one another
+            return "gradients in a batch differ from those of single examples"
+        if recording.found in self.together:
+            return ""
+        why = _uncountable(recording, feed, rows)
+        if not why:
+            self.together.append(recording.found)
+        return why
+
+    # -- one example at a time -------------------------------------------------------------------------------------------
+
+    def _one_by_one(
+        self, feed: Feed, piece: Sequence[int], parameters: Parameters, ask: Ask | None
+    ) -> Iterator[tuple[Sequence[int], Tensor, list[Use]]]:
+        """Yield the units of these rows, read alone and joined again."""
+        waiting = Joined()
+        for row in piece:
+            units = feed.examples.units_of([row]).tolist()
+            for unit, (loss, uses) in zip(units, self._alone(feed, row, len(units), parameters, ask), strict=True):
+                waiting.add(unit, loss, uses)
+                if waiting.full:
+                    yield waiting.taken()
+        if len(waiting):
+            yield waiting.taken()
+
+    def _alone(
+        self, feed: Feed, row: int, units: int, parameters: Parameters, ask: Ask | None
+    ) -> list[tuple[float, list[Use]]]:
+        """Return (loss, uses) of each unit of one row: factors where they were right, autograd's gradient elsewhere."""
+        found: list[tuple[float, list[Use]]] = []
+
+        def read(recording: Recording, values: Tensor) -> None:
+            structure = recording.structure(values)
+            names, seen = self.alone.get(structure, (frozenset[str](), 0))
+            checked = seen >= SEEN_ALONE
+            also = {name: parameters[name] for name in names} if checked else parameters
+            for place in range(units):
+                uses, whole = recording.back(values[place], also, keep=place + 1 < units)
+                if not checked:
+                    names |= self._believed(recording, structure, uses, whole, parameters)
+                uses = [use for use in uses if use.name not in names]
+                odd = self.odd if names else {}
+                uses += [formed(name, whole[name][None], why=odd.get(name, "")) for name in names if name in whole]
+                found.append((float(values[place].detach()), uses))
+
+        _forward(feed, [row], units, parameters, ask, one_example, read)
+        return found
+
+    def _checked_alone(
+        self, feed: Feed, row: int, parameters: Parameters, ask: Ask | None
+    ) -> tuple[Tensors, float, frozenset[str]]:
+        """Return (autograd's gradient of one example, its loss, the parameters on which its own uses disagree)."""
+        found: list[tuple[Tensors, float, frozenset[str]]] = []
+
+        def read(recording: Recording, values: Tensor) -> None:
+            uses, whole = recording.back(values[0], parameters)
+            names = self._believed(recording, recording.structure(values), uses, whole, parameters)
+            found.append((whole, float(values[0].detach()), names))
+
+        _forward(feed, [row], 1, parameters, ask, one_example, read)
+        return found[0]
+
+    def _believed(
+        self, recording: Recording, structure: Structure, uses: Sequence[Use], whole: Tensors, parameters: Parameters
+    ) -> frozenset[str]:
+        """Compare an example's uses with autograd's gradient of it, remember the outcome, return the names that disagree."""
+        size, tolerance = _norm(whole), _tolerance(parameters, recording)
+        apart = _apart(uses, whole)
+        names, seen = self.alone.get(structure, (frozenset(recording.unknown_uses), 0))
+        if size > 0:
+            wrong = _unseen(apart, whole, size, tolerance)
+            if _total({name: off for name, off in apart.items() if name not in names | wrong}) > tolerance.whole * size:
+                wrong |= {name for name, off in apart.items() if off > tolerance.whole * size / len(apart)}
+            self.alone[structure] = names | wrong, seen + 1
+        elif structure not in self.alone:
+            self.alone[structure] = names, 0
+        return self.alone[structure][0]
+
+
+# -- forwards ----------------------------------------------------------------------------------------------------------
+
+
+def _record(
+    feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None, guide: Guide
+) -> tuple[Recording, Tensor, list[Use]]:
+    """Return (the recording, losses, uses with what came back) of one batch."""
+    found: list[tuple[Recording, Tensor, list[Use]]] = []
+
+    def read(recording: Recording, values: Tensor) -> None:
+        recording.found = recording.structure(values)
+        if isinstance(guide, Known) and recording.found not in guide.structures:
+            raise Unfamiliar("parameters are used otherwise than when the model was checked")
+        uses, _ = recording.back(values.sum())
+        found.append((recording, feed.checked(values, rows, len(rows)), uses))
+
+    _forward(feed, rows, len(rows), parameters, ask, guide, read)
+    return found[0]
+
+
+def _forward(
+    feed: Feed, rows: Sequence[int], units: int, parameters: Parameters, ask: Ask | None, guide: Guide,
+    read: Callable[[Recording, Tensor], None],
+) -> None:  # fmt: skip
+    """Run one forward under a recording, and ``read`` what it gave while the graph is there."""
+
+    def run(model: nn.Module, batch: Batch) -> Tensor:
+        recording = Recording(parameters, len(rows), guide, batch)
+        with torch.enable_grad(), recording:
+            values = (ask or feed.task.loss)(model, batch)
+        one_each(values, units, f"{feed.examples.name}, rows from {rows[0]}", finite=feed.skipped.isdisjoint(rows))
+        read(recording, values)
+        return values.detach()
+
+    for _ in feed.each(run, rows, len(rows)):
+        pass
+
+
+@contextmanager
+def only_these(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Within the block exactly ``parameters`` want gradients; afterwards the flags are as they were."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    chosen = set(parameters.values())
+    try:
+        for parameter in before:
+            parameter.requires_grad_(parameter in chosen)
+        yield
+    finally:
+        for parameter, was in before.items():
+            parameter.requires_grad_(was)
+
+
+# -- comparisons -------------------------------------------------------------------------------------------------------
+
+
+def spread(rows: Sequence[int], count: int) -> list[int]:
+    """Return so many rows, evenly spread."""
+    count = min(len(rows), count)
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+def _counts(parameters: Parameters, most: int) -> list[int]:
+    """Return numbers of examples to try, those first that divide no side of a parameter."""
+    sides = {side for parameter in parameters.values() for side in parameter.shape}
+    fitting = [count for count in PRIMES if count <= most]
+    return sorted(fitting, key=lambda count: any(side % count == 0 for side in sides))
+
+
+def _uncountable(recording: Recording, feed: Feed, rows: Sequence[int]) -> str:
+    """Return why rows of ``(B·T, …)`` cannot be told apart by counting, or nothing.
+
+    Each example must have as many of them: where the collate joins examples of several sizes end to end, or the forward picks
+    rows by their content, equal shares would be right by chance alone.
+    """
+    if all(call.layout.kind != "rows" for call in recording.calls):
+        return ""
+    if recording.by_content:
+        return "the forward picks rows by their content: whose they are cannot be counted"
+    if not all(len(tensor) == len(rows) for tensor in _columns(recording.batch)):
+        return "examples are joined end to end: whose rows are whose cannot be counted"
+    return ""
+
+
+def _columns(batch: Batch) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        if batch.ndim:
+            yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _columns(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from _columns(value)
+
+
+def _tolerance(parameters: Parameters, recording: Recording) -> Tolerance:
+    if recording.narrow or any(parameter.element_size() < 4 for parameter in parameters.values()):
+        return NARROW
+    return WIDE if all(parameter.dtype == torch.float64 for parameter in parameters.values()) else SINGLE
+
+
+def _same_company(feed: Feed, row: int, together: float, alone: float, parameters: Parameters) -> None:
+    """Refuse a loss that depends on the rest of the batch: its gradient belongs to no example."""
+    dtype = next(iter(parameters.values())).dtype
+    if abs(together - alone) > COMPANY.get(dtype, 2e-1) * (1 + abs(alone)):
+        raise NoiseError(
+            f"row {row} read alone and among others", expected="losses that belong to the example",
+            got=f"{alone:.6g} and {together:.6g}",
+            do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised over the "
+            "batch, padding that is not masked): make it per example.",
+        )  # fmt: skip
+
+
+def _apart(uses: Sequence[Use], whole: Tensors) -> dict[str, float]:
+    """Return, by parameter, how far the gradient by uses of one example is from autograd's; one that is absent is zero."""
+    found: Tensors = {}
+    for use in uses:
+        own = use.gradient()[0].double() if use.shape.numel() < 2**20 else use.gradient()[0].float()
+        found[use.name] = found[use.name] + own if use.name in found else own
+    names = dict.fromkeys([*whole, *found])
+    return {name: _distance(found.get(name), whole.get(name)) for name in names}
+
+
+def _distance(one: Tensor | None, other: Tensor | None) -> float:
+    if one is None or other is None:
+        there = one if one is not None else other
+        return 0.0 if there is None else float(torch.linalg.vector_norm(there.detach(), dtype=torch.float64))
+    return float(torch.linalg.vector_norm(one - other.detach(), dtype=torch.float64))
+
+
+def _unseen(apart: dict[str, float], whole: Tensors, size: float, tolerance: Tolerance) -> frozenset[str]:
+    """Return parameters that are wrong by their own measure."""
+    own = {name: float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for name, tensor in whole.items()}
+    return frozenset(
+        name for name, off in apart.items() if not off <= tolerance.own * own.get(name, 0.0) + tolerance.rest * size
+    )
+
+
+def _norm(whole: Tensors) -> float:
+    return _total({name: float(torch.linalg.vector_norm(each, dtype=torch.float64)) for name, each in whole.items()})
+
+
+def _total(norms: Mapping[str, float]) -> float:
+    return math.hypot(*norms.values())
+
+
+def _product_dtype(parameters: Parameters) -> torch.dtype:
+    wide = any(parameter.dtype == torch.float64 for parameter in parameters.values())
+    return torch.float64 if wide else torch.float32
