@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data),)
 export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test lint docs smoke pythons constraints clean
+.PHONY: demo test test-architectures lint docs smoke pythons constraints clean
 .PHONY: bench bench-engines bench-published evaluate-attribution evaluate-leaks evaluate-memorized evaluate-mislabeled evaluate-probes evaluate-trace evaluate-trace-images evaluate-trace-removal evaluate-verify
 
 demo: .venv/core            ## train, attribute, show: about a minute
@@ -15,6 +15,9 @@ demo: .venv/core            ## train, attribute, show: about a minute
 
 test: .venv/dev             ## everything that is asserted; a few minutes on two cores
 	$(BIN)/python -m pytest
+
+test-architectures: .venv/dev  ## both presets and two uses on forty real architectures, tiny: ten minutes
+	FORWARDINF_ALL_ARCHITECTURES=1 $(BIN)/python -m pytest tests/core/test_architectures.py --dist load
 
 lint: .venv/dev             ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -48,6 +51,7 @@ docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_demo_picture.py
 	$(BIN)/python docs/make_tables.py
+	$(BIN)/python docs/make_architectures.py
 
 evaluate-trace: .venv/dev   ## fact tracing on WebNLG (FORWARDINF_DATA): 80 minutes, and half an hour more to train the decoder once
 	$(BIN)/python benchmarks/evaluate_trace.py

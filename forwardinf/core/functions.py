@@ -81,7 +81,7 @@ def _affine(
 ) -> Any:
     """A matrix times vectors, and something added. ``turned``: the matrix is (in, out)."""
     (name, over), shift = recording.matrix(weight), recording.parameter(bias)
-    source = recording.parameter(x) or recording.made_of(x)  # learned queries: a parameter is what the layer is fed
+    source = recording.source(x)  # learned queries: a parameter is what the layer is fed
     known = {id(value) for value, its in ((weight, name), (bias, shift), (x, source)) if its is not None}
     if any(recording.involves(value) and id(value) not in known for value in (x, weight, bias)):
         return recording.unknown(func, args, given)
@@ -191,7 +191,9 @@ def _embedding(recording: Recording, func: Any, args: Args, given: Given) -> Any
     if name is None or not isinstance(index, Tensor):
         return recording.unknown(func, args, given)
     found = func(*args, **given)
-    layout = recording.layout(func, (name,), index.shape, may_spread=True)
+    layout = recording.layout(func, (name,), index.shape, may_share=True)
+    if layout.kind == "shared":
+        return recording.made(found, name)
     if layout.kind == "spread":
         found, index = recording.spread(found, index.ndim), recording.spread(index, index.ndim)
     index = layout.examples_first(index, recording.size)
@@ -221,7 +223,7 @@ def _bag(recording: Recording, func: Any, args: Args, given: Given) -> Any:
 def _taken_out(recording: Recording, func: Any, args: Args, given: Given) -> Any:
     """A part of a parameter, taken out by an index or repeated, for each example its own or the same for all."""
     weight = args[0]
-    name = recording.parameter(weight)
+    name = recording.source(weight)
     if name is None or any(recording.involves(value) for value in (*args[1:], *given.values())):
         return recording.unknown(func, args, given)
     found = func(*args, **given)
@@ -229,16 +231,20 @@ def _taken_out(recording: Recording, func: Any, args: Args, given: Given) -> Any
         return found
     own = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
     places = func(own, *args[1:], **given)  # the same rearrangement, of the entries' numbers
-    layout = recording.layout(func, (name,), found.shape, may_spread=True)
+    layout = recording.layout(func, (name,), found.shape, may_share=True)
+    if layout.kind == "shared":
+        return recording.made(found, name)
     if layout.kind == "spread":
         found, places = recording.spread(found, found.ndim), recording.spread(places, places.ndim)
     places = layout.examples_first(places, recording.size)
+    pull, shape = recording.puller(weight), weight.shape
 
     def form(d: Tensor) -> Tensor:
-        flat = d.new_zeros(len(d), own.numel())
-        return flat.scatter_add_(1, places.reshape(len(d), -1), d.reshape(len(d), -1))
+        flat = d.new_zeros(len(d), shape.numel())
+        flat = flat.scatter_add_(1, places.reshape(len(d), -1), d.reshape(len(d), -1))
+        return pull(flat.view(len(d), *shape))
 
-    return recording.output(found, layout, [Direct(name, weight.shape, recording.number, form)])
+    return recording.output(found, layout, [Direct(name, recording.shapes[name], recording.number, form)])
 
 
 # -- scales and shifts -----------------------------------------------------------------------------------------------
@@ -346,25 +352,69 @@ def _elementwise(
     one, two = args[0], _argument(args, given, 1, "other")
     first = recording.involves(one)
     weight, x = (one, two) if first else (two, one)
-    name = recording.parameter(weight) or recording.made_of(weight)
-    if name is None or recording.involves(x) or not isinstance(x, Tensor) or given.get("alpha", 1) != 1:
+    if recording.source(weight) is None or not isinstance(x, Tensor) or recording.involves(x):
         return recording.derived(func, args, given)
-    other, shape = x.detach(), weight.shape
+    if given.get("alpha", 1) != 1:
+        return recording.unknown(func, args, given)
+    return _met(recording, func, args, given, weight, x.detach(), lambda d, other: slope(d, other, first))
+
+
+def _where(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    """A parameter in some places, something else in the others."""
+    if len(args) + len(given) != 3:
+        return recording.unknown(func, args, given)
+    chosen, one, two = (_argument(args, given, at, name) for at, name in enumerate(("condition", "input", "other")))
+    first = recording.involves(one)
+    weight, x = (one, two) if first else (two, one)
+    if recording.source(weight) is None or recording.involves(x) or recording.involves(chosen):
+        return recording.unknown(func, args, given)
+    return _met(recording, func, args, given, weight, chosen if first else ~chosen, lambda d, here: d * here)
+
+
+def _met(
+    recording: Recording, func: Any, args: Args, given: Given, weight: Tensor, other: Tensor,
+    slope: Callable[[Tensor, Tensor], Tensor],
+) -> Any:  # fmt: skip
+    """Call a function that broadcasts ``weight`` against what has examples; ``slope(d, other)`` is the gradient of it there."""
+    name = str(recording.source(weight))
     found = func(*args, **given)
-    fixed = found.ndim - len(shape)  # axes of the output that the parameter does not have
-    broadcast = [n if at < fixed or shape[at - fixed] == 1 else 1 for at, n in enumerate(found.shape)]
-    layout = recording.layout(func, (name,), broadcast)
-    size, pull = recording.size, recording.puller(weight)
-    full = found.shape  # the shape alone: the output itself would be kept alive by its own graph
+    full, shape = found.shape, weight.shape  # the shape alone: the output would be kept alive by its own graph
+    fixed = len(full) - len(shape)  # axes of the output that the parameter does not have
+    broadcast = [n if at < fixed or shape[at - fixed] == 1 else 1 for at, n in enumerate(full)]
+    layout = recording.layout(func, (name,), broadcast, may_share=True)
+    if layout.kind in ("shared", "spread"):
+        return recording.made(found, name)
+    size, gather = recording.size, _gathered(recording, layout, weight, fixed)
+
+    def form(d: Tensor) -> Tensor:
+        return gather(slope(d, layout.examples_first(other.expand(full), size)))
+
+    return recording.output(found, layout, [Direct(name, recording.shapes[name], recording.number, form)])
+
+
+def _gathered(recording: Recording, layout: Layout, weight: Tensor, fixed: int) -> Callable[[Tensor], Tensor]:
+    """Return what sums ``(B, …)`` over all that ``weight`` was broadcast along, and pulls it back to the parameter's own."""
+    shape, pull = weight.shape, recording.puller(weight)
     inner = list(shape)  # what is left of the parameter's shape once the examples' axis is taken out of the output's
     if layout.kind == "axis" and layout.axis >= fixed:
         inner.pop(layout.axis - fixed)
+    return lambda d: pull(_sum_to(d, torch.Size(inner)).reshape(len(d), *shape))
 
-    def form(d: Tensor) -> Tensor:
-        d = slope(d, layout.examples_first(other.expand(full), size), first)
-        return pull(_sum_to(d, torch.Size(inner)).reshape(len(d), *shape))
 
-    return recording.output(found, layout, [Direct(name, recording.shapes[name], recording.number, form)])
+def _biased_attention(recording: Recording, func: Any, args: Args, given: Given) -> Any:
+    """Attention whose scores are shifted by a parameter, the same for every example: it is repeated for each of them first."""
+    query, mask = _argument(args, given, 0, "query"), _argument(args, given, 3, "attn_mask")
+    name = recording.source(mask)
+    if name is None or any(recording.involves(value) for value in (*args[:3], given.get("key"), given.get("value"))):
+        return recording.unknown(func, args, given)
+    repeated = mask.expand(*query.shape[:-2], *mask.shape[-2:])
+    layout = recording.layout(func, (name,), query.shape[:1])
+    form = _gathered(recording, layout, mask, query.ndim - mask.ndim)
+    use = Direct(name, recording.shapes[name], recording.number, form)
+    repeated = recording.output(repeated, layout, [use])
+    if len(args) > 3:
+        return func(*args[:3], repeated, *args[4:], **given)
+    return func(*args, **{**given, "attn_mask": repeated})
 
 
 HANDLERS: dict[Any, Handler] = {
@@ -384,6 +434,8 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((Tensor.__getitem__, Tensor.expand, Tensor.expand_as, Tensor.repeat), _taken_out),
     **dict.fromkeys((torch.broadcast_to, Tensor.broadcast_to, torch.index_select, Tensor.index_select), _taken_out),
     F.multi_head_attention_forward: _attention,
+    F.scaled_dot_product_attention: _biased_attention,
+    **dict.fromkeys((torch.where, Tensor.where), _where),
 }
 
 # What gives one tensor of one parameter and nothing else: gradients are pulled back through it by autograd.

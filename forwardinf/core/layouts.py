@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Kind = Literal["axis", "rows", "spread", "one"]
+Kind = Literal["axis", "rows", "spread", "shared", "one"]
 
 
 class Ambiguous(Exception):
@@ -28,7 +28,8 @@ class Layout:
     Attributes:
         kind: ``"axis"``: the axis numbered ``axis``. ``"rows"``: the first axis holds each example's places one after the
             other, ``(B·T, …)``. ``"spread"``: there were no examples (a table of positions), and the output was repeated for
-            each of them. ``"one"``: everything belongs to a single example.
+            each of them. ``"shared"``: there were none, and it stays so until something with examples meets it. ``"one"``:
+            everything belongs to a single example.
         axis: See above.
     """
 

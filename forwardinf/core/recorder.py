@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -29,9 +29,9 @@ from forwardinf.core.recording import (
     Known,
     Parameters,
     Recording,
+    Sizes,
     Structure,
     Unfamiliar,
-    look_at_sizes,
     one_example,
 )
 from forwardinf.core.uses import Use, formed
@@ -167,35 +167,47 @@ class Recorder:
 
     def _meet(self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None) -> bool:
         """Record a batch and each of its examples alone, compare; return whether batches like it may be taken apart."""
-        why = "not enough examples to tell which axis is theirs"
-        try:
-            for count in _counts(parameters, len(rows)):
-                try:
-                    found = _record(feed, rows[:count], parameters, ask, look_at_sizes)
-                except Ambiguous:
-                    continue
-                why = self._compared(feed, rows[:count], parameters, ask, *found)
+        why: str | None = ""
+        for spread in (True, False):
+            guide = Sizes(spread=spread)
+            try:
+                why = self._looked_at(feed, rows, parameters, ask, guide)
+            except NoiseError:
+                raise
+            except Unfamiliar as error:
+                why = str(error)
+            except Exception as error:  # whatever a user's model does when it is recorded: alone it may well do without
+                why = guide.shared or f"the forward raises {type(error).__name__} when it is recorded: {error}"
+                if out_of_memory(error):
+                    release()
+                    why = "not enough memory for the gradients of a few examples"
+            if not why or not guide.shared:
                 break
-            else:
-                return False  # others may be more
-        except NoiseError:
-            raise
-        except Unfamiliar as error:
-            why = str(error)
-        except Exception as error:  # whatever a user's model does when it is recorded: alone it may well do without
-            why = f"the forward raises {type(error).__name__} when it is recorded: {error}"
-            if out_of_memory(error):
-                release()
-                why = "not enough memory for the gradients of a few examples"
         if why and not self.together:
             self.reason = why
-        return not why
+        return why == ""
+
+    def _looked_at(
+        self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None, guide: Sizes
+    ) -> str | None:
+        """Record and compare a batch of some of these rows.
+
+        Returns:
+            What speaks against it; nothing: it was right; None: they are too few to tell which axis is theirs.
+        """
+        for count in _counts(parameters, len(rows)):
+            with suppress(Ambiguous):
+                found = _record(feed, rows[:count], parameters, ask, guide)
+                return self._compared(feed, rows[:count], parameters, ask, *found)
+        return None
 
     def _compared(
         self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None, recording: Recording,
         values: Tensor, uses: list[Use],
     ) -> str:  # fmt: skip
         """Compare a batch's gradients with those of its examples alone; return what speaks against it, or nothing."""
+        for name, function in recording.unknown_uses.items():
+            return f"parameter {name} is used by {function}(): its per-example gradient is not known"
         tolerance = _tolerance(parameters, recording)
         kinked, largest, odd = 0, 0.0, frozenset[str]()
         for place, row in enumerate(rows):

@@ -74,26 +74,46 @@ class Structure:
 Guide = Callable[[Sequence[Call], str, Names, Sequence[int], int, bool], Layout]
 
 
+def _without_examples(function: str, names: Names) -> str:
+    told = next(name for name in names if name is not None)
+    return f"parameter {told} is used by {function}() on something without an axis of examples"
+
+
 def one_example(*_: object) -> Layout:
     """Lay out a batch of one: all there is belongs to it."""
     return Layout("one")
 
 
-def look_at_sizes(
-    calls: Sequence[Call], function: str, names: Names, leading: Sequence[int], size: int, may_spread: bool
-) -> Layout:
-    """Lay out a batch whose number of examples divides no other size.
+class Sizes:
+    """Lays out a batch whose number of examples divides no other size.
 
-    Raises:
-        Unfamiliar: There are no examples in what was put out.
+    Args:
+        spread: Repeat the rows of a table that all examples share for each of them, as if they had been looked up for each;
+            else they are left as they are, and stand for the table.
+
+    Attributes:
+        shared: What has no axis of examples, for people.
     """
-    found = by_size(leading, size)
-    if found is None and may_spread:
-        return Layout("spread")
-    if found is None:
-        told = next(name for name in names if name is not None)
-        raise Unfamiliar(f"parameter {told} is used by {function}() on something without an axis of examples")
-    return found
+
+    def __init__(self, *, spread: bool) -> None:
+        """Nothing has been seen."""
+        self.spread, self.shared = spread, ""
+
+    def __call__(
+        self, calls: Sequence[Call], function: str, names: Names, leading: Sequence[int], size: int, may_share: bool
+    ) -> Layout:
+        """Return the layout of the next call.
+
+        Raises:
+            Unfamiliar: There are no examples in what was put out.
+        """
+        found = by_size(leading, size)
+        if found is None:
+            self.shared = self.shared or _without_examples(function, names)
+            if not may_share:
+                raise Unfamiliar(self.shared)
+            return Layout("spread" if self.spread else "shared")
+        return found
 
 
 class Known:
@@ -109,7 +129,7 @@ class Known:
         self._left = self.structures
 
     def __call__(
-        self, calls: Sequence[Call], function: str, names: Names, leading: Sequence[int], size: int, may_spread: bool
+        self, calls: Sequence[Call], function: str, names: Names, leading: Sequence[int], size: int, may_share: bool
     ) -> Layout:
         """Return the layout of the next call.
 
@@ -202,21 +222,29 @@ class Recording(TorchFunctionMode):
         """Return the name of the one parameter that a tensor is made of alone, or None."""
         return self._derived[id(value)][1] if id(value) in self._derived else None
 
+    def source(self, value: Any) -> str | None:
+        """Return the name of the parameter that a tensor is, or is made of alone, or None."""
+        return self.parameter(value) or self.made_of(value)
+
     def derived(self, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """Call a function of one parameter and nothing else: what comes out stands for it. Other functions are not known."""
         tensors = list(_tensors((args, given)))
         if func in LEND_A_DTYPE:
             del tensors[1:]
-        source = self.parameter(tensors[0]) or self.made_of(tensors[0])
+        source = self.source(tensors[0])
         if len(tensors) > 1 or source is None or func not in OF_ONE:
             return self.unknown(func, args, given)
         found = func(*args, **given)
         if _transposed(found, tensors[0]) and self.parameter(tensors[0]):
             self._turned[id(found)] = source
-        else:
-            self._derived[id(found)] = found, source
-        self._held.append(found)
-        return found
+            self._held.append(found)
+            return found
+        return self.made(found, source)
+
+    def made(self, tensor: Tensor, source: str) -> Tensor:
+        """Note that a tensor is made of one parameter alone; return it."""
+        self._derived[id(tensor)] = tensor, source
+        return tensor
 
     def unknown(self, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """Call a function that uses parameters in a way that is not known."""
@@ -244,15 +272,15 @@ class Recording(TorchFunctionMode):
 
         return pull
 
-    def layout(self, func: Any, names: Names, leading: Sequence[int], *, may_spread: bool = False) -> Layout:
+    def layout(self, func: Any, names: Names, leading: Sequence[int], *, may_share: bool = False) -> Layout:
         """Return how examples lie along these leading axes of a call's output, and number the call.
 
-        ``may_spread``: The output may be repeated for each example where it has none.
+        ``may_share``: The handler knows what to do where there are no examples.
 
         Raises:
             Unfamiliar: It cannot be told.
         """
-        found = self.guide(self.calls, called(func), names, leading, self.size, may_spread)
+        found = self.guide(self.calls, called(func), names, leading, self.size, may_share)
         self.calls.append(Call(called(func), names, found))
         return found
 
@@ -292,6 +320,9 @@ class Recording(TorchFunctionMode):
         if not value.requires_grad or not wanted:
             return [], {}
         try:
+            keep = keep or bool(
+                self._derived
+            )  # gradients are still to be pulled back through what is made of parameters
             found: Sequence[Tensor | None] = torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=keep)
         except RuntimeError as error:
             if out_of_memory(error):
