@@ -80,6 +80,7 @@ class Feed:
     def place(self, batch: Batch) -> Batch:
         """Return the batch on the model's device, images in the chosen layout."""
         if isinstance(batch, Tensor):
+            batch = batch.clone() if batch.is_inference() else batch  # made in inference mode: autograd would refuse it
             layout = torch.channels_last if self.channels_last and batch.ndim == 4 else torch.preserve_format
             return batch.to(self.device, non_blocking=True, memory_format=layout)
         if isinstance(batch, Mapping):

@@ -407,9 +407,8 @@ def _columns(batch: Batch) -> Iterator[Tensor]:
 
 
 def _tolerance(parameters: Parameters, recording: Recording) -> Tolerance:
-    if recording.narrow or any(parameter.element_size() < 4 for parameter in parameters.values()):
-        return NARROW
-    return WIDE if all(parameter.dtype == torch.float64 for parameter in parameters.values()) else SINGLE
+    least = min(recording.element_size, *(parameter.element_size() for parameter in parameters.values()))
+    return NARROW if least < 4 else SINGLE if least < 8 else WIDE
 
 
 def _same_company(feed: Feed, row: int, together: float, alone: float, parameters: Parameters) -> None:

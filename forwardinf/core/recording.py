@@ -159,7 +159,7 @@ class Recording(TorchFunctionMode):
         calls: See :class:`Structure`.
         unknown_uses: Parameters used by a function that is not known here, with that function's name.
         by_content: Something's size depended on the content of a tensor.
-        narrow: Something was computed in half precision (autocast).
+        element_size: Of the narrowest output in bytes: a forward may compute in less than the parameters are kept in.
         batch: What the model was fed.
         found: Its structure, once the forward is done.
     """
@@ -174,7 +174,7 @@ class Recording(TorchFunctionMode):
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.calls: list[Call] = []
         self.unknown_uses: dict[str, str] = {}
-        self.by_content = self.narrow = False
+        self.by_content, self.element_size = False, 8
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._turned: dict[int, str] = {}
         self._derived: dict[int, tuple[Tensor, str]] = {}
@@ -290,7 +290,7 @@ class Recording(TorchFunctionMode):
 
     def output(self, tensor: Tensor, layout: Layout, uses: list[Use]) -> Tensor:
         """Note the uses of a call whose output this is; return it."""
-        self.narrow |= tensor.element_size() < 4
+        self.element_size = min(self.element_size, tensor.element_size())
         if tensor.requires_grad:
             self._noted.append((get_gradient_edge(tensor), layout, uses))
         return tensor
@@ -335,7 +335,7 @@ class Recording(TorchFunctionMode):
             ) from error
         uses: list[Use] = []
         for d, (_, layout, noted) in zip(found, self._noted, strict=False):
-            if d is None:
+            if d is None or not d.numel():  # nothing came back, or nobody was there (an expert without a token)
                 continue
             for use in noted:
                 own = replace(use)  # a row of several documents comes back once for each of them
