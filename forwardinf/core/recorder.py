@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from forwardinf.core.compare import distances, lengths, tolerance_of, total, wrong_alone
 from forwardinf.core.errors import NoiseError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Ask, Feed, one_each
@@ -45,24 +46,6 @@ ROUNDINGS = 4
 KINK = 1e-2  # how far one unit at its kink moves an example's gradient, at most: a batch may round it to the other side
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """How far two gradients of one example may be apart.
-
-    Attributes:
-        whole: As a share of the example's whole gradient: rounding adds up over layers.
-        own: As a share of the parameter's, beside ``rest`` of the whole: a small parameter must not be wrong unseen.
-        rest: See ``own``.
-    """
-
-    whole: float
-    own: float
-    rest: float
-
-
-WIDE = Tolerance(1e-9, 1e-6, 1e-11)
-SINGLE = Tolerance(1e-4, 1e-2, 1e-5)
-NARROW = Tolerance(5e-2, 2e-1, 2e-2)  # eight bits of mantissa, rounded at every layer
 COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
 
 
@@ -208,18 +191,18 @@ class Recorder:
         """Compare a batch's gradients with those of its examples alone; return what speaks against it, or nothing."""
         for name, function in recording.unknown_uses.items():
             return f"parameter {name} is used by {function}(): its per-example gradient is not known"
-        tolerance = _tolerance(parameters, recording)
+        tolerance = tolerance_of(parameters, recording.element_size)
         kinked, largest, odd = 0, 0.0, frozenset[str]()
         for place, row in enumerate(rows):
             whole, loss, names = self._checked_alone(feed, row, parameters, ask)
             odd |= names
-            size = _norm(whole)
+            size = total(lengths(whole))
             if not math.isfinite(size + loss):
                 continue  # said where it is asked for
             _same_company(feed, row, float(values[place]), loss, parameters)
-            apart = _apart([use.part(place, place + 1) for use in uses], whole)
-            off = _total(apart)
-            if off <= tolerance.whole * size and not _unseen(apart, whole, size, tolerance):
+            apart = distances([use.part(place, place + 1) for use in uses], whole)
+            off = total(apart)
+            if off <= tolerance.whole * size and not wrong_alone(apart, whole, tolerance):
                 self.error, largest = max(self.error, off), max(largest, size)
             elif off <= KINK * size:
                 kinked += 1
@@ -298,12 +281,12 @@ class Recorder:
         self, recording: Recording, structure: Structure, uses: Sequence[Use], whole: Tensors, parameters: Parameters
     ) -> frozenset[str]:
         """Compare an example's uses with autograd's gradient of it, remember the outcome, return the names that disagree."""
-        size, tolerance = _norm(whole), _tolerance(parameters, recording)
-        apart = _apart(uses, whole)
+        size, tolerance = total(lengths(whole)), tolerance_of(parameters, recording.element_size)
+        apart = distances(uses, whole)
         names, seen = self.alone.get(structure, (frozenset(recording.unknown_uses), 0))
         if size > 0:
-            wrong = _unseen(apart, whole, size, tolerance)
-            if _total({name: off for name, off in apart.items() if name not in names | wrong}) > tolerance.whole * size:
+            wrong = wrong_alone(apart, whole, tolerance)
+            if total({name: off for name, off in apart.items() if name not in names | wrong}) > tolerance.whole * size:
                 wrong |= {name for name, off in apart.items() if off > tolerance.whole * size / len(apart)}
             self.alone[structure] = names | wrong, seen + 1
         elif structure not in self.alone:
@@ -406,11 +389,6 @@ def _columns(batch: Batch) -> Iterator[Tensor]:
             yield from _columns(value)
 
 
-def _tolerance(parameters: Parameters, recording: Recording) -> Tolerance:
-    least = min(recording.element_size, *(parameter.element_size() for parameter in parameters.values()))
-    return NARROW if least < 4 else SINGLE if least < 8 else WIDE
-
-
 def _same_company(feed: Feed, row: int, together: float, alone: float, parameters: Parameters) -> None:
     """Refuse a loss that depends on the rest of the batch: its gradient belongs to no example."""
     dtype = next(iter(parameters.values())).dtype
@@ -421,39 +399,6 @@ def _same_company(feed: Feed, row: int, together: float, alone: float, parameter
             do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised over the "
             "batch, padding that is not masked): make it per example.",
         )  # fmt: skip
-
-
-def _apart(uses: Sequence[Use], whole: Tensors) -> dict[str, float]:
-    """Return, by parameter, how far the gradient by uses of one example is from autograd's; one that is absent is zero."""
-    found: Tensors = {}
-    for use in uses:
-        own = use.gradient()[0].double() if use.shape.numel() < 2**20 else use.gradient()[0].float()
-        found[use.name] = found[use.name] + own if use.name in found else own
-    names = dict.fromkeys([*whole, *found])
-    return {name: _distance(found.get(name), whole.get(name)) for name in names}
-
-
-def _distance(one: Tensor | None, other: Tensor | None) -> float:
-    if one is None or other is None:
-        there = one if one is not None else other
-        return 0.0 if there is None else float(torch.linalg.vector_norm(there.detach(), dtype=torch.float64))
-    return float(torch.linalg.vector_norm(one - other.detach(), dtype=torch.float64))
-
-
-def _unseen(apart: dict[str, float], whole: Tensors, size: float, tolerance: Tolerance) -> frozenset[str]:
-    """Return parameters that are wrong by their own measure."""
-    own = {name: float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for name, tensor in whole.items()}
-    return frozenset(
-        name for name, off in apart.items() if not off <= tolerance.own * own.get(name, 0.0) + tolerance.rest * size
-    )
-
-
-def _norm(whole: Tensors) -> float:
-    return _total({name: float(torch.linalg.vector_norm(each, dtype=torch.float64)) for name, each in whole.items()})
-
-
-def _total(norms: Mapping[str, float]) -> float:
-    return math.hypot(*norms.values())
 
 
 def _product_dtype(parameters: Parameters) -> torch.dtype:
