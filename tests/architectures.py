@@ -48,7 +48,9 @@ def decoder(name, kind="ForCausalLM", **settings):
 def encoder_decoder(name, **settings):
     import transformers
 
-    config = getattr(transformers, f"{name}Config")(**{**END, "vocab_size": 40, "decoder_start_token_id": 2, **settings})
+    config = getattr(transformers, f"{name}Config")(
+        **{**END, "vocab_size": 40, "decoder_start_token_id": 2, **settings}
+    )
     rows = [{"input_ids": row, "labels": row[:3]} for row in ids()]
     return getattr(transformers, f"{name}ForConditionalGeneration")(config), rows, fi.Seq2Seq()
 

@@ -38,7 +38,9 @@ def products(model, train, asked, loss=None):
     for i in range(len(train[0])):
         one = loss(model.eval(), tuple(column[i : i + 1] for column in train)).sum()
         found = torch.autograd.grad(one, chosen, allow_unused=True)
-        rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, chosen, strict=True)]))
+        rows.append(
+            torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, chosen, strict=True)])
+        )
     found = torch.stack(rows).double()
     return found[asked] @ found.T
 
@@ -406,7 +408,9 @@ def test_attention_takes_one_path_in_both_readings():
         warnings.simplefilter("ignore")
         got = scores(model, (X, Y), (X[:2], Y[:2]), fi.Perturbation())
     assert got.plan["engine"] == "forward"
-    assert_close(got.values, products(copy.deepcopy(model).train(False), (X, Y), range(2)), rtol=2e-2, why="a difference")
+    assert_close(
+        got.values, products(copy.deepcopy(model).train(False), (X, Y), range(2)), rtol=2e-2, why="a difference"
+    )
     assert torch.backends.mha.get_fastpath_enabled()
 
 

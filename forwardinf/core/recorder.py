@@ -25,6 +25,7 @@ from forwardinf.core.feed import Ask, Feed, one_each
 from forwardinf.core.joining import Joined
 from forwardinf.core.layouts import Ambiguous
 from forwardinf.core.memory import out_of_memory, release
+from forwardinf.core.products import product_dtype
 from forwardinf.core.recording import (
     Guide,
     Known,
@@ -212,7 +213,7 @@ class Recorder:
                 return (
                     f"parameter {name}: a batch's gradients are off by {share:.1g} of those of its examples (row {row})"
                 )
-        self.error = max(self.error, ROUNDINGS * torch.finfo(_product_dtype(parameters)).eps * largest)
+        self.error = max(self.error, ROUNDINGS * torch.finfo(product_dtype(parameters)).eps * largest)
         if odd:
             return f"parameter {min(odd)} is {self.odd[min(odd)]}: its per-example gradient is not known"
         if kinked > len(rows) // 4:  # a kink is rare: this is the examples of a batch seeing one another
@@ -399,8 +400,3 @@ def _same_company(feed: Feed, row: int, together: float, alone: float, parameter
             do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised over the "
             "batch, padding that is not masked): make it per example.",
         )  # fmt: skip
-
-
-def _product_dtype(parameters: Parameters) -> torch.dtype:
-    wide = any(parameter.dtype == torch.float64 for parameter in parameters.values())
-    return torch.float64 if wide else torch.float32

@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.errors import ModelError
-from forwardinf.core.uses import Convolved, Direct, Lookup, Use
+from forwardinf.core.uses import Direct, Lookup, Use
 from forwardinf.perturb.blocks import Block, Solvable, Solved, mean_diagonal
 from forwardinf.perturb.damping import damping
 from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.fits import Fit, fitted, kept_dtype
 from forwardinf.perturb.moments import LARGEST_SIDE
-from forwardinf.perturb.parts import Part, sides
+from forwardinf.perturb.parts import Part, sides, wide
 from forwardinf.perturb.schulz import schulz
-from forwardinf.perturb.squares import NUMBERS_AT_ONCE, gradients, squares
+from forwardinf.perturb.squares import NUMBERS_AT_ONCE, gradients, places_of, squares
 
 NAMED = 8  # parameters that a note names; of more it says how many
 
 SIDES = ("rows", "columns", "diagonal")
+FEW = " vectors"  # what few vectors are filed under, beside the side that they are of
 Side = Literal["rows", "columns"]
 Inverse = Literal["cholesky", "schulz"]
 
@@ -37,40 +38,58 @@ class Slices:
 
     Attributes:
         part: Which numbers.
-        gram: G, ``(groups, d, d)``.
         side: What d counts: ``"columns"`` where gradients are multiplied from the right, ``"rows"`` from the left.
+        kept: G itself, ``(groups, d, d)``; or, where few vectors make it up, those: ``(groups, n, d)`` with G = Σ v vᵀ.
+        few: Which of the two.
     """
 
-    def __init__(self, part: Part, gram: Tensor, side: Side, inverse: Inverse = "cholesky") -> None:
-        """Take the matrices; nothing is inverted before the damping is known."""
-        self.part, self.gram, self.side, self.inverse = part, gram, side, inverse
+    def __init__(
+        self, part: Part, kept: Tensor, side: Side, inverse: Inverse = "cholesky", *, few: bool = False
+    ) -> None:
+        """Take the matrices; nothing is factored before the damping is known."""
+        self.part, self.kept, self.side, self.inverse, self.few = part, kept, side, inverse, few
         self._known: tuple[float, Tensor] | None = None
+
+    @property
+    def gram(self) -> Tensor:
+        """G, ``(groups, d, d)``."""
+        return self.kept.mT @ self.kept if self.few else self.kept
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        return self.gram.device
+        return self.kept.device
 
     def trace(self) -> float:
         """Return the trace of F."""
         times = self.part.shape[1] if self.side == "columns" else self.part.shape[2]
-        return times * float(self.gram.diagonal(dim1=1, dim2=2).double().sum())
+        squares = self.kept.square() if self.few else self.kept.diagonal(dim1=1, dim2=2)
+        return times * float(squares.double().sum())
 
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
-        """Return (F + λI)⁻¹ g, ``(groups, rows, columns)`` in and out. Inverts at the first call: d³ by Cholesky."""
+        """Return (F + λI)⁻¹ g, ``(groups, rows, columns)`` in and out. Factors at the first call: d³/3 (or n³/3)."""
         if self._known is None or self._known[0] != damping:
-            self._known = damping, self._inverted(damping)
-        known = self._known[1].to(gradient.dtype)
-        return gradient @ known if self.side == "columns" else known @ gradient
-
-    def _inverted(self, damping: float) -> Tensor:
-        """Return the inverse of G + λI in the dtype of G; computed in float64."""
-        damped = self.gram.double() + damping * torch.eye(self.gram.shape[-1], dtype=torch.float64, device=self.device)
-        if self.inverse == "cholesky":
-            found: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+            self._known = damping, self._factored(damping)
+        known, turned = self._known[1], self.side == "columns"
+        given = (gradient.mT if turned else gradient).to(known.dtype)  # (groups, d, …)
+        if self.inverse == "schulz":
+            found = known @ given
+        elif self.few:  # Woodbury: only what the few vectors span differs from g/λ
+            kept = self.kept.to(known.dtype)
+            found = (given - kept.mT @ torch.cholesky_solve(kept @ given, known)) / damping
         else:
-            found = torch.stack([schulz(one) for one in damped])
-        return found.to(self.gram.dtype)
+            found = torch.cholesky_solve(given, known)
+        return (found.mT if turned else found).to(gradient.dtype)
+
+    def _factored(self, damping: float) -> Tensor:
+        """Return the Cholesky factor of G + λI (of the few vectors' products + λI), or its inverse by Schulz; float64."""
+        kept = self.kept.double()
+        core = kept @ kept.mT if self.few and self.inverse == "cholesky" else self.gram.double()
+        core = core + damping * torch.eye(core.shape[-1], dtype=torch.float64, device=self.device)
+        if self.inverse == "schulz":
+            return torch.stack([schulz(one) for one in core])
+        factor: Tensor = torch.linalg.cholesky(core)
+        return factor
 
 
 def side_of(part: Part, uses: Sequence[Use]) -> Side | None:
@@ -84,36 +103,75 @@ def side_of(part: Part, uses: Sequence[Use]) -> Side | None:
 
 
 def add_slices(sums: dict[str, Tensor], part: Part, uses: Sequence[Use]) -> None:
-    """Add one batch's Σ GᵀG (or GGᵀ, or squares alone), in place; gradients are summed over places first."""
+    """Add one batch's Σ GᵀG (or GGᵀ, or squares alone), in place; gradients are summed over places first.
+
+    Where every example is one vector, the vectors themselves are kept as long as they are few: a square of d numbers a side is
+    dear where d is thousands.
+    """
     side = side_of(part, uses)
     key = f"{part.key}|{side or 'diagonal'}"
-    if any(f"{part.key}|{other}" in sums for other in SIDES if other != (side or "diagonal")):
+    if any(
+        f"{part.key}|{other}{kept}" in sums for other in SIDES if other != (side or "diagonal") for kept in ("", FEW)
+    ):
         raise ModelError(f"parameter {part.name}", expected="used the same way by all training examples",
                          got="a table for some, a matrix for others", do="Use direction='ekfac'.")  # fmt: skip
-    found = squares(part, uses).double() if side is None else slices(part, uses, side)
-    sums[key] = sums[key].add_(found) if key in sums else found
+    if side is None:
+        found = squares(part, uses).double()
+        sums[key] = sums[key].add_(found) if key in sums else found
+        return
+    alone = sums.get(key + FEW)
+    vectors = None if key in sums else single_vectors(part, uses, side)
+    if vectors is not None:
+        vectors = vectors if alone is None else torch.cat([alone, vectors], 1)
+        if 2 * vectors.shape[1] <= vectors.shape[2]:
+            sums[key + FEW] = vectors
+            return
+    if key not in sums:
+        size = part.shape[2] if side == "columns" else part.shape[1]
+        like = wide(uses[0].came_back[:0])
+        sums[key] = like.new_zeros(part.shape[0], size, size)
+        alone = sums.pop(key + FEW, None)
+        if alone is not None:
+            sums[key].baddbmm_(alone.mT, alone)
+    _add_products(sums[key], part, uses, side)
 
 
-def slices(part: Part, uses: Sequence[Use], side: Side) -> Tensor:
-    """Return Σᵢ GᵢᵀGᵢ (``side="columns"``) or Σᵢ GᵢGᵢᵀ over a batch, ``(groups, d, d)`` float32 or wider."""
+def single_vectors(part: Part, uses: Sequence[Use], side: Side) -> Tensor | None:
+    """Return ``(groups, B, d)`` whose outer products are GᵀG (GGᵀ) of each example, where it is of rank one; else None."""
+    if len(uses) > 1 or places_of(uses[0]) != 1:
+        return None
+    left, right = (each[:, :, 0] for each in sides(uses[0]))
+    vector, other = (right, left) if side == "columns" else (left, right)
+    scaled: Tensor = vector * torch.linalg.vector_norm(other, dim=2, keepdim=True)
+    return scaled
+
+
+def _add_products(total: Tensor, part: Part, uses: Sequence[Use], side: Side) -> None:
+    """Add Σᵢ GᵢᵀGᵢ (``side="columns"``) or Σᵢ GᵢGᵢᵀ over a batch to ``(groups, d, d)``.
+
+    G = Σₜ lₜ rₜᵀ has no more rank than places: with few of them GᵀG = Rᵀ(LLᵀ)R costs T·d² for an example, and the formed
+    gradient, with s rows, s·d².
+    """
     groups, rows, columns = part.shape
-    size = len(uses[0].came_back)
-    if len(uses) == 1 and not isinstance(uses[0], Convolved):
-        left, right = sides(uses[0])
-        if left.shape[2] == 1:  # one place: G = l rᵀ, GᵀG = ‖l‖² r rᵀ
-            left, right = (right, left) if side == "rows" else (left, right)
-            left, right = left[:, :, 0], right[:, :, 0]
-            return (right * left.square().sum(2, keepdim=True)).mT @ right
-    places = [use.came_back.shape[2:].numel() for use in uses if isinstance(use, Convolved)]
-    step = max(1, NUMBERS_AT_ONCE // (groups * max([rows * columns, *(p * columns for p in places)])))
-    total = None
+    d, other = (columns, rows) if side == "columns" else (rows, columns)
+    places = sum(map(places_of, uses))
+    by_places = places**2 * (other + d) + places * d**2 < places * rows * columns + other * d**2
+    held = places * (rows + columns) + (places * (places + d) if by_places else rows * columns)
+    step, size = max(1, NUMBERS_AT_ONCE // (groups * held)), len(uses[0].came_back)
     for start in range(0, size, step):
-        found = gradients(part, [use.part(start, start + step) for use in uses], [])
+        some = [use.part(start, start + step) if step < size else use for use in uses]
+        if by_places:
+            pairs = [sides(use) for use in some]
+            left, right = (
+                torch.cat([pair[at] for pair in pairs], 2) if len(pairs) > 1 else pairs[0][at] for at in (0, 1)
+            )
+            vector, across = (right, left) if side == "columns" else (left, right)
+            taken = (across @ across.mT) @ vector
+            total.baddbmm_(taken.flatten(1, 2).mT, vector.flatten(1, 2))
+            continue
+        found = gradients(part, some, [])
         flat = found.flatten(1, 2) if side == "columns" else found.transpose(1, 2).flatten(2).mT
-        got = flat.mT @ flat
-        total = got if total is None else total.add_(got)
-    assert total is not None
-    return total
+        total.baddbmm_(flat.mT, flat)
 
 
 def gfim_blocks(fitting: Fitting, inverse: Inverse = "cholesky") -> list[Solvable]:
@@ -126,9 +184,9 @@ def gfim_blocks(fitting: Fitting, inverse: Inverse = "cholesky") -> list[Solvabl
         }  # fmt: skip
         for key, part in fit.parts.items():
             for side, times in (("rows", part.shape[2]), ("columns", part.shape[1]), ("diagonal", 1)):
-                name = f"{key}|{side}"
-                if name in fit.tensors:
-                    fit.tensors[name] = (fit.tensors[name] / (fit.units * times)).to(kept_dtype(fitting))
+                for name, power in ((f"{key}|{side}", 1.0), (f"{key}|{side}{FEW}", 0.5)):
+                    if name in fit.tensors:
+                        fit.tensors[name] = (fit.tensors[name] / (fit.units * times) ** power).to(kept_dtype(fitting))
         if plain:
             told = sorted(f"{name} ({fit.odd[name]})" if name in fit.odd else name for name in plain)
             more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
@@ -140,10 +198,11 @@ def gfim_blocks(fitting: Fitting, inverse: Inverse = "cholesky") -> list[Solvabl
     for key, part in found.parts.items():
         if f"{key}|diagonal" in found.tensors:
             blocks.append(Block(part, found.tensors[f"{key}|diagonal"]))
-        elif f"{key}|columns" in found.tensors:
-            blocks.append(Slices(part, found.tensors[f"{key}|columns"], "columns", inverse))
-        else:
-            blocks.append(Slices(part, found.tensors[f"{key}|rows"], "rows", inverse))
+            continue
+        side: Side = "columns" if any(f"{key}|columns{kept}" in found.tensors for kept in ("", FEW)) else "rows"
+        few = found.tensors.get(f"{key}|{side}{FEW}")
+        kept = found.tensors[f"{key}|{side}"] if few is None else few
+        blocks.append(Slices(part, kept, side, inverse, few=few is not None))
     return blocks
 
 

@@ -34,13 +34,13 @@ def squares(part: Part, uses: Sequence[Use], left: Tensor | None = None, right: 
     if not matrices:
         return _table_squares(part, tables, right)
     groups, rows, columns = part.shape
-    most = max(_places(use) for use in matrices)
+    most = max(places_of(use) for use in matrices)
     if most == 1 and len(matrices) == 1 and not tables:
         one, other = (
             _turned(side.flatten(1, 2), basis) for side, basis in zip(sides(matrices[0]), (left, right), strict=True)
         )
         return torch.bmm(one.square().mT, other.square())
-    held = groups * max(rows * columns, *(_places(u) * columns for u in matrices if isinstance(u, Convolved)), 1)
+    held = groups * max(rows * columns, *(places_of(u) * columns for u in matrices if isinstance(u, Convolved)), 1)
     step = max(1, NUMBERS_AT_ONCE // held)
     total = None
     for start in range(0, size, step):
@@ -116,7 +116,7 @@ def _turned(side: Tensor, basis: Tensor | None) -> Tensor:
     return torch.bmm(side.reshape(len(side), -1, side.shape[-1]), basis.to(side.dtype)).view(side.shape)
 
 
-def _places(use: Use) -> int:
+def places_of(use: Use) -> int:
     """Return how many terms a gradient is the sum of."""
     back = use.came_back
     return back.shape[2:].numel() if isinstance(use, Convolved) else back.shape[1]

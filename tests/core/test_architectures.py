@@ -64,7 +64,9 @@ def how(case, parameters):
     recorder = recorder_of(reader, parameters)
     if not recorder.reason:
         return "in batches"
-    return "one at a time" + (f"; autograd: {len(recorder.odd)} of {len(parameters)} parameters" if recorder.odd else "")
+    return "one at a time" + (
+        f"; autograd: {len(recorder.odd)} of {len(parameters)} parameters" if recorder.odd else ""
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -95,7 +97,9 @@ def test_presets_and_uses_read_it_whatever_the_batch(name):
         one, more = (fi.attribute(copy.deepcopy(model), rows, asked, perturbation=rule, batch_size=size, **settings).values
                      for size in (1, 7))  # fmt: skip
         assert np.isfinite(one).all()
-        assert_close(more, one, rtol=2e-2, why="float32, a length found by bisection, curvature fitted in other batches")
+        assert_close(
+            more, one, rtol=2e-2, why="float32, a length found by bisection, curvature fitted in other batches"
+        )
     if isinstance(task, Classification):
         assert len(fi.mislabeled(copy.deepcopy(model), rows, **settings).table) == N
         assert fi.leaks(copy.deepcopy(model), rows, asked, **settings).table["query"].nunique() == ASKED

@@ -62,7 +62,7 @@ def test_layers_that_are_not_known_are_read_one_by_one_and_named():
         want = matrix(gradients, block.part.name).square().mean(0)
         assert_close(block.values.flatten(), want, rtol=1e-9, why=OWN)
     assert len(fit.notes) == 1
-    assert "cell.weight_hh_l0 (lstm)" in fit.notes[0]
+    assert "cell.weight_hh_l0 (used by lstm())" in fit.notes[0]
     assert "embed" not in fit.notes[0]
 
 

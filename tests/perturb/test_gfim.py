@@ -85,6 +85,32 @@ def test_groups_of_a_convolution_are_apart_and_large_sides_give_way(monkeypatch)
     assert any("2.weight" in note for note in fit.notes)
 
 
+WAYS = {  # what decides how GᵀG is taken: pictures of which size, how many channels, how many examples
+    "few vectors": (3, 12, 9), "vectors that become too many": (3, 2, 40), "fewer places than rows": (4, 12, 9),
+    "more places than rows": (8, 3, 9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_the_product_of_gradients_gives_the_dense_one(way):
+    size, channels, count = WAYS[way]
+    model = nn.Sequential(
+        nn.Conv2d(2, channels, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)
+    )
+    given = Given(model, (torch.randn(count, 2, size, size, generator=DRAW).double(), torch.arange(count) % 3))
+    fit = fitting(given, "gfim", fisher="empirical")
+    (block,) = (block for block in gfim_blocks(fit) if block.part.name == "0.weight")
+    assert block.few == (way == "few vectors")
+    gradients = one_by_one(fit)
+    full = dense(block.part, gradients, block.side)
+    g = torch.randn(block.part.shape, dtype=torch.float64, generator=DRAW)
+    want = torch.linalg.solve(full + 0.1 * torch.eye(len(full), dtype=torch.float64), g.flatten())
+    assert_close(block.solve(g, 0.1).flatten(), want, rtol=1e-9, why=OWN)
+    other = Slices(block.part, block.kept, block.side, "schulz", few=block.few)
+    assert_close(other.solve(g, 0.1), block.solve(g, 0.1), rtol=1e-5, why="the iteration ends at 1e-8")
+    assert_close(block.trace(), float(full.trace()), rtol=1e-9, why=OWN)
+
+
 @pytest.mark.parametrize("damping", [0.03, 30])
 def test_schulz_agrees_with_cholesky(damping):
     directions = [gfim(fitting("resnet", "gfim", damping=damping), inverse) for inverse in ("cholesky", "schulz")]

@@ -8,9 +8,9 @@ from close import assert_close, assert_within
 from torch import nn
 
 import forwardinf as fi
+from forwardinf.core.per_example import factored, recorder_of
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.per_example import per_example_gradients
-from forwardinf.core.per_example import factored, recorder_of
 
 EXACT = "float64, the same products in another order"
 
