@@ -9,7 +9,9 @@ from torch import nn
 from torch.utils.data import default_collate
 
 import forwardinf as fi
-from forwardinf.core.task import FunctionTask, accepted, as_task, batch_size, output_of
+from forwardinf.core.batches import batch_size
+from forwardinf.core.outputs import accepted, output_of
+from forwardinf.core.task import FunctionTask, as_task
 
 SAME = "float64 from the same float32 logits on"
 B, C = 5, 3
@@ -222,7 +224,7 @@ BAD_BATCHES = {
     "labels as text": ({}, (X, ["a"] * B), "a tensor of class numbers, got a list", "label="),
     "no label": ({}, {"x": X}, "a key 'labels' or 'label', got keys ['x']", "label="),
     "inputs alone": ({}, X, "(inputs, label) or a mapping with 'labels', got Tensor", "label="),
-    "a label that is not there": ({"label": "y"}, {"x": X}, "'y' in it, got dict without it", ""),
+    "a label that is not there": ({"label": "y"}, {"x": X}, "'y' in it, got keys ['x'] without it", "query='predicted'"),
     "a position that is not there": ({"label": 7}, (X, Y), "7 in it, got tuple without it", ""),
     "logits that are not there": ({"logits": "out"}, (X, Y), "'out' in it, got Tensor without it", ""),
     "too few weights": ({"weight": torch.ones(2)}, (X, Y), "3 weights, one for each class, got shape (2,)", ""),
@@ -258,7 +260,7 @@ def test_an_output_without_logits_is_refused():
     model = Wrapped(lambda logits: {"scores": logits})
     with pytest.raises(fi.TaskError, match=r"model output: expected a tensor or .logits, got dict") as caught:
         fi.Classification().loss(model, (X, Y))
-    assert caught.value.do == "Say where with logits=."
+    assert "logits=" in caught.value.do
 
 
 # -- regression and many labels ----------------------------------------------------------------------------------------
@@ -435,7 +437,7 @@ def test_a_mapping_is_fed_by_name_and_only_what_the_forward_takes():
         def forward(self, **inputs):
             return torch.tensor(float(len(inputs)))
 
-    assert accepted(Keyword.forward) == {"self", "x", "scale"}
+    assert accepted(Keyword.forward) == {"x", "scale"}
     assert accepted(Anything.forward) is None
     assert torch.equal(output_of(Keyword(), {"x": X, "scale": 2.0, "name": "a"}), 2 * X)
     assert output_of(Anything(), {"x": X, "name": "a"}) == 2

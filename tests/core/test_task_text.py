@@ -7,7 +7,7 @@ import torch
 from close import assert_close, assert_within
 
 import forwardinf as fi
-from forwardinf.core.task_text import pad
+from forwardinf.core.padding import pad
 
 transformers = pytest.importorskip("transformers")
 

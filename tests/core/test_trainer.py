@@ -74,7 +74,7 @@ def test_a_classifier_comes_with_its_data_collator_and_task(train):
     assert got["model"] is model
     assert sorted(got["train"].column_names) == ["attention_mask", "input_ids", "label"]
     assert trainer.train_dataset.column_names == rows().column_names
-    assert type(got["task"]) is tasks.SequenceClassification
+    assert type(got["task"]) is fi.SequenceClassification
 
 
 def test_the_losses_are_those_the_trainer_trains_on(train):
