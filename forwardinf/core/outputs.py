@@ -43,9 +43,7 @@ def innermost(model: nn.Module) -> nn.Module:
     """
     while True:
         model = unwrapped(model)
-        if isinstance(model, torch.jit.ScriptModule) or any(
-            parameter.kind not in ANY for parameter in _parameters(type(model).forward)
-        ):
+        if isinstance(model, torch.jit.ScriptModule) or not _takes_anything(type(model).forward):
             return model
         inside = [child for child in model.children() if next(child.parameters(), None) is not None]
         if len(inside) != 1:
@@ -61,9 +59,21 @@ def keywords_of(model: nn.Module) -> frozenset[str] | None:
 
 
 @lru_cache(maxsize=64)
+def _takes_anything(forward: Callable[..., Any]) -> bool:
+    """Return whether a forward is ``*args, **kwargs`` and no more."""
+    try:
+        return all(parameter.kind in ANY for parameter in _parameters(forward))
+    except (TypeError, ValueError):  # it does not tell
+        return False
+
+
+@lru_cache(maxsize=64)
 def accepted(forward: Callable[..., Any]) -> frozenset[str] | None:
-    """Return the keywords a forward takes, or None where it takes any."""
-    parameters = _parameters(forward)
+    """Return the keywords a forward takes, or None where it takes any, or does not tell."""
+    try:
+        parameters = _parameters(forward)
+    except (TypeError, ValueError):
+        return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) and len(parameters) <= 2:
         return None
     return frozenset(parameter.name for parameter in parameters)
