@@ -1,10 +1,14 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 from close import assert_close, assert_within
 from tiny import EOS, V, make, read, texts
+from torch.utils.data import TensorDataset
 
 import forwardinf as fi
+from forwardinf.core.padding import say_uncounted
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 FLOAT32 = "one float32 forward of another batch or another order of additions"
@@ -155,6 +159,127 @@ def test_a_model_that_adds_tokens_of_its_own_is_refused():
 
     with pytest.raises(fi.TaskError, match="CausalLM: expected logits of shape"):
         read(fi.CausalLM(), Longer(), fi.CausalLM().collate(texts(2)))
+
+
+IDS = torch.randint(3, V, (6, 7), generator=torch.Generator().manual_seed(0))
+TUPLES = {
+    "ids, mask, labels": (IDS, torch.ones_like(IDS), IDS),
+    "ids, labels": (IDS, IDS),
+    "pairs already shifted": (IDS[:, :-1], IDS[:, 1:]),
+}
+
+
+@pytest.mark.parametrize("kind", [fi.CausalLM, fi.Seq2Seq])
+@pytest.mark.parametrize("form", TUPLES)
+def test_columns_that_do_not_say_what_they_are_are_refused_in_every_form(form, kind):
+    model = make("llama" if kind is fi.CausalLM else "t5")
+    columns = TUPLES[form]
+    rows = [tuple(column[row] for column in columns) for row in range(6)]
+    for data in (columns, rows, [list(row) for row in rows], TensorDataset(*columns)):
+        with pytest.raises(fi.TaskError, match="mapping"):
+            fi.attribute(model, data, data if data is columns else rows[:1], task=kind(), progress=False)
+    for batch in (columns, list(columns)):
+        with pytest.raises(fi.TaskError, match="mapping"):
+            kind().loss(model, batch)
+
+
+def test_pairs_already_shifted_are_told_how_they_would_be_a_mapping():
+    model, whole = make("llama"), IDS
+    with pytest.raises(fi.TaskError, match=re.escape("{'input_ids': [*x, y[-1]]}")):
+        read(fi.CausalLM(), model, (whole[:, :-1], whole[:, 1:]))
+    x, y = whole[0, :-1], whole[0, 1:]
+    with torch.no_grad():
+        logits = model(x[None]).logits[0].double()
+    want = torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+    got = read(fi.CausalLM(), model, fi.CausalLM().collate([{"input_ids": [*x, y[-1]]}]))
+    assert_close(got, want[None], rtol=1e-6, why=FLOAT32)
+
+
+def test_a_dataset_of_ids_alone_is_read_as_ids():
+    got = fi.attribute(make("llama"), TensorDataset(IDS), IDS[:1], task=fi.CausalLM(), progress=False)
+    want = fi.attribute(make("llama"), IDS, IDS[:1], task=fi.CausalLM(), progress=False)
+    assert_close(got.baseline, want.baseline, rtol=1e-6, why="the same rows")
+    assert fi.CausalLM(documents=EOS).parts((torch.tensor([3, EOS, 4]),)) == 2
+
+
+WRONG = {
+    "ids that are no whole numbers": (IDS.float(), "whole numbers, got torch.float32"),
+    "labels of another shape": ({"input_ids": IDS, "labels": IDS[:, 0]}, "one for each of the input_ids"),
+    "labels beyond the vocabulary": ({"input_ids": IDS, "labels": IDS + V}, "from 0 to 22"),
+    "labels below 0": ({"input_ids": IDS, "labels": IDS - 50}, "from 0 to 22 (or -100: not counted), got"),
+    "no ids": ({"labels": IDS}, "'input_ids', got keys ['labels']"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_ids_and_labels_that_are_none_are_refused(name):
+    batch, told = WRONG[name]
+    with pytest.raises(fi.TaskError, match=re.escape(told)):
+        fi.CausalLM().loss(make("llama"), batch)
+
+
+def test_a_class_of_a_text_is_no_label_of_its_tokens():
+    rows = [{"input_ids": row, "label": number % 2} for number, row in enumerate(texts(3))]
+    plain = fi.CausalLM().collate(texts(3))
+    got = read(fi.CausalLM(), make("llama"), fi.CausalLM().collate(rows))
+    assert_close(got, read(fi.CausalLM(), make("llama"), plain), rtol=1e-12, why="the same texts")
+
+
+# -- nothing to predict ------------------------------------------------------------------------------------------------
+
+NOTHING = {
+    "no token": [],
+    "one token": [5],
+    "no token, as a mapping": {"input_ids": [], "labels": []},
+    "only padding": {"input_ids": [0, 0, 0], "attention_mask": [0, 0, 0]},
+    "only padding, labelled": {"input_ids": [0, 0, 0], "attention_mask": [0, 0, 0], "labels": [4, 4, 4]},
+    "no label that counts": {"input_ids": [5, 6, 7], "labels": [-100] * 3},
+}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("what", NOTHING)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_text_with_nothing_to_predict_has_loss_score_and_count_0(name, what, side, caplog):
+    say_uncounted.cache_clear()
+    task, model, row = fi.CausalLM(padding_side=side), make(name), NOTHING[what]
+    alone = task.collate([row, row])
+    loss = task.loss(model, alone)
+    assert loss.tolist() == [0, 0]
+    assert task.count(alone).tolist() == [0, 0]
+    loss.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    others = [{key: one[key] for key in row} for one in prompted(3)] if isinstance(row, dict) else texts(3)
+    scores = fi.attribute(model, [others[0], row, *others[1:]], others[:1], task=task, progress=False)
+    assert scores.values[0, 1] == 0
+    assert scores.baseline[1] == 0
+    assert np.isfinite(scores.values).all()
+    assert (scores.values[0, [0, 2, 3]] != 0).all()
+    assert caplog.text.count("rows in which no token is counted") == 1
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("answer", [[], [-100, -100]])
+def test_an_answer_of_nothing_has_loss_score_and_count_0(name, answer):
+    task, model, row = fi.Seq2Seq(), make(name), {"input_ids": [5, 6], "labels": answer}
+    alone = task.collate([row])
+    assert read(task, model, alone).tolist() == [0]
+    assert task.count(alone).tolist() == [0]
+    rows = [{"input_ids": one.tolist(), "labels": one[:2].tolist()} for one in texts(3)]
+    scores = fi.attribute(model, [rows[0], row, *rows[1:]], rows[:1], task=task, progress=False)
+    assert scores.values[0, 1] == 0
+    assert np.isfinite(scores.values).all()
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_question_of_nothing_is_one_token_of_padding_whatever_stands_beside_it(name):
+    task, model = fi.Seq2Seq(), make(name).double()
+    empty, long = {"input_ids": [], "labels": [5, 6]}, {"input_ids": list(range(3, 12)), "labels": [7]}
+    alone = read(task, model, task.collate([empty]))
+    assert torch.isfinite(alone).all()
+    assert alone[0] > 0
+    together = read(task, model, task.collate([empty, long]))
+    assert_close(together[:1], alone, rtol=1e-9, why="float64; masked out")
 
 
 # -- documents inside rows ---------------------------------------------------------------------------------------------
