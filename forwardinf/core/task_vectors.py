@@ -29,6 +29,7 @@ class MultiLabel(Supervised):
             divided by C, so that each label counts the same in every example. None: such values are refused.
 
     Example:
+        >>> import torch
         >>> task = MultiLabel(ignore=-1)
         >>> task.loss(nn.Identity(), (torch.zeros(1, 2), torch.tensor([[1, -1]]))).round(decimals=3).tolist()
         [0.347]

@@ -258,6 +258,25 @@ def test_a_text_with_nothing_to_predict_has_loss_score_and_count_0(name, what, s
     assert caplog.text.count("rows in which no token is counted") == 1
 
 
+def test_a_text_of_padding_leaves_no_nan_in_a_model_that_divides_by_its_mask():
+    class Means(torch.nn.Module):
+        """Each token sees the mean of what is not masked so far."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.out = torch.nn.Embedding(V, 8), torch.nn.Linear(8, V)
+
+        def forward(self, input_ids, attention_mask):
+            mask = attention_mask[..., None]
+            return self.out((self.table(input_ids) * mask).cumsum(1) / mask.cumsum(1))
+
+    task, rows = fi.CausalLM(), [*texts(3), torch.tensor([], dtype=torch.int64)]
+    scores = fi.attribute(Means(), rows, rows[:1], task=task, perturbation=fi.Perturbation(), progress=False)
+    assert np.isfinite(scores.values).all()
+    assert scores.values[0, 3] == 0
+
+
 @pytest.mark.parametrize("name", ["t5", "bart"])
 @pytest.mark.parametrize("answer", [[], [-100, -100]])
 def test_an_answer_of_nothing_has_loss_score_and_count_0(name, answer):
