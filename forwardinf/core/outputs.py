@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, cast
@@ -17,6 +18,8 @@ from forwardinf.core.errors import TaskError
 Take = str | int | Callable[[Any], Any] | None
 ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 SAMPLE = 8  # rows, and places of each, that are looked at to tell probabilities from logits
+# Functions that leave values as they are, as autograd names them.
+VIEWS = re.compile("((Uns|S)queeze|(Unsafe)?View|ReshapeAlias|Select|Slice|Transpose|Permute|ToCopy|Clone)Backward")
 
 
 # Wrappers and keywords
@@ -235,11 +238,8 @@ def refuse_probabilities(output: Tensor, where: str, *, each: bool = False) -> N
         where: The task.
         each: Every number is an answer of its own, yes or no.
     """
-    last = output.grad_fn
-    while last is not None and last.name().rstrip("0123456789") in VIEWS and last.next_functions[0][0]:
-        last = last.next_functions[0][0]
-    by = last.name() if last is not None else ""
-    if by != ("SigmoidBackward0" if each else "SoftmaxBackward0") and (each or not _sum_to_one(output)):
+    softened = _made_by(output) == ("SigmoidBackward0" if each else "SoftmaxBackward0")
+    if not softened and (each or not _sum_to_one(output)):
         return
     kind, undo = ("sigmoid", "p.logit()") if each else ("softmax", "p.log()")
     raise TaskError(
@@ -250,31 +250,24 @@ def refuse_probabilities(output: Tensor, where: str, *, each: bool = False) -> N
     )
 
 
-VIEWS = (
-    "SqueezeBackward",
-    "ViewBackward",
-    "SelectBackward",
-    "TransposeBackward",
-    "PermuteBackward",
-    "ToCopyBackward",
-    "CloneBackward",
-    "UnsafeViewBackward",
-    "ReshapeAliasBackward",
-    "SliceBackward",
-    "UnsqueezeBackward",
-    "MovedimBackward",
-)
+def _made_by(output: Tensor) -> str:
+    """Return the name of the function that made the values of a tensor; none where no gradient is kept."""
+    last = output.grad_fn
+    while last is not None and VIEWS.match(last.name()) and last.next_functions[0][0]:
+        last = last.next_functions[0][0]
+    return "" if last is None else last.name()
 
 
 @torch.no_grad()
 def _sum_to_one(output: Tensor) -> bool:
+    """Return whether rows of this tensor sum to 1, and so many that it cannot be chance."""
     if output.ndim < 2 or output.shape[-1] < 2 or not output.is_floating_point() or output.numel() == 0:
         return False
-    some = output.detach()[(slice(SAMPLE),) * (output.ndim - 1)].reshape(-1, output.shape[-1])
     room = max(1e-5, 2 * torch.finfo(output.dtype).eps)
-    wide = some.double()
-    if not bool(((wide >= 0).all(1) & ((wide.sum(1) - 1).abs() <= room)).all()):  # what nearly every batch is
-        return False
-    between = wide[((wide > 0) & (wide < 1)).any(1)]  # a row of 0s and a 1 may well be a table's
+    for size in (1, SAMPLE):  # one row is enough for nearly every batch of logits
+        rows = output.detach()[(slice(size),) * (output.ndim - 1)].reshape(-1, output.shape[-1]).double()
+        if not bool(((rows >= 0).all(1) & ((rows.sum(1) - 1).abs() <= room)).all()):
+            return False
+    between = rows[((rows > 0) & (rows < 1)).any(1)]  # a row of 0s and a 1 may well be a table's
     several = len({tuple(row) for row in between.tolist()})
     return bool(room**several < 1e-9)

@@ -41,7 +41,7 @@ def pad(
     Raises:
         TaskError: Rows without token ids, of different columns, or whose columns are not of one length.
     """
-    rows = [_row(example) for example in examples]
+    rows = [as_row(example) for example in examples]
     _check(rows, counted, (*OF_TOKENS, counted) if aligned else OF_TOKENS)
     batch: dict[str, Any] = {}
     for name in rows[0]:
@@ -64,7 +64,8 @@ def pad(
     return batch
 
 
-def _row(example: Any) -> Mapping[str, Any]:
+def as_row(example: Any) -> Mapping[str, Any]:
+    """Return a row of token ids as a mapping of them."""
     if isinstance(example, Mapping):
         return example
     if isinstance(example, str | bytes):

@@ -20,7 +20,7 @@ from forwardinf.core.batches import LABELS
 from forwardinf.core.errors import SettingError, TaskError, choose
 from forwardinf.core.labels import class_numbers
 from forwardinf.core.outputs import Take, innermost, keywords_of, output_of, refuse_probabilities
-from forwardinf.core.padding import SHIFTED, pad, refuse_tuple, say_uncounted
+from forwardinf.core.padding import SHIFTED, as_row, pad, refuse_tuple, say_uncounted
 from forwardinf.core.prediction import NOT_COUNTED, Prediction, classes
 from forwardinf.core.task import Batch, Task
 
@@ -127,7 +127,7 @@ class CausalLM(Task):
 
     def parts(self, example: Any) -> int:
         """Return how many documents a row holds."""
-        return int(self.numbers(example).max()) + 1 if self.packed else 1
+        return max(self.numbers(example).tolist(), default=0) + 1 if self.packed else 1
 
     def whole(self) -> CausalLM:
         """Return this task with every row one example."""
@@ -143,7 +143,7 @@ class CausalLM(Task):
 
     def numbers(self, row: Any) -> Tensor:
         """Return each token's document number inside its row, ``(T,)`` from 0."""
-        ids = torch.as_tensor(row["input_ids"] if isinstance(row, Mapping) else pad([row], token=0)["input_ids"][0])
+        ids = torch.as_tensor(as_row(row)["input_ids"])
         starts = torch.zeros(len(ids), dtype=torch.bool)
         if isinstance(self.documents, int):
             starts[1:] = (ids[:-1] == self.documents).cpu()
@@ -167,12 +167,13 @@ class CausalLM(Task):
         mask, labels = batch.get("attention_mask"), batch.get("labels")
         if not isinstance(mask, Tensor) or mask.shape != ids.shape:
             mask = torch.ones_like(ids)
+        seen = (mask != 0).long()
         if labels is None:
-            labels = ids.masked_fill(mask == 0, NOT_COUNTED)
+            labels = ids.masked_fill(seen == 0, NOT_COUNTED)
         if not isinstance(labels, Tensor) or labels.shape != ids.shape:
             got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
             raise TaskError("CausalLM: labels", expected=f"one for each of the input_ids {tuple(ids.shape)}", got=got)
-        before = mask.cumsum(1) - mask == 0  # nothing but padding in front: a row's first token is predicted by nothing
+        before = seen.cumsum(1) - seen == 0  # nothing but padding in front: a row's first token is predicted by nothing
         return labels.masked_fill(before, NOT_COUNTED)
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:

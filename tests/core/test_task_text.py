@@ -383,6 +383,22 @@ def test_documents_are_the_training_examples_of_an_attribution(by):
     assert_within(few.values[:, [0, 5]], scores.values[:, [0, 5]], atol=4 * scores.noise_floor, why="other batches")
 
 
+def test_a_row_without_a_token_is_one_document_of_nothing():
+    task, rows = fi.CausalLM(documents=EOS), [torch.tensor([3, EOS, 4]), torch.tensor([], dtype=torch.int64)]
+    assert [task.parts(row) for row in rows] == [2, 1]
+    loss = read(task, make("llama"), task.collate(rows))
+    assert loss.shape == (3,)
+    assert loss[2] == 0
+    assert (loss[:2] > 0).all()
+
+
+def test_a_mask_of_true_and_false_is_a_mask():
+    batch, task = fi.CausalLM().collate(texts(3)), fi.CausalLM()
+    true = batch | {"attention_mask": batch["attention_mask"].bool()}
+    got = read(task, make("gpt2"), true)
+    assert_close(got, read(task, make("gpt2"), batch), rtol=1e-6, why="the same mask")
+
+
 def test_ids_for_rows_do_not_fit_documents():
     with pytest.raises(fi.DataError, match="train ids: expected 6, one for each example, got 3"):
         fi.attribute(make("llama"), only(packed_rows()), texts(1), task=fi.CausalLM(documents=EOS), ids=list("abc"),
