@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from forwardinf.core import noise
-from forwardinf.core.errors import DataError
+from forwardinf.core.errors import DataError, Error
 from forwardinf.core.fingerprint import Unknowable, digest, row_digest
 
 Batch = Any
@@ -217,6 +217,8 @@ class Examples:
         """Join examples into a batch with the user's or the task's collate."""
         try:
             return (self._collate or default_collate)(fetched)
+        except Error:
+            raise
         except (TypeError, ValueError, RuntimeError, KeyError) as error:
             raise DataError(
                 f"{self.name}: joining {len(fetched)} examples into a batch", expected="a collate that fits these examples",

@@ -33,6 +33,8 @@ class Feed:
         channels_last: Images ``(B, C, H, W)`` are laid out pixel by pixel, which convolutions often read faster.
         seed: Of the examples' noise.
         asked: For queries: batches as :meth:`Task.ask` filled them in, at the first call, by the unperturbed model.
+        filled: The same, for those that have no label: also where the queries are read as if they were training examples
+            (``replace(feed, asked=None)`` keeps it). None: every row must have one.
         skipped: Rows set aside (``on_bad_query="skip"``): their losses may be anything, NaN too.
         prepared: What :meth:`Task.prepare` made of each row, on the CPU: encoders run once.
         recorders: What is known of the model's per-example gradients, by the parameters that count.
@@ -48,6 +50,11 @@ class Feed:
     skipped: frozenset[int] = frozenset()
     prepared: dict[int, Batch] = field(default_factory=dict)
     recorders: dict[tuple[str, ...], Recorder] = field(default_factory=dict)
+    filled: dict[tuple[int, ...], Batch] | None = None
+
+    def __post_init__(self) -> None:
+        if self.filled is None:
+            object.__setattr__(self, "filled", self.asked)
 
     def each(self, ask: Ask, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
@@ -92,11 +99,14 @@ class Feed:
         return batch.to(self.device) if hasattr(batch, "to") else batch
 
     def _filled(self, piece: tuple[int, ...], batch: Batch) -> Batch:
-        if self.asked is None or not self.task.asks:
+        known = self.asked if self.task.asks and self.asked is not None else None
+        if known is None and self.filled is not None and self.task.lacks(batch):
+            known = self.filled
+        if known is None:
             return batch
-        if piece not in self.asked:
-            self.asked[piece] = self.task.ask(self.model, batch)
-        return self.asked[piece]
+        if piece not in known:
+            known[piece] = self.task.ask(self.model, batch)
+        return known[piece]
 
     @torch.no_grad()  # not inference_mode: what a model keeps from its first forward must serve the query's backward too
     def losses(
@@ -140,8 +150,17 @@ class Feed:
 
     @torch.no_grad()
     def counts(self, rows: Sequence[int], batch_size: int) -> Tensor:
-        """Return how many terms each row's loss sums, ``(rows,)`` int64. Runs no model."""
-        return torch.cat([self.task.count(batch).cpu() for _, batch in self.examples.batches(rows, batch_size)])
+        """Return how many terms each row's loss sums, ``(rows,)`` int64. Runs no model, but for queries without labels."""
+        if type(self.task).count is Task.count:  # one each, whatever a batch is made of
+            return torch.ones(len(rows), dtype=torch.int64)
+        return torch.cat(
+            [
+                self.task.count(
+                    self._filled(tuple(piece), self._ready(piece, batch)) if self.task.lacks(batch) else batch
+                ).cpu()
+                for piece, batch in self.examples.batches(rows, batch_size)
+            ]
+        )
 
     def _units(self, rows: Sequence[int]) -> int:
         return len(rows) if self.examples.units == len(self.examples) else len(self.examples.units_of(rows))

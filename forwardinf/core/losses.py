@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +31,17 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | Non
     return F.binary_cross_entropy_with_logits(logits.double(), labels.double(), pos_weight=scale, reduction="none")
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return each token's loss: ``(B, T, V), (B, T) → (B, T)`` float64, in nats; 0 where the label is −100."""
-    return _token_by_token(cross_entropy, logits, labels)
+def yes_weight(labels: Tensor, weight: Tensor | None) -> Tensor:
+    """Return what each answer's curvature is multiplied by where yes weighs ``weight``; labels float64 of 0 to 1."""
+    return torch.ones_like(labels) if weight is None else 1 + labels * (weight.to(labels.device, torch.float64) - 1)
+
+
+def token_losses(logits: Tensor, labels: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Return each token's (or pixel's) loss: ``(B, …, C), (B, …) → (B, …)`` float64, in nats; 0 where the label is −100.
+
+    ``weight (C,)`` as in :func:`cross_entropy`.
+    """
+    return _token_by_token(partial(cross_entropy, weight=weight), logits, labels)
 
 
 def token_margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -45,11 +54,15 @@ def token_margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _token_by_token(of: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
-    """Return ``of`` every token, so many at a time as may stand in float64 at once."""
-    flat, targets = logits.flatten(0, 1), labels.flatten()
+    """Return ``of`` every token, so many at a time as may stand in float64 at once.
+
+    Split in one go: the backward of a slice would write zeros for all the others.
+    """
+    if labels.numel() == 0:
+        return labels.double()
     size = max(1, LOGITS_AT_ONCE.get(logits.device.type, ELSEWHERE) // max(logits.shape[-1], 1))
-    parts = [of(flat[start : start + size], targets[start : start + size]) for start in range(0, len(targets), size)]
-    return torch.cat(parts).view(labels.shape) if parts else labels.double()
+    pieces = zip(torch.split(logits.flatten(0, -2), size), torch.split(labels.flatten(), size), strict=True)
+    return torch.cat([of(*piece) for piece in pieces]).view(labels.shape)
 
 
 def margin_of(loss: Tensor) -> Tensor:

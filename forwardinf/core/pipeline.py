@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from forwardinf.core.borrow import borrowed
 from forwardinf.core.errors import DataError, ModelError, SettingError
 from forwardinf.core.fingerprint import row_digest
-from forwardinf.core.task import Batch, accepted
+from forwardinf.core.outputs import innermost, keywords_of
+from forwardinf.core.task import Batch
 from forwardinf.core.task_diffusion import Diffusion
 
 KNOWN = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
@@ -132,7 +133,7 @@ def from_pipeline(pipe: Any, image: str, text: str, **settings: Any) -> tuple[nn
 
 
 def _takes_classes(denoiser: nn.Module) -> bool:
-    taken = accepted(type(denoiser).forward)
+    taken = keywords_of(innermost(denoiser))
     config: Any = denoiser.config
     given = getattr(config, "num_class_embeds", None) or getattr(config, "num_embeds_ada_norm", None)
     return bool(given) and taken is not None and "class_labels" in taken

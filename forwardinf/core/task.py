@@ -1,27 +1,29 @@
-"""What a training example's loss is, and what a query is asked: one small class a user may write, and ready ones.
+"""What a training example's loss is, and what a query is asked: one small class a user may write, and the one for classes.
 
-Language tasks are in ``task_text.py``, diffusion in ``task_diffusion.py``.
+Vectors of answers or numbers are in ``task_vectors.py``, one class for each token or pixel in ``task_places.py``, language
+in ``task_text.py``, diffusion in ``task_diffusion.py``.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from forwardinf.core import losses
+from forwardinf.core.batches import LABELS as LABELS
+from forwardinf.core.batches import Batch as Batch
+from forwardinf.core.batches import batch_size as batch_size
+from forwardinf.core.batches import has_label, inputs_in, label_in, with_label, with_tensors
 from forwardinf.core.errors import SettingError, TaskError, choose
-from forwardinf.core.prediction import NOT_COUNTED, Prediction, classes, coins, normals
+from forwardinf.core.labels import answers, class_numbers, weights
+from forwardinf.core.outputs import Take, output_of, refuse_probabilities
+from forwardinf.core.prediction import NOT_COUNTED, Prediction, classes, coins
 
-Batch = Any
-LABELS = ("labels", "label")
-Take = str | int | Callable[[Any], Any] | None
 QUERIES = ("label", "predicted", "margin")
 
 
@@ -72,6 +74,10 @@ class Task:
         """Return the batch with what the unperturbed model decides filled in (its predicted label, say)."""
         return batch
 
+    def lacks(self, batch: Batch) -> bool:
+        """Return whether this batch of queries has no label and :meth:`ask` can fill one in."""
+        return False
+
     @property
     def prepares(self) -> bool:
         """Whether :meth:`prepare` has something to do."""
@@ -99,7 +105,7 @@ class Task:
 
     def collate(self, examples: list[Any]) -> Batch:
         """Join examples into a batch."""
-        return default_collate([_with_tensors(example) for example in examples])
+        return default_collate([with_tensors(example) for example in examples])
 
     def parts(self, example: Any) -> int:
         """Return how many documents one training row holds (see ``CausalLM(documents=)``); each is an example."""
@@ -147,42 +153,35 @@ def as_task(task: Any) -> Task:
     raise SettingError("task", expected="a task, or a function (model, batch) -> (B,)", got=repr(task))
 
 
-class _Supervised(Task):
+class Supervised(Task):
     """A batch that is inputs and a label; how to find them and run the model."""
 
+    setting = "logits="  # what says where the output is
+
     def __init__(self, inputs: Take, label: Take, logits: Take) -> None:
+        """Say where they are in a batch, and where what counts is in the model's output; None: as by default."""
         self.inputs, self.label, self.output = inputs, label, logits
+
+    def fed(self, batch: Batch) -> Any:
+        """Return what the model is fed: all but the label, which need not be there."""
+        return inputs_in(batch, self.inputs, self.label, type(self).__name__)
 
     def split(self, batch: Batch) -> tuple[Any, Any]:
         """Return (inputs, label): a tuple is inputs then label; a mapping has ``labels`` or ``label``."""
-        label = _take(batch, self.label, "label") if self.label is not None else _default_label(batch)
-        if self.inputs is not None:
-            return _take(batch, self.inputs, "inputs"), label
-        if isinstance(batch, Mapping):
-            return {name: value for name, value in batch.items() if name not in LABELS}, label
-        if isinstance(batch, tuple | list):
-            return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), label
-        raise TaskError(
-            type(self).__name__, expected="a batch that is (inputs, label) or a mapping with 'labels'",
-            got=type(batch).__name__, do="Say how with inputs= and label=.",
-        )  # fmt: skip
+        return self.fed(batch), label_in(batch, self.label)
 
     def run(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return what the model puts out for this batch."""
-        return output_of(model, self.split(batch)[0], self.output)
+        """Return what the model puts out for this batch, whose label must be there unless the task can fill it in."""
+        if not self.lacks(batch):
+            label_in(batch, self.label)
+        return output_of(model, self.fed(batch), self.output, setting=self.setting)
 
     def with_label(self, batch: Batch, label: Tensor) -> Batch:
-        """Return the batch with another label in its place."""
-        if callable(self.label):
-            raise SettingError("query='predicted'", expected="label= as a name or position", got="a function")
-        if isinstance(batch, Mapping):
-            place = self.label if self.label is not None else next(name for name in LABELS if name in batch)
-            return {**batch, place: label}
-        at = self.label if isinstance(self.label, int) else len(batch) - 1
-        return tuple(label if place == at else value for place, value in enumerate(batch))
+        """Return the batch with another label in its place, or with one where it had none."""
+        return with_label(batch, self.label, label)
 
 
-class Classification(_Supervised):
+class Classification(Supervised):
     """One class out of C (or yes/no with ``binary``). Loss: cross-entropy in nats, float64 from the logits on.
 
     Args:
@@ -229,19 +228,13 @@ class Classification(_Supervised):
             raise SettingError(
                 "Classification(label_smoothing=)", expected="0 with binary=True", got=str(label_smoothing)
             )
-        self.weight = None if weight is None else torch.as_tensor(weight)
+        self.weight = weights(weight, "Classification")
         self.label_smoothing, self.binary = label_smoothing, binary
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return ``(B, C)``; with ``binary`` the one logit z becomes (0, z)."""
-        output = self.run(model, batch)
-        if self.binary:
-            output = output.flatten()
-            return torch.stack([torch.zeros_like(output), output], 1)
-        if output.ndim != 2:
-            raise TaskError("Classification", expected="logits of shape (B, C)", got=str(tuple(output.shape)),
-                            do="Say where they are with logits=, or use another task.")  # fmt: skip
-        return output
+        output = self._put_out(model, batch)
+        return torch.stack([torch.zeros_like(output), output], 1) if self.binary else output
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy of each example's label, ``(B,)``."""
@@ -252,29 +245,61 @@ class Classification(_Supervised):
         return Prediction(self._put_out(model, batch), partial(self._judged, batch), partial(self._drawn, batch))
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.run(model, batch).flatten() if self.binary else self.logits(model, batch)
+        """Return logits ``(B, C)``, or ``(B,)`` with ``binary``."""
+        output = self.run(model, batch)
+        if self.output is None:
+            refuse_probabilities(output, type(self).__name__, each=self.binary)
+        if self.binary:
+            if output.ndim == 0 or output.numel() != len(output):
+                raise TaskError(
+                    "Classification(binary=True)",
+                    expected="one logit and one label for each example",
+                    got=f"{output.numel()} logits: shape {tuple(output.shape)}",
+                )
+            return output.flatten()
+        if output.ndim != 2:
+            raise TaskError(
+                "Classification",
+                expected="logits of shape (B, C)",
+                got=str(tuple(output.shape)),
+                do="Say where they are with logits=, or use another task.",
+            )
+        if output.shape[1] == 1:
+            raise TaskError(
+                "Classification",
+                expected="at least two classes",
+                got=f"logits {tuple(output.shape)}",
+                do="One logit for yes or no: Classification(binary=True).",
+            )
+        return output
+
+    def _labels(self, batch: Batch, output: Tensor) -> Tensor:
+        """Return class numbers int64, or with ``binary`` answers float64, one for each row of logits."""
+        label = label_in(batch, self.label)
+        if not self.binary:
+            return class_numbers(label, output.shape[:1], output.shape[1])
+        flat = label.flatten() if isinstance(label, Tensor) else label
+        return answers(flat, output.shape, "Classification(binary=True)")
 
     def _judged(self, batch: Batch, output: Tensor) -> Tensor:
-        label = self.split(batch)[1]
+        label = self._labels(batch, output)
+        if (
+            self.weight is not None
+            and self.weight.shape != output.shape[1:]
+            and not (self.binary and self.weight.numel() == 1)
+        ):
+            expected = "one weight, that of yes" if self.binary else f"{output.shape[1]} weights, one for each class"
+            raise TaskError("Classification(weight=)", expected=expected, got=f"shape {tuple(self.weight.shape)}")
         if self.binary:
-            if not isinstance(label, Tensor) or output.shape != label.flatten().shape:
-                got = tuple(label.shape) if isinstance(label, Tensor) else type(label).__name__
-                raise TaskError("Classification(binary=True)", expected="one logit and one label for each example",
-                                got=f"{len(output)} logits and labels {got}")  # fmt: skip
-            return losses.binary_cross_entropy(output, label.flatten(), weight=self.weight)
-        if self.weight is not None and self.weight.shape != output.shape[1:]:
-            raise TaskError("Classification(weight=)", expected=f"{output.shape[1]} weights, one for each class",
-                            got=f"shape {tuple(self.weight.shape)}")  # fmt: skip
-        return losses.cross_entropy(output, _classes(label, output), weight=self.weight, smoothing=self.label_smoothing)
+            return losses.binary_cross_entropy(output, label, weight=self.weight)
+        return losses.cross_entropy(output, label, weight=self.weight, smoothing=self.label_smoothing)
 
     def _drawn(self, batch: Batch, output: Tensor, draw: int) -> Tensor:
         """Return the loss under drawn labels, by the square root of what the true label's weight makes of curvature."""
-        label = self.split(batch)[1]
+        own = self._labels(batch, output)
         weight = None if self.weight is None else self.weight.to(output.device, torch.float64)
         if self.binary:
-            scale = _yes_weight(label.flatten().double(), weight).sqrt()
-            return scale * losses.binary_cross_entropy(output, coins(output, draw))
-        own = _classes(label, output)
+            return losses.yes_weight(own, weight).sqrt() * losses.binary_cross_entropy(output, coins(output, draw))
         scale = torch.ones(len(own), dtype=torch.float64, device=output.device)
         if weight is not None:
             scale = (1 - self.label_smoothing) * weight[own.clamp_min(0)] + self.label_smoothing * weight.mean()
@@ -298,16 +323,24 @@ class Classification(_Supervised):
     def ask(self, model: nn.Module, batch: Batch) -> Batch:
         """Put the predicted class in place of the label."""
         with torch.no_grad():
-            return self.with_label(batch, self.logits(model, batch).argmax(1).to(self.split(batch)[1].device))
+            return self.with_label(batch, self.logits(model, batch).argmax(1))
+
+    def lacks(self, batch: Batch) -> bool:
+        """Return whether this batch of queries has no label and needs none: the predicted class stands for it."""
+        return self.query in ("predicted", "contrast") and not has_label(batch, self.label)
 
     def measure(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return what the query is asked, ``(B,)``: minus its loss, its margin, or a contrast of two logits."""
         if self.query == "margin":
-            logits, label = self.logits(model, batch), self.split(batch)[1]
-            label = _classes(label.flatten().long() if self.binary else label, logits)
-            if bool((label < 0).any()):
-                raise TaskError("query label", expected="a class to ask the margin of", got="-100 (not counted)")
-            return losses.margin(logits, label)
+            output = self._put_out(model, batch)
+            label = self._labels(batch, output)
+            if bool(((label != 0) & (label != 1)).any() if self.binary else (label < 0).any()):
+                raise TaskError(
+                    "query label",
+                    expected="a class to ask the margin of",
+                    got="a share between 0 and 1" if self.binary else "-100 (not counted)",
+                )
+            return (2 * label - 1) * output.double() if self.binary else losses.margin(output, label)
         if self.contrast is not None:
             logits = self.logits(model, batch).double()
             if not all(0 <= place < logits.shape[1] for place in self.contrast):
@@ -315,218 +348,3 @@ class Classification(_Supervised):
                                 got=f"('contrast', {self.contrast[0]}, {self.contrast[1]})")  # fmt: skip
             return logits[:, self.contrast[0]] - logits[:, self.contrast[1]]
         return -self.loss(model, batch)
-
-
-class MultiLabel(_Supervised):
-    """Any number of classes at once. Loss: the mean over classes of yes/no cross-entropies, in nats.
-
-    Args:
-        inputs: As in :class:`Classification`.
-        label: As in :class:`Classification`; the labels are ``(B, C)`` of 0 and 1.
-        logits: As in :class:`Classification`.
-        weight: ``pos_weight`` used in training, ``(C,)``.
-    """
-
-    unit = "nats"
-
-    def __init__(
-        self, inputs: Take = None, label: Take = None, logits: Take = None, weight: Tensor | None = None
-    ) -> None:
-        """Check the settings; see the class."""
-        super().__init__(inputs, label, logits)
-        self.weight = weight
-
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return ``(B, C)``."""
-        return self.run(model, batch)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean over classes, ``(B,)``."""
-        return self._judged(batch, self.run(model, batch))
-
-    def predicted(self, model: nn.Module, batch: Batch) -> Prediction:
-        """Return logits and what the loss makes of them."""
-        return Prediction(self.run(model, batch), partial(self._judged, batch), partial(self._drawn, batch))
-
-    def _judged(self, batch: Batch, output: Tensor) -> Tensor:
-        label = self.split(batch)[1]
-        if output.shape != label.shape:
-            raise TaskError("MultiLabel", expected=f"labels of the output's shape {tuple(output.shape)}",
-                            got=str(tuple(label.shape)))  # fmt: skip
-        return losses.binary_cross_entropy(output, label, weight=self.weight).flatten(1).mean(1)
-
-    def _drawn(self, batch: Batch, output: Tensor, draw: int) -> Tensor:
-        scale = _yes_weight(self.split(batch)[1].double(), self.weight) / max(output[0].numel(), 1)
-        return (scale.sqrt() * losses.binary_cross_entropy(output, coins(output, draw))).flatten(1).sum(1)
-
-
-class Regression(_Supervised):
-    """Numbers. Loss: the mean over outputs of the squared, absolute or Huber error.
-
-    Args:
-        inputs: As in :class:`Classification`.
-        label: As in :class:`Classification`; the targets have the shape of the output.
-        output: Where the prediction is in the model's output.
-        error: ``"squared"``, ``"absolute"`` or ``"huber"`` (delta 1).
-    """
-
-    def __init__(self, inputs: Take = None, label: Take = None, output: Take = None, error: str = "squared") -> None:
-        """Check the settings; see the class."""
-        super().__init__(inputs, label, output)
-        known: dict[str, Callable[..., Tensor]] = {
-            "squared": F.mse_loss,
-            "absolute": F.l1_loss,
-            "huber": F.huber_loss,
-        }
-        if error not in known:
-            raise choose("Regression(error=)", str(error), known)
-        self.error, self.unit, self._loss = error, f"{error} error", known[error]
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean error over outputs, ``(B,)`` float64."""
-        return self._judged(batch, self.run(model, batch))
-
-    def predicted(self, model: nn.Module, batch: Batch) -> Prediction | None:
-        """Return the output and what the loss makes of it, where the error is squared (normal noise)."""
-        if self.error != "squared":
-            return None
-        return Prediction(self.run(model, batch), partial(self._judged, batch), _squared_error_of_noise)
-
-    def _judged(self, batch: Batch, output: Tensor) -> Tensor:
-        target, output = self.split(batch)[1].double(), output.double()
-        if output.shape != target.shape:
-            if [n for n in output.shape if n != 1] != [n for n in target.shape if n != 1]:
-                raise TaskError("Regression", expected=f"output of the targets' shape {tuple(target.shape)}",
-                                got=str(tuple(output.shape)))  # fmt: skip
-            output = output.view(target.shape)  # (B, 1) against (B,): broadcasting would compare all with all
-        each: Tensor = self._loss(output, target, reduction="none")
-        return each.reshape(len(target), -1).mean(1)
-
-
-def _squared_error_of_noise(output: Tensor, draw: int) -> Tensor:
-    """Return the mean squared error against the output with noise: variance D/2, at which D outputs' mean is a likelihood."""
-    each = max(output[0].numel(), 1) if len(output) else 1
-    wide = output.double()
-    target = wide.detach() + (each / 2) ** 0.5 * normals(output, draw)
-    found: Tensor = (wide - target).square().reshape(len(output), -1).mean(1)
-    return found
-
-
-def _yes_weight(label: Tensor, weight: Tensor | None) -> Tensor:
-    return torch.ones_like(label) if weight is None else 1 + label * (weight.to(label.device, torch.float64) - 1)
-
-
-def batch_size(batch: Batch) -> int:
-    """Return how many examples a batch holds: the first dimension of the first tensor in it."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-    for value in values:
-        if isinstance(value, Tensor | Mapping | tuple | list):
-            return (
-                batch_size(value)
-                if not isinstance(value, list) or not value or isinstance(value[0], Tensor)
-                else len(value)
-            )
-    raise TaskError("batch", expected="a tensor somewhere in it", got=type(batch).__name__, do="Define count(batch).")
-
-
-def output_of(model: nn.Module, inputs: Any, where: Take = None) -> Tensor:
-    """Run the model on inputs and return the tensor that counts (``.logits``, the output itself, or ``where`` says)."""
-    if isinstance(inputs, Mapping):
-        taken = accepted(type(model).forward if not hasattr(model, "get_base_model") else _inner_forward(model))
-        output = model(**{name: value for name, value in inputs.items() if taken is None or name in taken})
-    else:
-        output = model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
-    if where is not None:
-        return _take(output, where, "model output")  # type: ignore[no-any-return]
-    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if found is None and isinstance(output, Mapping):
-        found = output.get("logits")
-    if found is None and isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        found = output[0]
-    if not isinstance(found, Tensor):
-        raise TaskError(
-            "model output", expected="a tensor or .logits", got=type(output).__name__, do="Say where with logits=."
-        )
-    return found
-
-
-def _inner_forward(model: Any) -> Callable[..., Any]:
-    return type(model.get_base_model()).forward  # type: ignore[no-any-return]
-
-
-@lru_cache(maxsize=64)
-def accepted(forward: Callable[..., Any]) -> frozenset[str] | None:
-    """Return the keywords a forward takes, or None where it takes any."""
-    parameters = inspect.signature(forward).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) and len(parameters) <= 3:
-        return None
-    return frozenset(parameter.name for parameter in parameters)
-
-
-def _with_tensors(example: Any) -> Any:
-    """Return an example with its lists of numbers (tables have them) as tensors: `default_collate` turns lists inside out."""
-    if isinstance(example, Mapping):
-        return {name: _tensor_of(value) for name, value in example.items()}
-    if type(example) in (tuple, list):
-        return type(example)(map(_tensor_of, example))
-    return example
-
-
-def _tensor_of(value: Any) -> Any:
-    if not isinstance(value, list) or not value or not isinstance(value[0], int | float | list):
-        return value
-    try:
-        return torch.tensor(value)
-    except (TypeError, ValueError):  # ragged, or not all numbers
-        return value
-
-
-def _default_label(batch: Batch) -> Any:
-    if isinstance(batch, Mapping):
-        for name in LABELS:
-            if name in batch:
-                return batch[name]
-        raise TaskError("batch", expected="a key 'labels' or 'label'", got=f"keys {sorted(map(str, batch))}",
-                        do="Say which with label=.")  # fmt: skip
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        return batch[-1]
-    raise TaskError("batch", expected="(inputs, label) or a mapping with 'labels'", got=type(batch).__name__,
-                    do="Say where the label is with label=.")  # fmt: skip
-
-
-def _take(value: Any, where: Take, what: str) -> Any:
-    if callable(where):
-        return where(value)
-    try:
-        if isinstance(where, str) and not isinstance(value, Mapping):
-            return getattr(value, where)
-        return value[where]
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise TaskError(what, expected=f"{where!r} in it", got=f"{type(value).__name__} without it") from error
-
-
-def _classes(label: Tensor, logits: Tensor) -> Tensor:
-    """Return class numbers ``(B,)`` int64; a column ``(B, 1)`` is flattened."""
-    if not isinstance(label, Tensor):
-        raise TaskError("label", expected="a tensor of class numbers", got=f"a {type(label).__name__}",
-                        do="Encode labels as whole numbers, or say where they are with label=.")  # fmt: skip
-    if label.is_floating_point():
-        raise TaskError("label", expected="class numbers", got=f"{label.dtype}",
-                        do="Use fi.MultiLabel() or fi.Regression(), or convert the labels to integers.")  # fmt: skip
-    found = label.long().view(-1) if label.ndim == 2 and label.shape[1] == 1 else label.long()
-    if found.shape != logits.shape[:1]:
-        raise TaskError("label", expected=f"one class number for each of {len(logits)} examples",
-                        got=f"shape {tuple(label.shape)}", do="One-hot labels: pass their argmax(1).")  # fmt: skip
-    classes = logits.shape[1]
-    if len(found) == 0:
-        return found
-    low, high = found.aminmax()
-    if int(low) >= 0 and int(high) < classes:  # what nearly every batch is
-        return found
-    strange = (found >= classes) | ((found < 0) & (found != NOT_COUNTED))
-    if bool(strange.any()):
-        raise TaskError("label", expected=f"class numbers from 0 to {classes - 1} (or {NOT_COUNTED}: not counted)",
-                        got=str(int(found[strange][0])), do="Number the classes from 0, as the model was trained.")  # fmt: skip
-    return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from forwardinf.core.errors import SettingError, TaskError, choose
 from forwardinf.core.fingerprint import row_digest
 from forwardinf.core.noise import content_of, normal
+from forwardinf.core.outputs import tensor_of
 from forwardinf.core.task import Batch, Task
 
 FLIPS = ("none", "mean", "mirror")
@@ -179,7 +180,7 @@ class Diffusion(Task):
         times = torch.full((len(clean),), step, device=clean.device, dtype=torch.long)
         given = {keyword: _at(batch, place, "condition=") for keyword, place in self.condition.items()}
         raw = model(noisy, times, **given)
-        output = cast("Tensor", raw if isinstance(raw, Tensor) else raw.sample)
+        output = tensor_of(raw, name="sample", setting="")
         if output.shape[1] == 2 * clean.shape[1]:  # a DiT that learns its variance too
             output = output.chunk(2, 1)[0]
         if output.shape != clean.shape:

@@ -1,4 +1,4 @@
-"""Language tasks: decoders, encoder-decoders, text classifiers.
+"""Language tasks: decoders and encoder-decoders. Text classifiers are in ``task_sequence.py``.
 
 They bring their own collate: padding, and −100 for what is not counted. A text's loss is the sum over its counted tokens;
 the count is kept, so that a mean needs no new reading.
@@ -8,51 +8,25 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from forwardinf.core import losses
+from forwardinf.core.batches import LABELS
 from forwardinf.core.errors import SettingError, TaskError, choose
+from forwardinf.core.labels import class_numbers
+from forwardinf.core.outputs import Take, innermost, keywords_of, output_of, refuse_probabilities
+from forwardinf.core.padding import SHIFTED, as_row, pad, refuse_tuple, say_uncounted
 from forwardinf.core.prediction import NOT_COUNTED, Prediction, classes
-from forwardinf.core.task import Batch, Classification, Task, accepted, output_of
+from forwardinf.core.task import Batch, Task
 
 log = logging.getLogger(__name__)
 
 Each = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) → one number a token, 0 where it is not counted
-FILL = {"labels": NOT_COUNTED, "attention_mask": 0, "decoder_attention_mask": 0, "token_type_ids": 0}
-
-
-def pad(examples: Sequence[Any], *, token: int, side: str = "right") -> Batch:
-    """Join rows of token ids, or mappings of them, padded to the longest.
-
-    ``input_ids`` are filled with ``token`` and masked out; labels with −100; other sequences with 0; single numbers
-    become a column; text and other metadata are left out. A mapping without ``attention_mask`` gets one.
-    """
-    if not isinstance(examples[0], Mapping):
-        return pad([{"input_ids": example} for example in examples], token=token, side=side)
-    batch: dict[str, Any] = {}
-    for name in examples[0]:
-        values = [_tensor(example[name]) for example in examples]
-        if any(value is None for value in values):
-            continue
-        if values[0].ndim == 0:  # type: ignore[union-attr]
-            batch["labels" if name == "label" else name] = torch.stack(values)  # type: ignore[arg-type]
-        else:
-            fill = token if name.endswith("input_ids") else FILL.get(name, 0)
-            batch[name] = pad_sequence(values, batch_first=True, padding_value=fill, padding_side=side)  # type: ignore[arg-type]
-    if "input_ids" not in batch:
-        raise TaskError("text example", expected="'input_ids'", got=f"keys {sorted(map(str, examples[0]))}",
-                        do="Tokenise the data first, or give the task a tokenizer.")  # fmt: skip
-    if "attention_mask" not in batch:
-        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-        inside = torch.arange(batch["input_ids"].shape[1])[None] < lengths[:, None]
-        batch["attention_mask"] = (inside if side == "right" else inside.flip(1)).long()
-    return batch
 
 
 class CausalLM(Task):
@@ -70,6 +44,7 @@ class CausalLM(Task):
             in, the first one included, so that the documents' losses add up to the row's.
         pad_token_id: What short rows are filled with (masked out and not counted).
         padding_side: ``"right"`` or ``"left"``.
+        logits: Where the logits are in the model's output, as in :class:`Classification`.
 
     Example:
         >>> CausalLM(documents=0).parts({"input_ids": [5, 6, 0, 7, 0]})
@@ -84,6 +59,7 @@ class CausalLM(Task):
         documents: str | int | None = None,
         pad_token_id: int = 0,
         padding_side: str = "right",
+        logits: Take = None,
     ) -> None:
         """Check the settings; see the class."""
         if query not in ("labels", "margin"):
@@ -93,12 +69,15 @@ class CausalLM(Task):
         if isinstance(documents, bool) or not isinstance(documents, str | int | None):
             raise SettingError("CausalLM(documents=)", expected="a column name or a token id", got=repr(documents))
         self.query, self.documents = query, documents
-        self.pad_token_id, self.padding_side = pad_token_id, padding_side
+        self.pad_token_id, self.padding_side, self.output = pad_token_id, padding_side, logits
         self.only: int | None = None
 
     def collate(self, examples: list[Any]) -> Batch:
         """Pad to the longest row."""
-        return pad(examples, token=self.pad_token_id, side=self.padding_side)
+        batch = pad(examples, token=self.pad_token_id, side=self.padding_side, aligned=True)
+        if not bool(self.count(batch).all()):
+            say_uncounted("CausalLM")
+        return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum over each row's counted tokens, ``(B,)``; with ``documents`` one number for each document."""
@@ -148,7 +127,7 @@ class CausalLM(Task):
 
     def parts(self, example: Any) -> int:
         """Return how many documents a row holds."""
-        return int(self.numbers(example).max()) + 1 if self.packed else 1
+        return max(self.numbers(example).tolist(), default=0) + 1 if self.packed else 1
 
     def whole(self) -> CausalLM:
         """Return this task with every row one example."""
@@ -164,7 +143,7 @@ class CausalLM(Task):
 
     def numbers(self, row: Any) -> Tensor:
         """Return each token's document number inside its row, ``(T,)`` from 0."""
-        ids = torch.as_tensor(row["input_ids"] if isinstance(row, Mapping) else row)
+        ids = torch.as_tensor(as_row(row)["input_ids"])
         starts = torch.zeros(len(ids), dtype=torch.bool)
         if isinstance(self.documents, int):
             starts[1:] = (ids[:-1] == self.documents).cpu()
@@ -179,14 +158,23 @@ class CausalLM(Task):
         return starts.cumsum(0)
 
     def _labels(self, batch: Batch) -> Tensor:
+        ids = _ids(batch, "CausalLM", SHIFTED)
+        if ids.ndim != 2:
+            raise TaskError("CausalLM", expected="rows of token ids: a batch (B, T)", got=f"shape {tuple(ids.shape)}",
+                            do="If this is one example, put it in a list: [test[0]].")  # fmt: skip
         if not isinstance(batch, Mapping):
-            return _ids(batch)
-        mask = batch.get("attention_mask")
-        if not isinstance(mask, Tensor) or mask.ndim != 2:
-            return cast("Tensor", batch["labels"] if "labels" in batch else batch["input_ids"])
-        labels = batch["labels"] if "labels" in batch else batch["input_ids"].masked_fill(mask == 0, NOT_COUNTED)
-        before = mask.cumsum(1) - mask == 0  # nothing but padding in front: a row's first token is predicted by nothing
-        return cast("Tensor", labels.masked_fill(before, NOT_COUNTED))
+            return ids
+        mask, labels = batch.get("attention_mask"), batch.get("labels")
+        if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+            mask = torch.ones_like(ids)
+        seen = (mask != 0).long()
+        if labels is None:
+            labels = ids.masked_fill(seen == 0, NOT_COUNTED)
+        if not isinstance(labels, Tensor) or labels.shape != ids.shape:
+            got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise TaskError("CausalLM: labels", expected=f"one for each of the input_ids {tuple(ids.shape)}", got=got)
+        before = seen.cumsum(1) - seen == 0  # nothing but padding in front: a row's first token is predicted by nothing
+        return labels.masked_fill(before, NOT_COUNTED)
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of every token but the first, ``(B, T - 1)`` float64; 0 where it is not counted."""
@@ -198,15 +186,13 @@ class CausalLM(Task):
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
         labels, inputs = self._labels(batch), inputs_of(model, batch)
-        if labels.ndim != 2:
-            raise TaskError("CausalLM", expected="rows of token ids: a batch (B, T)", got=f"shape {tuple(labels.shape)}",
-                            do="If this is one example, put it in a list: [test[0]].")  # fmt: skip
         if isinstance(inputs, Mapping):
             inputs = _placed(inputs)
-        logits = output_of(model, inputs)
+        logits = output_of(model, inputs, self.output)
         if logits.shape[:-1] != labels.shape:
             raise TaskError("CausalLM", expected=f"logits of shape {(*labels.shape, 'V')}", got=str(tuple(logits.shape)),
                             do="Where the model adds tokens of its own (prompt tuning), cut them off.")  # fmt: skip
+        _check_tokens(logits, labels, "CausalLM", self.output)
         return logits
 
 
@@ -214,17 +200,24 @@ class Seq2Seq(Task):
     """An encoder-decoder. Loss: the sum over the answer's counted tokens, in nats.
 
     A batch is a mapping with ``input_ids`` and ``labels`` (−100: not counted); the model shifts the labels itself.
+
+    Args:
+        pad_token_id: What short rows are filled with (masked out and not counted).
+        logits: Where the logits are in the model's output, as in :class:`Classification`.
     """
 
     unit = "nats"
 
-    def __init__(self, pad_token_id: int = 0) -> None:
-        """Set what short rows are filled with."""
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int = 0, logits: Take = None) -> None:
+        """Set what short rows are filled with; see the class."""
+        self.pad_token_id, self.output = pad_token_id, logits
 
     def collate(self, examples: list[Any]) -> Batch:
         """Pad inputs and labels to the longest."""
-        return pad(examples, token=self.pad_token_id)
+        batch = pad(examples, token=self.pad_token_id)
+        if "labels" in batch and not bool(self.count(batch).all()):
+            say_uncounted("Seq2Seq")
+        return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum over each answer's counted tokens, ``(B,)``."""
@@ -252,60 +245,22 @@ class Seq2Seq(Task):
         return Prediction(self._put_out(model, batch), partial(self._judged, batch), drawn)
 
     def _put_out(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs, labels = inputs_of(model, batch), _answers(batch)
+        labels, inputs = _answers(batch), inputs_of(model, batch)
         if "decoder_input_ids" not in inputs:
-            shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-            if shift is None and hasattr(model, "get_base_model"):
-                shift = getattr(cast("Any", model).get_base_model(), "prepare_decoder_input_ids_from_labels", None)
+            shift: Any = getattr(innermost(model), "prepare_decoder_input_ids_from_labels", None)
             if shift is None:
                 raise TaskError("Seq2Seq", expected="decoder_input_ids in the batch, or a model that makes them from labels",
                                 got=type(model).__name__)  # fmt: skip
             inputs = {**inputs, "decoder_input_ids": shift(labels=labels)}
-        return output_of(model, inputs)
+        logits = output_of(model, inputs, self.output)
+        if logits.shape[:-1] != labels.shape:
+            raise TaskError("Seq2Seq", expected=f"logits of shape {(*labels.shape, 'V')}", got=str(tuple(logits.shape)))
+        _check_tokens(logits, labels, "Seq2Seq", self.output)
+        return logits
 
     def count(self, batch: Batch) -> Tensor:
         """Return each answer's counted tokens, ``(B,)``."""
         return (_answers(batch) != NOT_COUNTED).sum(1)
-
-
-class SequenceClassification(Classification):
-    """A text classifier. Rows are mappings of ``input_ids`` and ``labels``; or of text, with a tokenizer.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer; needed for rows of text, and gives the padding token.
-        text: The column(s) of text, for rows of text.
-        max_length: Longest text in tokens.
-        **settings: As in :class:`Classification`.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any = None,
-        *,
-        text: str | tuple[str, ...] = "text",
-        max_length: int | None = None,
-        **settings: Any,
-    ) -> None:
-        """Check the settings; see the class."""
-        super().__init__(**settings)
-        self.tokenizer, self.text, self.max_length = (
-            tokenizer,
-            (text,) if isinstance(text, str) else tuple(text),
-            max_length,
-        )
-
-    def collate(self, examples: list[Any]) -> Batch:
-        """Tokenise where rows are text, then pad."""
-        if "input_ids" not in examples[0] and self.tokenizer is not None:
-            label = next(name for name in ("labels", "label") if name in examples[0])
-            columns = [[example[name] for example in examples] for name in self.text]
-            tokens = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
-            examples = [
-                {name: values[row] for name, values in tokens.items()} | {"labels": example[label]}
-                for row, example in enumerate(examples)
-            ]
-        token = getattr(self.tokenizer, "pad_token_id", None)
-        return pad(examples, token=0 if token is None else token, side=getattr(self.tokenizer, "padding_side", "right"))
 
 
 def _redrawn(logits: Tensor, labels: Tensor, draw: int) -> Tensor:
@@ -313,20 +268,34 @@ def _redrawn(logits: Tensor, labels: Tensor, draw: int) -> Tensor:
     return classes(logits, labels != NOT_COUNTED, draw)
 
 
+def _check_tokens(logits: Tensor, labels: Tensor, where: str, told: Take) -> None:
+    """Refuse probabilities, and labels that are no token."""
+    if told is None:
+        refuse_probabilities(logits, where)
+    class_numbers(labels, labels.shape, logits.shape[-1], each="token")
+
+
 def inputs_of(model: nn.Module, batch: Batch) -> Any:
     """Return what the model is fed: everything but the labels (it would reduce their loss), and no key-value cache."""
     if not isinstance(batch, Mapping):
-        return _ids(batch)
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "label")}
-    taken = accepted(type(model).forward)
-    return inputs | {"use_cache": False} if taken is not None and "use_cache" in taken else inputs
+        return _ids(batch, "token ids", SHIFTED)
+    inputs = {name: value for name, value in batch.items() if name not in LABELS}
+    return inputs | {"use_cache": False} if "use_cache" in (keywords_of(innermost(model)) or ()) else inputs
 
 
 def _answers(batch: Batch) -> Tensor:
-    if not isinstance(batch, Mapping) or "labels" not in batch:
+    if not isinstance(batch, Mapping) or not isinstance(batch.get("labels"), Tensor):
         got = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
-        raise TaskError("Seq2Seq", expected="a batch with 'input_ids' and 'labels' (the answer's tokens)", got=got)
-    return cast("Tensor", batch["labels"])
+        raise TaskError(
+            "Seq2Seq",
+            expected="a batch with 'input_ids' and 'labels' (the answer's tokens)",
+            got=got,
+            do="Pass mappings.",
+        )
+    labels: Tensor = batch["labels"]
+    if labels.ndim != 2:
+        raise TaskError("Seq2Seq: labels", expected="rows of token ids (B, T)", got=f"shape {tuple(labels.shape)}")
+    return labels
 
 
 def _placed(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -343,27 +312,24 @@ def _say_rows(column: str | int | None) -> None:
     log.warning("no column %r in the training rows: each row is read as one document", column)
 
 
-def _ids(batch: Batch) -> Tensor:
-    return cast("Tensor", batch[0] if isinstance(batch, tuple | list) else batch)
+def _ids(batch: Batch, where: str, shifted: str = "") -> Tensor:
+    """Return the token ids of a batch that is them, a tuple or list of nothing else, or a mapping."""
+    if isinstance(batch, tuple | list) and len(batch) != 1:
+        refuse_tuple(where, batch, shifted)
+    if isinstance(batch, Mapping) and "input_ids" not in batch:
+        raise TaskError(where, expected="'input_ids'", got=f"keys {sorted(map(str, batch))}")
+    found = batch["input_ids"] if isinstance(batch, Mapping) else batch[0] if isinstance(batch, tuple | list) else batch
+    if not isinstance(found, Tensor) or found.is_floating_point():
+        got = str(found.dtype) if isinstance(found, Tensor) else type(found).__name__
+        raise TaskError(where, expected="token ids: a tensor of whole numbers", got=got)
+    return found
 
 
 def _rows(batch: Batch) -> list[Any]:
     if not isinstance(batch, Mapping):
-        return list(_ids(batch))
+        return list(_ids(batch, "token ids"))
     size = len(batch["input_ids"])
     return [
         {name: value[row] for name, value in batch.items() if isinstance(value, Tensor) and len(value) == size}
         for row in range(size)
     ]
-
-
-def _tensor(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value
-    if (
-        isinstance(value, str | bytes)
-        or value is None
-        or (isinstance(value, Sequence) and value and isinstance(value[0], str))
-    ):
-        return None
-    return torch.as_tensor(value) if not isinstance(value, list) or value else torch.empty(0, dtype=torch.int64)

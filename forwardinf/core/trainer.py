@@ -60,7 +60,8 @@ def from_trainer(trainer: Any) -> dict[str, Any]:
 def _task(model: nn.Module, smoothing: float) -> Any:
     """Return the task of this class of model, or of one it inherits from."""
     auto = import_extra("transformers.models.auto.modeling_auto", extra="hf", need="from_trainer")
-    from forwardinf.core.task_text import CausalLM, Seq2Seq, SequenceClassification
+    from forwardinf.core.task_sequence import SequenceClassification
+    from forwardinf.core.task_text import CausalLM, Seq2Seq
 
     classes = {base.__name__ for base in type(model).__mro__}
     config: Any = getattr(model, "config", None)

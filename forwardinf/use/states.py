@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from forwardinf.core.errors import ModelError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
+from forwardinf.core.outputs import innermost, keywords_of
 from forwardinf.core.prediction import NOT_COUNTED
 from forwardinf.core.progress import Advance
-from forwardinf.core.task import accepted
 from forwardinf.core.task_text import inputs_of
 from forwardinf.use.responses import unit
 from forwardinf.use.sketch import silent
@@ -55,8 +54,8 @@ def _without_traces(model: nn.Module) -> Iterator[None]:
 
 
 def _mean_states(model: nn.Module, batch: Batch) -> Tensor:
-    inner: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
-    taken, inputs = accepted(type(inner).forward), inputs_of(model, batch)
+    inner = innermost(model)
+    taken, inputs = keywords_of(inner), inputs_of(model, batch)
     inputs = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
     if taken is None or not taken & {"output_hidden_states", "kwargs"}:
         raise ModelError(

@@ -11,6 +11,7 @@ from torch import nn
 
 from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.examples import Examples
+from forwardinf.core.outputs import innermost
 from forwardinf.core.prediction import NOT_COUNTED
 
 Row = dict[str, Any]
@@ -20,8 +21,7 @@ Offsets = list[tuple[int, int]]
 
 def encodes(model: nn.Module) -> bool:
     """Return whether the model is an encoder-decoder."""
-    inner: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
-    return bool(getattr(getattr(inner, "config", None), "is_encoder_decoder", False))
+    return bool(getattr(getattr(innermost(model), "config", None), "is_encoder_decoder", False))
 
 
 class Texts:

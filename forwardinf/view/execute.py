@@ -17,8 +17,11 @@ from forwardinf.core.files import written
 from forwardinf.core.load_code import CODE, import_name
 from forwardinf.core.load_data import load_data, select_rows
 from forwardinf.core.load_model import load_model
-from forwardinf.core.task import Classification, MultiLabel, Regression, Task, as_task
-from forwardinf.core.task_text import CausalLM, Seq2Seq, SequenceClassification
+from forwardinf.core.task import Classification, Task, as_task
+from forwardinf.core.task_places import Segmentation, TokenClassification
+from forwardinf.core.task_sequence import SequenceClassification
+from forwardinf.core.task_text import CausalLM, Seq2Seq
+from forwardinf.core.task_vectors import MultiLabel, Regression
 from forwardinf.job.job import Job
 from forwardinf.job.options import Options, as_perturbation, device_of, open_examples, settled
 from forwardinf.job.prepare import prepare
@@ -36,6 +39,8 @@ TASKS: dict[str, type[Task]] = {
     "regression": Regression,
     "multi-label": MultiLabel,
     "sequence-classification": SequenceClassification,
+    "token-classification": TokenClassification,
+    "segmentation": Segmentation,
     "causal-lm": CausalLM,
     "seq2seq": Seq2Seq,
 }

@@ -1,89 +1,17 @@
-import copy
 import re
 
 import numpy as np
 import pytest
 import torch
 from close import assert_close, assert_within
+from tiny import EOS, V, make, read, texts
+from torch.utils.data import TensorDataset
 
 import forwardinf as fi
-from forwardinf.core.task_text import pad
-
-transformers = pytest.importorskip("transformers")
+from forwardinf.core.padding import say_uncounted
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-V, EOS = 23, 2
-TOKENS = {"bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": 0}
 FLOAT32 = "one float32 forward of another batch or another order of additions"
-
-
-def llama(**more):
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=32, **TOKENS, **more,
-    ))  # fmt: skip
-
-
-def gpt2(**more):
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=32, **TOKENS, **more
-    ))  # fmt: skip
-
-
-def t5():
-    return transformers.T5ForConditionalGeneration(transformers.T5Config(
-        vocab_size=V, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0, **TOKENS
-    ))  # fmt: skip
-
-
-def bart():
-    return transformers.BartForConditionalGeneration(transformers.BartConfig(
-        vocab_size=V, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32, decoder_start_token_id=EOS,
-        forced_eos_token_id=None, **TOKENS,
-    ))  # fmt: skip
-
-
-def bert():
-    return transformers.BertForSequenceClassification(transformers.BertConfig(
-        vocab_size=V, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3,
-        max_position_embeddings=32, **TOKENS,
-    ))  # fmt: skip
-
-
-def distilbert():
-    return transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(
-        vocab_size=V, dim=16, n_layers=2, n_heads=2, hidden_dim=24, num_labels=3, max_position_embeddings=32, **TOKENS
-    ))  # fmt: skip
-
-
-BUILD = {make.__name__: make for make in (llama, gpt2, t5, bart, bert, distilbert)}
-
-
-@pytest.fixture(scope="module")
-def built():
-    """Each model once, its weights large enough that its outputs are far from uniform."""
-    found = {}
-    for name, make in BUILD.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = make()
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    torch.nn.init.normal_(parameter, std=0.25)
-        found[name] = model.eval()
-    return found
-
-
-@pytest.fixture
-def make(built):
-    return lambda name: copy.deepcopy(built[name])
-
-
-def texts(rows, shortest=3, longest=9, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(shortest, longest + 1, (rows,), generator=draw).tolist()
-    return [torch.randint(3, V, (size,), generator=draw) for size in sizes]
 
 
 def prompted(rows, seed=0):
@@ -105,17 +33,12 @@ def sum_of_hugging_face(model, row, counted):
     return float(model(**batch).loss) * counted
 
 
-def read(task, model, batch):
-    with torch.no_grad():
-        return task.loss(model, batch)
-
-
 # -- decoders ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_decoders_loss_is_the_models_own_times_the_counted_tokens(make, name, dtype):
+def test_a_decoders_loss_is_the_models_own_times_the_counted_tokens(name, dtype):
     model, task = make(name).to(dtype), fi.CausalLM()
     rows = prompted(5)
     want = [sum_of_hugging_face(model, row, int((row["labels"][1:] != -100).sum())) for row in rows]
@@ -125,7 +48,7 @@ def test_a_decoders_loss_is_the_models_own_times_the_counted_tokens(make, name, 
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_without_labels_every_token_but_the_padding_counts(make, name):
+def test_without_labels_every_token_but_the_padding_counts(name):
     model, task, rows = make(name), fi.CausalLM(), texts(5)
     want = [sum_of_hugging_face(model, {"input_ids": row, "labels": row}, len(row) - 1) for row in rows]
     assert_close(read(task, model, task.collate(rows)), torch.tensor(want), rtol=1e-5, why=FLOAT32)
@@ -134,7 +57,7 @@ def test_without_labels_every_token_but_the_padding_counts(make, name):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_on_either_side_changes_no_loss(make, name, side):
+def test_padding_on_either_side_changes_no_loss(name, side):
     model, task = make(name).double(), fi.CausalLM(padding_side=side)
     for rows in (texts(6), prompted(6)):
         alone = torch.cat([read(task, model, task.collate([row])) for row in rows])
@@ -142,7 +65,7 @@ def test_padding_on_either_side_changes_no_loss(make, name, side):
         assert_close(together, alone, rtol=1e-9, why="float64; masked positions add exact zeros or exp(-large)")
 
 
-def test_padding_with_the_end_token_changes_no_loss_either(make):
+def test_padding_with_the_end_token_changes_no_loss_either():
     model, rows = make("llama").double(), texts(6)
     alone = torch.cat([read(fi.CausalLM(), model, fi.CausalLM().collate([row])) for row in rows])
     for side in ("right", "left"):
@@ -150,7 +73,7 @@ def test_padding_with_the_end_token_changes_no_loss_either(make):
         assert_close(read(task, model, task.collate(rows)), alone, rtol=1e-9, why="float64; masked out")
 
 
-def test_positions_that_are_given_are_kept(make):
+def test_positions_that_are_given_are_kept():
     model, task = make("gpt2").double(), fi.CausalLM()
     row = texts(1)[0]
     shifted = {"input_ids": row, "position_ids": torch.arange(len(row)) + 5}
@@ -159,7 +82,7 @@ def test_positions_that_are_given_are_kept(make):
     assert abs(float(read(task, model, task.collate([row]))) - want) > 1e-3 * want
 
 
-def test_a_row_without_counted_tokens_has_loss_and_score_zero(make):
+def test_a_row_without_counted_tokens_has_loss_and_score_zero():
     model, task, rows = make("llama"), fi.CausalLM(), prompted(4)
     rows[1]["labels"] = torch.full_like(rows[1]["labels"], -100)
     assert read(task, model, task.collate(rows))[1] == 0
@@ -169,14 +92,14 @@ def test_a_row_without_counted_tokens_has_loss_and_score_zero(make):
     assert (scores.values[:, [0, 2, 3]] != 0).all()
 
 
-def test_a_row_of_one_token_has_nothing_to_predict(make):
+def test_a_row_of_one_token_has_nothing_to_predict():
     task = fi.CausalLM()
     batch = task.collate([torch.tensor([5]), torch.tensor([5, 6, 7])])
     assert read(task, make("llama"), batch)[0] == 0
     assert task.count(batch).tolist() == [0, 2]
 
 
-def test_an_empty_row_among_others_has_loss_zero(make):
+def test_an_empty_row_among_others_has_loss_zero():
     task = fi.CausalLM()
     batch = task.collate([{"input_ids": [], "labels": []}, {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}])
     assert batch["input_ids"].dtype == torch.int64
@@ -185,7 +108,7 @@ def test_an_empty_row_among_others_has_loss_zero(make):
     assert_close(found[1:], read(task, make("llama"), task.collate([[5, 6, 7]])), rtol=1e-5, why=FLOAT32)
 
 
-def test_an_answers_margin_is_the_sum_of_log_odds_of_its_counted_tokens(make):
+def test_an_answers_margin_is_the_sum_of_log_odds_of_its_counted_tokens():
     model, rows = make("llama").double(), prompted(3)
     task = fi.CausalLM(query="margin")
     batch = task.collate(rows)
@@ -202,7 +125,7 @@ def test_an_answers_margin_is_the_sum_of_log_odds_of_its_counted_tokens(make):
         )
 
 
-def test_columns_of_equal_length_need_no_collate(make):
+def test_columns_of_equal_length_need_no_collate():
     model, ids = make("llama"), torch.randint(3, V, (6, 7))
     for train, queries in (((ids,), (ids[:1],)), ({"input_ids": ids}, {"input_ids": ids[:1]}), (ids, ids[:1])):
         scores = fi.attribute(model, train, queries, task=fi.CausalLM(), progress=False)
@@ -211,7 +134,7 @@ def test_columns_of_equal_length_need_no_collate(make):
 
 
 @pytest.mark.parametrize("bare", [torch.tensor([5, 6, 7]), {"input_ids": torch.tensor([5, 6, 7])}])
-def test_one_text_passed_bare_is_told_to_go_into_a_list(make, bare):
+def test_one_text_passed_bare_is_told_to_go_into_a_list(bare):
     with pytest.raises(fi.TaskError, match=r"rows of token ids: a batch \(B, T\), got shape") as caught:
         fi.attribute(make("llama"), texts(3), bare, task=fi.CausalLM(), progress=False)
     assert "[test[0]]" in caught.value.do
@@ -225,7 +148,7 @@ def test_a_setting_of_a_decoders_task_that_is_not_known_is_refused(settings):
         fi.CausalLM(**settings)
 
 
-def test_a_model_that_adds_tokens_of_its_own_is_refused(make):
+def test_a_model_that_adds_tokens_of_its_own_is_refused():
     class Longer(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -236,6 +159,146 @@ def test_a_model_that_adds_tokens_of_its_own_is_refused(make):
 
     with pytest.raises(fi.TaskError, match="CausalLM: expected logits of shape"):
         read(fi.CausalLM(), Longer(), fi.CausalLM().collate(texts(2)))
+
+
+IDS = torch.randint(3, V, (6, 7), generator=torch.Generator().manual_seed(0))
+TUPLES = {
+    "ids, mask, labels": (IDS, torch.ones_like(IDS), IDS),
+    "ids, labels": (IDS, IDS),
+    "pairs already shifted": (IDS[:, :-1], IDS[:, 1:]),
+}
+
+
+@pytest.mark.parametrize("kind", [fi.CausalLM, fi.Seq2Seq])
+@pytest.mark.parametrize("form", TUPLES)
+def test_columns_that_do_not_say_what_they_are_are_refused_in_every_form(form, kind):
+    model = make("llama" if kind is fi.CausalLM else "t5")
+    columns = TUPLES[form]
+    rows = [tuple(column[row] for column in columns) for row in range(6)]
+    for data in (columns, rows, [list(row) for row in rows], TensorDataset(*columns)):
+        with pytest.raises(fi.TaskError, match="mapping"):
+            fi.attribute(model, data, data if data is columns else rows[:1], task=kind(), progress=False)
+    for batch in (columns, list(columns)):
+        with pytest.raises(fi.TaskError, match="mapping"):
+            kind().loss(model, batch)
+
+
+def test_pairs_already_shifted_are_told_how_they_would_be_a_mapping():
+    model, whole = make("llama"), IDS
+    with pytest.raises(fi.TaskError, match=re.escape("{'input_ids': [*x, y[-1]]}")):
+        read(fi.CausalLM(), model, (whole[:, :-1], whole[:, 1:]))
+    x, y = whole[0, :-1], whole[0, 1:]
+    with torch.no_grad():
+        logits = model(x[None]).logits[0].double()
+    want = torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+    got = read(fi.CausalLM(), model, fi.CausalLM().collate([{"input_ids": [*x, y[-1]]}]))
+    assert_close(got, want[None], rtol=1e-6, why=FLOAT32)
+
+
+def test_a_dataset_of_ids_alone_is_read_as_ids():
+    got = fi.attribute(make("llama"), TensorDataset(IDS), IDS[:1], task=fi.CausalLM(), progress=False)
+    want = fi.attribute(make("llama"), IDS, IDS[:1], task=fi.CausalLM(), progress=False)
+    assert_close(got.baseline, want.baseline, rtol=1e-6, why="the same rows")
+    assert fi.CausalLM(documents=EOS).parts((torch.tensor([3, EOS, 4]),)) == 2
+
+
+WRONG = {
+    "ids that are no whole numbers": (IDS.float(), "whole numbers, got torch.float32"),
+    "labels of another shape": ({"input_ids": IDS, "labels": IDS[:, 0]}, "one for each of the input_ids"),
+    "labels beyond the vocabulary": ({"input_ids": IDS, "labels": IDS + V}, "from 0 to 22"),
+    "labels below 0": ({"input_ids": IDS, "labels": IDS - 50}, "from 0 to 22 (or -100: not counted), got"),
+    "no ids": ({"labels": IDS}, "'input_ids', got keys ['labels']"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_ids_and_labels_that_are_none_are_refused(name):
+    batch, told = WRONG[name]
+    with pytest.raises(fi.TaskError, match=re.escape(told)):
+        fi.CausalLM().loss(make("llama"), batch)
+
+
+def test_a_class_of_a_text_is_no_label_of_its_tokens():
+    rows = [{"input_ids": row, "label": number % 2} for number, row in enumerate(texts(3))]
+    plain = fi.CausalLM().collate(texts(3))
+    got = read(fi.CausalLM(), make("llama"), fi.CausalLM().collate(rows))
+    assert_close(got, read(fi.CausalLM(), make("llama"), plain), rtol=1e-12, why="the same texts")
+
+
+# -- nothing to predict ------------------------------------------------------------------------------------------------
+
+NOTHING = {
+    "no token": [],
+    "one token": [5],
+    "no token, as a mapping": {"input_ids": [], "labels": []},
+    "only padding": {"input_ids": [0, 0, 0], "attention_mask": [0, 0, 0]},
+    "only padding, labelled": {"input_ids": [0, 0, 0], "attention_mask": [0, 0, 0], "labels": [4, 4, 4]},
+    "no label that counts": {"input_ids": [5, 6, 7], "labels": [-100] * 3},
+}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("what", NOTHING)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_text_with_nothing_to_predict_has_loss_score_and_count_0(name, what, side, caplog):
+    say_uncounted.cache_clear()
+    task, model, row = fi.CausalLM(padding_side=side), make(name), NOTHING[what]
+    alone = task.collate([row, row])
+    loss = task.loss(model, alone)
+    assert loss.tolist() == [0, 0]
+    assert task.count(alone).tolist() == [0, 0]
+    loss.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    others = [{key: one[key] for key in row} for one in prompted(3)] if isinstance(row, dict) else texts(3)
+    scores = fi.attribute(model, [others[0], row, *others[1:]], others[:1], task=task, progress=False)
+    assert scores.values[0, 1] == 0
+    assert scores.baseline[1] == 0
+    assert np.isfinite(scores.values).all()
+    assert (scores.values[0, [0, 2, 3]] != 0).all()
+    assert caplog.text.count("rows in which no token is counted") == 1
+
+
+def test_a_text_of_padding_leaves_no_nan_in_a_model_that_divides_by_its_mask():
+    class Means(torch.nn.Module):
+        """Each token sees the mean of what is not masked so far."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.out = torch.nn.Embedding(V, 8), torch.nn.Linear(8, V)
+
+        def forward(self, input_ids, attention_mask):
+            mask = attention_mask[..., None]
+            return self.out((self.table(input_ids) * mask).cumsum(1) / mask.cumsum(1))
+
+    task, rows = fi.CausalLM(), [*texts(3), torch.tensor([], dtype=torch.int64)]
+    scores = fi.attribute(Means(), rows, rows[:1], task=task, perturbation=fi.Perturbation(), progress=False)
+    assert np.isfinite(scores.values).all()
+    assert scores.values[0, 3] == 0
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("answer", [[], [-100, -100]])
+def test_an_answer_of_nothing_has_loss_score_and_count_0(name, answer):
+    task, model, row = fi.Seq2Seq(), make(name), {"input_ids": [5, 6], "labels": answer}
+    alone = task.collate([row])
+    assert read(task, model, alone).tolist() == [0]
+    assert task.count(alone).tolist() == [0]
+    rows = [{"input_ids": one.tolist(), "labels": one[:2].tolist()} for one in texts(3)]
+    scores = fi.attribute(model, [rows[0], row, *rows[1:]], rows[:1], task=task, progress=False)
+    assert scores.values[0, 1] == 0
+    assert np.isfinite(scores.values).all()
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_question_of_nothing_is_one_token_of_padding_whatever_stands_beside_it(name):
+    task, model = fi.Seq2Seq(), make(name).double()
+    empty, long = {"input_ids": [], "labels": [5, 6]}, {"input_ids": list(range(3, 12)), "labels": [7]}
+    alone = read(task, model, task.collate([empty]))
+    assert torch.isfinite(alone).all()
+    assert alone[0] > 0
+    together = read(task, model, task.collate([empty, long]))
+    assert_close(together[:1], alone, rtol=1e-9, why="float64; masked out")
 
 
 # -- documents inside rows ---------------------------------------------------------------------------------------------
@@ -268,7 +331,7 @@ BY = {
 
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_documents_losses_add_up_to_the_rows(make, by, side):
+def test_documents_losses_add_up_to_the_rows(by, side):
     how, chosen = BY[by]
     rows, model = chosen(packed_rows()), make("llama").double()
     task = fi.CausalLM(documents=how, pad_token_id=EOS, padding_side=side)
@@ -283,7 +346,7 @@ def test_documents_losses_add_up_to_the_rows(make, by, side):
     assert_close(found, alone, rtol=1e-9, why="float64; padding is masked out")
 
 
-def test_a_documents_loss_is_that_of_its_own_tokens(make):
+def test_a_documents_loss_is_that_of_its_own_tokens():
     row, model = only(packed_rows())[0], make("llama").double()
     with torch.no_grad():
         logits = model(row["input_ids"][None]).logits[0, :-1]
@@ -295,7 +358,7 @@ def test_a_documents_loss_is_that_of_its_own_tokens(make):
 
 
 @pytest.mark.parametrize("by", BY)
-def test_documents_are_the_training_examples_of_an_attribution(make, by):
+def test_documents_are_the_training_examples_of_an_attribution(by):
     how, chosen = BY[by]
     rows, model = chosen(packed_rows()), make("llama").double()
     task = fi.CausalLM(documents=how)
@@ -320,20 +383,36 @@ def test_documents_are_the_training_examples_of_an_attribution(make, by):
     assert_within(few.values[:, [0, 5]], scores.values[:, [0, 5]], atol=4 * scores.noise_floor, why="other batches")
 
 
-def test_ids_for_rows_do_not_fit_documents(make):
+def test_a_row_without_a_token_is_one_document_of_nothing():
+    task, rows = fi.CausalLM(documents=EOS), [torch.tensor([3, EOS, 4]), torch.tensor([], dtype=torch.int64)]
+    assert [task.parts(row) for row in rows] == [2, 1]
+    loss = read(task, make("llama"), task.collate(rows))
+    assert loss.shape == (3,)
+    assert loss[2] == 0
+    assert (loss[:2] > 0).all()
+
+
+def test_a_mask_of_true_and_false_is_a_mask():
+    batch, task = fi.CausalLM().collate(texts(3)), fi.CausalLM()
+    true = batch | {"attention_mask": batch["attention_mask"].bool()}
+    got = read(task, make("gpt2"), true)
+    assert_close(got, read(task, make("gpt2"), batch), rtol=1e-6, why="the same mask")
+
+
+def test_ids_for_rows_do_not_fit_documents():
     with pytest.raises(fi.DataError, match="train ids: expected 6, one for each example, got 3"):
         fi.attribute(make("llama"), only(packed_rows()), texts(1), task=fi.CausalLM(documents=EOS), ids=list("abc"),
                      progress=False)  # fmt: skip
 
 
-def test_packed_queries_stay_rows(make):
+def test_packed_queries_stay_rows():
     rows = only(packed_rows())
     scores = fi.attribute(make("llama"), rows, rows[:2], task=fi.CausalLM(documents=EOS), progress=False)
     assert scores.values.shape == (2, 6)
     assert scores.cross.shape == (2, 2)
 
 
-def test_where_documents_cannot_be_told_apart_it_is_rows_and_says_so_once(make, caplog):
+def test_where_documents_cannot_be_told_apart_it_is_rows_and_says_so_once(caplog):
     from forwardinf.core.task_text import _say_rows
 
     _say_rows.cache_clear()
@@ -348,7 +427,7 @@ def test_documents_of_plain_lists_are_found_by_the_end_token():
     assert [task.parts(row) for row in ([3, 4], [3, EOS], [3, EOS, 4], [EOS, EOS, 3], [EOS])] == [1, 1, 2, 3, 1]
 
 
-def test_a_subclass_keeps_what_its_queries_are_asked(make):
+def test_a_subclass_keeps_what_its_queries_are_asked():
     class Doubled(fi.CausalLM):
         def measure(self, model, batch):
             return 2 * super().measure(model, batch)
@@ -369,7 +448,7 @@ def pairs(rows, seed=0):
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_an_encoder_decoders_loss_is_the_models_own_times_the_counted_tokens(make, name):
+def test_an_encoder_decoders_loss_is_the_models_own_times_the_counted_tokens(name):
     model, task, rows = make(name), fi.Seq2Seq(), pairs(5)
     rows[2]["labels"][0] = -100
     want = [sum_of_hugging_face(model, row, int((row["labels"] != -100).sum())) for row in rows]
@@ -378,130 +457,23 @@ def test_an_encoder_decoders_loss_is_the_models_own_times_the_counted_tokens(mak
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_padding_of_question_and_answer_changes_no_loss(make, name):
+def test_padding_of_question_and_answer_changes_no_loss(name):
     model, task, rows = make(name).double(), fi.Seq2Seq(), pairs(6)
     alone = torch.cat([read(task, model, task.collate([row])) for row in rows])
     assert_close(read(task, model, task.collate(rows)), alone, rtol=1e-9, why="float64; masked out")
 
 
-def test_an_encoder_decoder_can_be_attributed_and_finds_the_copy(make):
+def test_an_encoder_decoder_can_be_attributed_and_finds_the_copy():
     rows = pairs(8)
     scores = fi.attribute(make("t5"), rows, rows[3:4], task=fi.Seq2Seq(), progress=False)
     assert_close(scores.share[0, 3:4], torch.ones(1), rtol=2e-2, why="law 8, by differences in float32")
 
 
-def test_what_an_encoder_decoders_task_needs_is_said(make):
+def test_what_an_encoder_decoders_task_needs_is_said():
     with pytest.raises(fi.TaskError, match="Seq2Seq: expected a batch with 'input_ids' and 'labels'"):
         read(fi.Seq2Seq(), make("t5"), fi.Seq2Seq().collate(texts(2)))
     with pytest.raises(fi.TaskError, match="Seq2Seq: expected decoder_input_ids in the batch"):
         read(fi.Seq2Seq(), make("llama"), fi.Seq2Seq().collate(pairs(2)))
-
-
-# -- classifiers -------------------------------------------------------------------------------------------------------
-
-
-def labelled(rows, seed=0):
-    return [{"input_ids": row, "label": number % 3} for number, row in enumerate(texts(rows, seed=seed))]
-
-
-@pytest.mark.parametrize("name", ["bert", "distilbert"])
-def test_a_classifiers_loss_is_the_models_own(make, name):
-    model, task, rows = make(name), fi.SequenceClassification(), labelled(5)
-    want = [
-        float(model(input_ids=row["input_ids"][None], labels=torch.tensor([row["label"]])).loss.detach())
-        for row in rows
-    ]
-    assert_close(read(task, model, task.collate(rows)), torch.tensor(want), rtol=1e-5, why=FLOAT32)
-
-
-@pytest.mark.parametrize("name", ["bert", "distilbert"])
-def test_padding_changes_no_loss_of_a_classifier(make, name):
-    model, task, rows = make(name).double(), fi.SequenceClassification(), labelled(6)
-    for row in rows:
-        row["token_type_ids"] = torch.zeros_like(row["input_ids"])
-    alone = torch.cat([read(task, model, task.collate([row])) for row in rows])
-    assert_close(read(task, model, task.collate(rows)), alone, rtol=1e-9, why="float64; masked out")
-
-
-def word_tokenizer(side="right"):
-    tokenizers = pytest.importorskip("tokenizers")
-    model = tokenizers.models.WordLevel({word: n for n, word in enumerate(["?", "a", "b", "c", "d"])}, unk_token="?")
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="?", unk_token="?", padding_side=side)
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("label", ["label", "labels"])
-def test_rows_of_text_are_tokenised_as_the_tokenizer_does(side, label):
-    task = fi.SequenceClassification(word_tokenizer(side), max_length=3)
-    batch = task.collate([{"text": "a b c d", label: 1, "source": "x"}, {"text": "d", label: 0, "source": "y"}])
-    want = word_tokenizer(side)(["a b c d", "d"], truncation=True, max_length=3, padding=True, return_tensors="pt")
-    assert torch.equal(batch["input_ids"], want["input_ids"])
-    assert torch.equal(batch["attention_mask"], want["attention_mask"])
-    assert batch["labels"].tolist() == [1, 0]
-    assert "source" not in batch
-
-
-def test_two_columns_of_text_are_a_pair():
-    task = fi.SequenceClassification(word_tokenizer(), text=("question", "answer"))
-    batch = task.collate([{"question": "a b", "answer": "c", "label": 1}])
-    want = word_tokenizer()(["a b"], ["c"], return_tensors="pt")
-    assert torch.equal(batch["input_ids"], want["input_ids"])
-
-
-def test_a_text_classifier_is_attributed_from_text(make):
-    rows = [{"text": text, "label": number % 3} for number, text in enumerate(["a b", "c", "d d a", "b c d", "a", "b"])]
-    task = fi.SequenceClassification(word_tokenizer())
-    scores = fi.attribute(make("bert"), rows, rows[2:3], task=task, progress=False)
-    assert_close(scores.share[0, 2:3], torch.ones(1), rtol=2e-2, why="law 8, by differences in float32")
-
-
-def test_the_settings_of_a_classification_hold_for_texts(make):
-    model, rows = make("bert"), labelled(3)
-    task = fi.SequenceClassification(query="predicted", label_smoothing=0.1)
-    batch = task.collate(rows)
-    filled = task.ask(model, batch)
-    assert torch.equal(filled["labels"], model(**{k: v for k, v in batch.items() if k != "labels"}).logits.argmax(1))
-    with pytest.raises(fi.SettingError):
-        fi.SequenceClassification(query="predcted")
-
-
-# -- padding itself ----------------------------------------------------------------------------------------------------
-
-
-def test_rows_are_padded_with_what_each_column_needs():
-    rows = [
-        {"input_ids": [5, 6, 7], "labels": [5, -100, 7], "token_type_ids": [1, 1, 1], "label": 2, "weight": 0.5,
-         "text": "long", "words": ["a", "b", "c"], "note": None},
-        {"input_ids": [8], "labels": [8], "token_type_ids": [1], "label": 1, "weight": 1.5, "text": "x", "words": ["a"],
-         "note": None},
-    ]  # fmt: skip
-    rows_without = [{name: value for name, value in row.items() if name != "label"} for row in rows]
-    batch = pad(rows_without, token=9)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert batch["labels"].tolist() == [[5, -100, 7], [8, -100, -100]]
-    assert batch["token_type_ids"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["weight"].tolist() == [0.5, 1.5]
-    assert not {"text", "words", "note"} & set(batch)
-    left = pad(rows_without, token=9, side="left")
-    assert left["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
-    assert left["labels"].tolist() == [[5, -100, 7], [-100, -100, 8]]
-    assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-
-
-@pytest.mark.parametrize(
-    "row", [np.array([5, 6]), torch.tensor([5, 6]), [5, 6], (5, 6), {"input_ids": np.array([5, 6])}]
-)
-def test_a_row_of_ids_may_be_any_sequence(row):
-    assert pad([row], token=0)["input_ids"].tolist() == [[5, 6]]
-
-
-def test_rows_that_are_not_tokenised_say_so():
-    with pytest.raises(fi.TaskError, match=re.escape("expected 'input_ids', got keys ['text']")) as caught:
-        fi.CausalLM().collate([{"text": "a b"}])
-    assert "tokenizer" in caught.value.do
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------
@@ -519,7 +491,7 @@ def adapted(model):
     return wrapped
 
 
-def test_an_adapter_has_the_models_own_loss_and_moves_alone(make):
+def test_an_adapter_has_the_models_own_loss_and_moves_alone():
     model, task, rows = adapted(make("llama")), fi.CausalLM(), prompted(5)
     want = [sum_of_hugging_face(model.eval(), row, int((row["labels"][1:] != -100).sum())) for row in rows]
     assert_close(read(task, model, task.collate(rows)), torch.tensor(want), rtol=1e-5, why=FLOAT32)
@@ -528,13 +500,13 @@ def test_an_adapter_has_the_models_own_loss_and_moves_alone(make):
     assert_close(scores.length, [0.02], rtol=1e-2, why="the ruler measures the product BA to 1e-6; float32 weights")
 
 
-def test_an_adapter_may_have_documents_and_an_answer_to_give(make):
+def test_an_adapter_may_have_documents_and_an_answer_to_give():
     rows = only(packed_rows())
     scores = fi.attribute(adapted(make("llama")), rows, rows[:1], task=fi.CausalLM(documents=EOS), progress=False)
     assert scores.values.shape == (1, 6)
 
 
-def test_an_adapter_on_an_encoder_decoder_still_shifts_the_labels(make):
+def test_an_adapter_on_an_encoder_decoder_still_shifts_the_labels():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
     rows = pairs(3)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from forwardinf.core.errors import DataError, SettingError
+from forwardinf.core.task_sequence import SequenceClassification
 from forwardinf.core.trainer import from_trainer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -74,7 +75,7 @@ def test_a_classifier_comes_with_its_data_collator_and_task(train):
     assert got["model"] is model
     assert sorted(got["train"].column_names) == ["attention_mask", "input_ids", "label"]
     assert trainer.train_dataset.column_names == rows().column_names
-    assert type(got["task"]) is tasks.SequenceClassification
+    assert type(got["task"]) is SequenceClassification
 
 
 def test_the_losses_are_those_the_trainer_trains_on(train):
