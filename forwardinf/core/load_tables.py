@@ -1,4 +1,4 @@
-"""Rows of Parquet and JSON lines, one file or a folder of them, as one Arrow table."""
+"""Rows of Parquet, JSON lines and CSV, one file or a folder of them, as one Arrow table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from forwardinf.core.errors import DataError, FileError, choose
-from forwardinf.core.load_forms import SPLITS, TABLES, choose_split, folders_in
+from forwardinf.core.load_csv import read_csv
+from forwardinf.core.load_forms import CSV, SPLITS, TABLES, choose_split, folders_in
 
 
 def tables_in(path: Path) -> list[Path]:
-    """Return the files of rows in a folder, sorted, without hidden ones."""
-    names = TABLES[:3]  # a lone .json in a folder is more often settings than rows
-    return sorted(file for file in path.glob("[!.]*") if file.name.lower().endswith(names) and file.is_file())
+    """Return the files of rows in a folder, sorted, without hidden ones.
+
+    A lone .json is more often settings than rows, and a .csv beside other files of rows or beside folders is a list of them.
+    """
+    files = sorted(file for file in path.glob("[!.]*") if file.is_file())
+    rows = [file for file in files if file.name.lower().endswith(TABLES[:3])]
+    return rows or ([] if folders_in(path) else [file for file in files if file.name.lower().endswith(CSV)])
 
 
 def read_tables(source: str, given: dict[str, Any]) -> pa.Table:
@@ -35,7 +40,7 @@ def read_tables(source: str, given: dict[str, Any]) -> pa.Table:
     chosen = choose_split(source, given.get("split"), sorted(name for name, inside in found.items() if inside))
     files = found[chosen] if chosen else files
     wanted = None if "tokenizer" in given else given.get("columns")
-    tables = [_read_parquet(file, wanted) if file.suffix.lower() == ".parquet" else _read_json(file) for file in files]
+    tables = [_read(file, wanted) for file in files]
     if len({frozenset(table.column_names) for table in tables}) > 1:
         raise DataError(source, expected="files with the same columns", got=", ".join(file.name for file in files),
                         do="Name one file.")  # fmt: skip
@@ -53,6 +58,13 @@ def _selected(source: str, table: pa.Table, wanted: Sequence[str]) -> pa.Table:
         if name not in table.column_names:
             raise choose(f"{source}: column", name, table.column_names)
     return table.select(list(wanted))
+
+
+def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    name = path.name.lower()
+    return (
+        read_csv(path) if name.endswith(CSV) else _read_json(path) if ".json" in name else _read_parquet(path, columns)
+    )
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
