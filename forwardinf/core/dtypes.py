@@ -13,6 +13,7 @@ from forwardinf.core.errors import Error
 from forwardinf.core.task import LABELS, Task
 
 Batch = Any
+SHOWN = 4  # columns that a note names
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ def told(batch: Batch, cast: Cast, task: Task) -> str:
     spared = None if cast.labels else label_of(task, batch)
     changed = [(path, tensor.dtype) for path, tensor in floats(batch)
                if tensor.dtype != cast.dtype and tensor is not spared]  # fmt: skip
-    columns = ", ".join(f"column {path} ({_name(kind)})" if path else _name(kind) for path, kind in changed)
-    return f"{columns} brought to the model's {_name(cast.dtype)}"
+    columns = [f"column {path} ({_name(kind)})" if path else _name(kind) for path, kind in changed[:SHOWN]]
+    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    return f"{', '.join(columns)}{more} brought to the model's {_name(cast.dtype)}"
 
 
 def floats(batch: Batch, path: str = "") -> Iterator[tuple[str, Tensor]]:
