@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from forwardinf.core import noise
 from forwardinf.core.errors import ModelError
@@ -23,6 +24,9 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         raise ModelError("model", expected="a torch.nn.Module", got=type(model).__name__)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise ModelError(f"parameter {name}", expected="data", got="a lazy layer that has not run yet",
+                             do="Run the model on a batch first.")  # fmt: skip
         if tensor.is_meta:
             raise ModelError(f"parameter {name}", expected="data", got="the meta device", do="Load the weights first.")
     training = {module: module.training for module in model.modules()}

@@ -233,6 +233,7 @@ class Examples:
         with noise.own_state():
             fetched = self._fetch(rows)
             digests = [self._digest_of(row, example) for row, example in zip(rows, fetched, strict=True)]
+            self._compare(rows, digests)
             return self.collate(fetched, rows), digests
 
     @property
@@ -245,12 +246,15 @@ class Examples:
         return join(self._collate or default_collate, fetched, self.name, rows)
 
     def _checked(self, rows: Sequence[int], batch: Batch, digests: list[bytes] | None) -> Batch:
+        self._compare(rows, digests or [])
         for row, now in zip(rows, digests or (), strict=False):
-            kept = self._seen[row]
-            if kept is not None and kept != now:
-                raise _changed(self.name, f"row {row} (id {self._row_ids[row]!r})")
             self._seen[row] = now
         return batch
+
+    def _compare(self, rows: Sequence[int], digests: Sequence[bytes]) -> None:
+        for row, now in zip(rows, digests, strict=False):
+            if self._seen[row] not in (None, now):
+                raise _changed(self.name, f"row {row} (id {self._row_ids[row]!r})")
 
     def _digest_of(self, row: int, example: Any) -> bytes:
         try:
@@ -317,7 +321,8 @@ def examples(
 def _changed(name: str, where: str) -> DataError:
     return DataError(
         f"{name}, {where}", expected="the same content as at the first reading", got="other content",
-        do="The data changed, or dataset[i] draws from a generator of its own: seed it from i, or turn that transform off.",
+        do="The data changed, or dataset[i] draws from a generator of its own: seed it from i, or turn that transform off. What "
+        "an object in a row keeps for later counts too, unless functools.cached_property keeps it.",
     )  # fmt: skip
 
 

@@ -79,10 +79,7 @@ class Table:
 
     def fetch(self, rows: Sequence[int], seed: Seed) -> list[Any]:
         """Return the examples at these positions."""
-        try:
-            return list(self.table.take(list(rows)).to_pylist())
-        except pa.ArrowException as error:
-            raise _unreadable(self._name, rows, error) from error
+        return _fetched(lambda some: self.table.take(some).to_pylist(), rows, self._name)
 
     def column(self, name: str) -> list[Any] | None:
         """Return a column's values."""
@@ -100,14 +97,7 @@ class Records:
 
     def fetch(self, rows: Sequence[int], seed: Seed) -> list[Any]:
         """Return the examples at these positions."""
-        try:
-            return list(self.data.__getitems__(list(rows)))
-        except MEMORY:
-            raise
-        except Exception as error:  # a picture that cannot be decoded, say: find which
-            if len(rows) == 1:
-                raise _unreadable(self._name, rows, error) from error
-            return [example for row in rows for example in self.fetch([row], seed)]
+        return _fetched(self.data.__getitems__, rows, self._name)
 
     def column(self, name: str) -> list[Any] | None:
         """Return a column's values, as they are stored."""
@@ -141,7 +131,7 @@ class Rows:
         except (Error, *MEMORY):
             raise
         except Exception as error:
-            raise _unreadable(self._name, [row], error, f", as its length is {self.size}") from error
+            raise _unreadable(self._name, row, error, f", as its length is {self.size}") from error
         if example is None:
             raise DataError(f"{self._name}, row {row}", expected="an example", got="None",
                             do="Leave such rows out: every example is read many times, and has a score.")  # fmt: skip
@@ -248,9 +238,20 @@ def _each(take: Callable[[Tensor], Tensor], columns: Any) -> Any:
     return {name: take(column) for name, column in columns.items()}
 
 
-def _unreadable(name: str, rows: Sequence[int], error: Exception, why: str = "") -> DataError:
-    where = f"{name}, row {rows[0]}" if len(rows) == 1 else f"{name}, rows {rows[0]} to {rows[-1]}"
-    return DataError(where, expected=f"an example{why}", got=f"{type(error).__name__}: {error}",
+def _fetched(read: Callable[[list[int]], list[Any]], rows: Sequence[int], name: str) -> list[Any]:
+    """Return ``read(rows)``; where that fails, at a picture that cannot be decoded, say, name the row."""
+    try:
+        return list(read(list(rows)))
+    except MEMORY:
+        raise
+    except Exception as error:
+        if len(rows) == 1:
+            raise _unreadable(name, rows[0], error) from error
+    return [example for row in rows for example in _fetched(read, [row], name)]
+
+
+def _unreadable(name: str, row: int, error: Exception, why: str = "") -> DataError:
+    return DataError(f"{name}, row {row}", expected=f"an example{why}", got=f"{type(error).__name__}: {error}",
                      do="Mend the dataset, or leave such rows out.")  # fmt: skip
 
 

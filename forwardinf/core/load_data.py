@@ -113,7 +113,7 @@ def load_data(
         raise SettingError("text= or max_length=", expected="a tokenizer too", got="none", do="Pass tokenizer=.")
     data = read(source, given)
     if settings is not None and tokenizer is not None:
-        data = TokenizedText(data, text or "text", tokenizer, max_length, columns or ())
+        data = TokenizedText(data, text or "text", tokenizer, max_length, columns or (), source)
     return data if rows is None else take_rows(data, select_rows(data, rows))
 
 

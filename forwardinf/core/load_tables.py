@@ -62,18 +62,24 @@ def _selected(source: str, table: pa.Table, wanted: Sequence[str]) -> pa.Table:
 
 def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
     name = path.name.lower()
-    return (
-        read_csv(path) if name.endswith(CSV) else _read_json(path) if ".json" in name else _read_parquet(path, columns)
-    )
+    if name.endswith(CSV):
+        return read_csv(path)
+    return _read_parquet(path, columns) if name.endswith(".parquet") else _read_json(path)
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
     try:
         known = pq.read_schema(path, memory_map=True).names
         wanted = None if columns is None or set(columns) - set(known) else list(columns)
-        return pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
+        table = pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise FileError(str(path), expected="a Parquet file", got=f"a damaged one ({error})") from error
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        try:
+            values.validate(full=True)
+        except pa.ArrowException as error:
+            raise DataError(f"{path}, column {name!r}", expected="values of its type", got=str(error)) from error
+    return table
 
 
 def _read_json(path: Path) -> pa.Table:
@@ -94,16 +100,23 @@ def _read_json(path: Path) -> pa.Table:
             parse = pa_json.ParseOptions(explicit_schema=schema)
             table = pa_json.read_json(pa.BufferReader(content), read_options=block, parse_options=parse)
         table.validate(full=True)
-    except (pa.ArrowException, ValueError) as error:
-        for number, line in enumerate(content.splitlines(), start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    raise ValueError("not an object {...}")
-            except ValueError as wrong:
-                raise DataError(f"{path}, line {number}", expected="one JSON object a line", got=f"{wrong}") from wrong
+    except (pa.ArrowException, ValueError, RecursionError) as error:
+        _check_lines(path, content)
         raise DataError(str(path), expected="columns of one type each", got=str(error),
                         do="Arrow counts rows from 0. Make the values alike.") from error  # fmt: skip
     return table
+
+
+def _check_lines(path: Path, content: bytes) -> None:
+    """Name the first line that is not an object of text, numbers and such; half a surrogate pair is no text."""
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+            if not isinstance(row, dict):
+                raise ValueError("not an object {...}")
+            json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as wrong:
+            raise DataError(f"{path}, line {number}", expected="one JSON object a line", got=f"{wrong}") from wrong
 
 
 def _without_dates(kind: pa.DataType) -> pa.DataType:
