@@ -29,7 +29,7 @@ class Cast:
 
 
 def find_cast(model: nn.Module, task: Task, batch: Batch, loss: Callable[[Batch], Tensor]) -> Cast | None:
-    """Return what a batch needs before the model takes it; None where it takes it as it is, or in no dtype of its own.
+    """Return what a batch needs before the model takes it; None where it takes it as it is.
 
     Only a batch with floating tensors of another dtype than the model's is tried, by a forward and a backward pass of these
     few rows: as it is, then with its inputs cast, then with its label cast too. What already works stays as it is.
@@ -46,7 +46,7 @@ def find_cast(model: nn.Module, task: Task, batch: Batch, loss: Callable[[Batch]
         if far == 2:
             return candidate
         half += [candidate] if far == 1 else []
-    return half[0] if half else None
+    return half[0] if half else candidates[1]  # no forward at all: the first reading says what else is wrong
 
 
 def _how_far(batch: Batch, loss: Callable[[Batch], Tensor], wanted: Sequence[Tensor]) -> int:

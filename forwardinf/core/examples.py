@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import copy
 import logging
-import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from forwardinf.core import noise
@@ -23,12 +21,13 @@ from forwardinf.core.dtypes import Cast
 from forwardinf.core.errors import DataError, Error
 from forwardinf.core.fingerprint import digest, row_digest
 from forwardinf.core.forms import Columns, Form, form_of
+from forwardinf.core.given_ids import Id as Id
+from forwardinf.core.given_ids import check_ids, field_of, plain_id
 from forwardinf.core.hasher import Unknowable
 from forwardinf.core.join import is_plain, join
 
 Batch = Any
 Collate = Callable[[list[Any]], Batch]
-Id = int | str
 
 log = logging.getLogger(__name__)
 
@@ -194,19 +193,8 @@ class Examples:
             return
         if not isinstance(ids, str) and (not hasattr(ids, "__iter__") or isinstance(ids, bytes | Mapping)):
             raise DataError(f"{self.name} ids", expected="a list of ids, or a column's name", got=repr(ids))
-        values = self._column(ids) if isinstance(ids, str) else [_plain_id(value) for value in ids]
-        if len(values) != self.units:
-            raise DataError(f"{self.name} ids", expected=f"{self.units}, one for each example", got=str(len(values)))
-        seen: set[Id] = set()
-        for place, value in enumerate(values):
-            if not isinstance(value, int | str) or value == "":
-                raise DataError(
-                    f"{self.name} ids, position {place}", expected="text or a whole number", got=repr(value)
-                )
-            if value in seen:
-                raise DataError(f"{self.name} ids, position {place}", expected="unique values",
-                                got=f"{value!r} for the second time", do="Give each example its own id.")  # fmt: skip
-            seen.add(value)
+        values = self._column(ids) if isinstance(ids, str) else [plain_id(value) for value in ids]
+        check_ids(values, self.units, f"{self.name} ids")
         self.ids = values
         if not any(self._seen):
             self._row_ids = values
@@ -217,11 +205,8 @@ class Examples:
         except KeyError as error:
             raise DataError(f"{self.name} ids", expected=f"a column of {error.args[0]}", got=repr(name)) from None
         if values is None:
-            values = [_field(self[row], name) for row in range(self._size)]
-        if any(value is _ABSENT for value in values):
-            raise DataError(f"{self.name} ids", expected=f"rows that are mappings with {name!r}", got="other rows",
-                            do="Pass ids as a list.")  # fmt: skip
-        return [_plain_id(value) for value in values]
+            values = [field_of(self[row], name, f"{self.name} ids") for row in range(self._size)]
+        return [plain_id(value) for value in values]
 
     def _fetch(self, rows: Sequence[int]) -> list[Any]:
         """Return the examples one by one; what ``dataset[i]`` draws is seeded by (seed, id)."""
@@ -336,20 +321,6 @@ def _span(rows: Sequence[int]) -> Any:
 
 def _contiguous(rows: Sequence[int]) -> bool:
     return isinstance(rows, range) and rows.step == 1 and len(rows) > 0
-
-
-def _plain_id(value: Any) -> Any:
-    if isinstance(value, Tensor | np.generic):
-        value = value.item()
-    return int(value) if isinstance(value, numbers.Integral) else value
-
-
-_ABSENT = object()
-
-
-def _field(example: Any, name: str) -> Any:
-    """Return a named part of an example that is a mapping or an object of a class."""
-    return example.get(name, _ABSENT) if isinstance(example, Mapping) else getattr(example, name, _ABSENT)
 
 
 def _alone(batch: Any) -> Any:
