@@ -1,3 +1,5 @@
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -170,7 +172,7 @@ BAD = {
     "mixed types": (lambda f: f.assign(n=[1, *["x"] * (N - 1)]), "columns of one type each.*column n"),
     "dates": (lambda f: f.assign(n=pd.Timestamp("2020-01-01")), "column 'n': expected numbers or text, got dates or times"),
     "durations": (lambda f: f.assign(n=pd.Timedelta("1D")), "column 'n': expected numbers or text, got dates or times"),
-    "decimals": (lambda f: f.assign(n=[__import__("decimal").Decimal(1)] * N), "column 'n': expected numbers or text, got decimal"),
+    "decimals": (lambda f: f.assign(n=[Decimal(1)] * N), "column 'n': expected numbers or text, got decimal"),
     "objects": (lambda f: f.assign(n=[torch.ones(2)] * N), "columns of one type each.*column n"),
     "sparse": (lambda f: f.assign(n=pd.arrays.SparseArray([0.0] * N)), "columns of one type each.*Sparse"),
     "no rows": (lambda f: f[:0], "expected at least one example"),
