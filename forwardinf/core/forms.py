@@ -178,9 +178,8 @@ def form_of(data: Any, name: str, *, joined: bool) -> Columns | Table | Records 
     if hasattr(data, "column_names") and hasattr(data, "__getitems__") and isinstance(kind, Mapping):
         if kind["type"] in TABULAR:
             data = data.with_format(None, columns=kind["columns"], output_all_columns=kind["output_all_columns"])
-        return (
-            Rows(data, name) if kind["type"] == "custom" else Records(data, name)
-        )  # custom: a transform, which may draw
+        if kind["type"] != "custom":  # that is a transform, which may draw
+            return Records(data, name)
     return Rows(data, name)
 
 
