@@ -116,7 +116,8 @@ def attribute(
     Args:
         model: Any module. Put in eval mode for the call, perturbed in place and given back bit for bit, flags included;
             never moved to another device.
-        train: Tensors, a dataset, a list of rows, an Arrow table or a DataLoader; read in index order.
+        train: Tensors, arrays, a dataset, a list of rows, a data frame, an Arrow table or a DataLoader; read in index order.
+            Floating numbers are brought to the model's dtype where it does not take them as they are; a note says so.
         queries: The examples to explain, in the same forms.
         task: What an example's loss is: ``fi.Classification()`` and so on, or any ``(model, batch) -> (B,)``.
         perturbation: :class:`Perturbation`, a preset's name, or its settings; None: the preset ``"linear"``.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from forwardinf.core import noise
 from forwardinf.core.errors import ModelError
@@ -27,6 +28,9 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
         raise ModelError("model", expected="a torch.nn.Module", got=type(model).__name__)
     model = bare(model)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise ModelError(f"parameter {name}", expected="data", got="a lazy layer that has not run yet",
+                             do="Run the model on a batch first.")  # fmt: skip
         if tensor.is_meta:
             raise ModelError(f"parameter {name}", expected="data", got="the meta device", do="Load the weights first.")
     training = {module: module.training for module in model.modules()}

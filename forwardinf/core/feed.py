@@ -1,4 +1,4 @@
-"""Rows of examples brought to the model: on its device, in the layout it reads fastest, each with its own noise."""
+"""Rows of examples brought to the model: on its device, in its dtype and the layout it reads fastest, each with its own noise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core import noise
+from forwardinf.core.dtypes import find_cast, told
 from forwardinf.core.errors import TaskError
 from forwardinf.core.examples import Batch, Examples
 from forwardinf.core.task import Task
@@ -56,6 +57,28 @@ class Feed:
         if self.filled is None:
             object.__setattr__(self, "filled", self.asked)
 
+    def __post_init__(self) -> None:
+        """See what the model needs, unless it is not borrowed yet: a forward in training mode would change it."""
+        if not self.model.training:
+            self._settle_dtype()
+
+    def _settle_dtype(self) -> None:
+        if self.examples.settled:
+            return
+        self.examples.settled = True
+        rows = range(min(2, len(self.examples)))
+        batch = self.place(self.examples.few(rows))
+
+        def loss(trial: Batch) -> Tensor:
+            with noise.own_state(), noise.belonging_to(self.examples.keys(rows), self.seed):
+                ready = self.task.prepare(trial) if self.task.prepares else trial
+                asks = self.asked is not None and self.task.asks
+                return self.task.loss(self.model, self.task.ask(self.model, ready) if asks else ready)
+
+        self.examples.cast = find_cast(self.model, self.task, batch, loss)
+        if self.examples.cast is not None:
+            self.examples.note(told(batch, self.examples.cast, self.task))
+
     def each(self, ask: Ask, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
         for piece, batch in self.examples.batches(rows, batch_size):
@@ -76,13 +99,18 @@ class Feed:
     def _ready(self, rows: Sequence[int], batch: Batch) -> Batch:
         """Return the batch placed, and prepared where the task prepares: by encoders the first time, then from memory."""
         if not self.task.prepares:
-            return self.place(batch)
+            return self._as_taken(self.place(batch))
         if not all(row in self.prepared for row in rows):
             with torch.no_grad():
-                made = self.task.prepare(self.place(batch))
+                made = self.task.prepare(self._as_taken(self.place(batch)))
             for place, row in enumerate(rows):
                 self.prepared[row] = taken(made, place)
         return self.place(joined([self.prepared[row] for row in rows]))
+
+    def _as_taken(self, batch: Batch) -> Batch:
+        """Return the batch in the model's dtype, where it does not take the data's."""
+        self._settle_dtype()
+        return batch if self.examples.cast is None else self.examples.cast(self.task, batch)
 
     def place(self, batch: Batch) -> Batch:
         """Return the batch on the model's device, images in the chosen layout."""

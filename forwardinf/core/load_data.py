@@ -6,22 +6,25 @@ No file is ever unpickled, no code is downloaded, and nothing is guessed in sile
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
 from forwardinf.core.errors import DataError, FileError, SettingError, choose
+from forwardinf.core.forms import form_of
+from forwardinf.core.frames import as_table
 from forwardinf.core.load_arrays import read_arrays
 from forwardinf.core.load_code import CODE, read_function
 from forwardinf.core.load_forms import FORMS, HUB, IMAGES, OTHERS, PICKLES, SPLITS, TABLES, folders_in
 from forwardinf.core.load_hub import read_hub, read_saved
-from forwardinf.core.load_images import read_images
+from forwardinf.core.load_images import ImageFolder, read_images
 from forwardinf.core.load_tables import read_tables, tables_in
 from forwardinf.core.load_text import TokenizedText
 
@@ -52,7 +55,8 @@ def load_data(
     ``file.npz``                     tuple of tensors, one for each array. ``x_train, y_train, x_test, y_test`` (or
                                      ``train_x`` …) are selected by split; other names are columns in file order
                                      (beside a ``test`` split and no ``train`` one, they are the train split)
-    ``.parquet .jsonl(.gz) .json``   Arrow table (Parquet memory-mapped). A folder of such files: those whose name
+    ``.parquet .jsonl(.gz) .json``   Arrow table (Parquet memory-mapped; ``.csv`` and ``.tsv``, ``.gz`` too, with a first
+    ``.csv .tsv``                    line of names; dates stay text). A folder of such files: those whose name
                                      begins with the split (``train.jsonl.gz``, ``test-00000.parquet``), else all, sorted
     ``folder/class/*.png|jpg|…``     :class:`ImageFolder`; with splits ``folder/train/class/…``
     folder of ``save_to_disk``       ``datasets.Dataset``
@@ -109,8 +113,8 @@ def load_data(
         raise SettingError("text= or max_length=", expected="a tokenizer too", got="none", do="Pass tokenizer=.")
     data = read(source, given)
     if settings is not None and tokenizer is not None:
-        data = TokenizedText(data, text or "text", tokenizer, max_length, columns or ())
-    return data if rows is None else _take(data, select_rows(data, rows))
+        data = TokenizedText(data, text or "text", tokenizer, max_length, columns or (), source)
+    return data if rows is None else take_rows(data, select_rows(data, rows))
 
 
 def select_rows(data: Any, rows: str | Path | Sequence[int]) -> list[int]:
@@ -130,7 +134,7 @@ def select_rows(data: Any, rows: str | Path | Sequence[int]) -> list[int]:
         >>> select_rows(10, "2:5"), select_rows(10, "3,9")
         ([2, 3, 4], [3, 9])
     """
-    size = data if isinstance(data, int) else len(data[0]) if isinstance(data, tuple) else len(data)
+    size = data if isinstance(data, int) else count_rows(data)
     if not isinstance(rows, str | Path):
         return _checked_rows("rows", list(rows), size)
     written = str(rows).strip()
@@ -167,14 +171,42 @@ def _checked_rows(where: str, rows: list[int], size: int) -> list[int]:
     return [int(row) for row in rows]
 
 
-def _take(data: Any, rows: list[int]) -> Any:
-    if isinstance(data, tuple) and all(isinstance(column, Tensor | np.ndarray) for column in data):
-        return tuple(column[rows] for column in data)
-    if isinstance(data, pa.Table):
+def count_rows(data: Any) -> int:
+    """Return how many rows data has, in any form that a reader or a function of the user's gives.
+
+    Raises:
+        DataError: It is several datasets, or has no length.
+    """
+    data = data.dataset if isinstance(data, DataLoader) else data
+    return form_of(data, "data", joined=True).size
+
+
+def take_rows(data: Any, rows: list[int]) -> Any:
+    """Return these rows of data in any form, in this order, in the same form.
+
+    A tuple or mapping is columns; a DataLoader keeps its collate.
+
+    Raises:
+        DataError: It is several datasets, or has no length.
+    """
+    if isinstance(data, tuple):
+        return tuple(take_rows(column, rows) for column in data)
+    if isinstance(data, Mapping) and not hasattr(data, "column_names"):
+        return {name: take_rows(column, rows) for name, column in data.items()}
+    if isinstance(data, Tensor | np.ndarray):
+        return data[rows]
+    if isinstance(data, pd.DataFrame | pd.Series):
+        return data.iloc[rows]
+    if isinstance(data, pa.Table | pa.ChunkedArray | pa.Array):
         return data.take(rows)
     if isinstance(data, list):
         return [data[row] for row in rows]
-    return data.select(rows) if hasattr(data, "select") else Subset(data, rows)
+    if isinstance(data, DataLoader):
+        return DataLoader(take_rows(data.dataset, rows), batch_size=data.batch_size, collate_fn=data.collate_fn)
+    if hasattr(data, "column_names") or isinstance(data, ImageFolder | TokenizedText):
+        return data.select(rows)
+    frame = as_table(data, "data")
+    return Subset(data, rows) if frame is None else frame.take(rows)
 
 
 # Which form a spec has

@@ -9,14 +9,16 @@ from pathlib import Path
 from forwardinf.core.errors import SettingError, choose
 
 FORMS = (
-    "arrays.npz, rows.parquet, rows.jsonl(.gz), a folder of those, a folder of images (folder/class/*.png), a saved "
-    "Hugging Face dataset, a hub id (owner/name), or module:function; with :test at the end for a split"
+    "arrays.npz, rows.parquet, rows.jsonl(.gz), rows.csv or .tsv(.gz), a folder of those, a folder of images "
+    "(folder/class/*.png), a saved Hugging Face dataset, a hub id (owner/name), or module:function; with :test at the end "
+    "for a split"
 )
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".joblib", ".bin", ".ckpt")
-OTHERS = (".csv", ".tsv", ".txt", ".npy", ".h5", ".arrow", ".zip", ".gz")
-TABLES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
+OTHERS = (".txt", ".npy", ".h5", ".arrow", ".zip", ".gz")
+CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+TABLES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", *CSV)
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 

@@ -1,4 +1,4 @@
-"""Rows of Parquet and JSON lines, one file or a folder of them, as one Arrow table."""
+"""Rows of Parquet, JSON lines and CSV, one file or a folder of them, as one Arrow table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from forwardinf.core.errors import DataError, FileError, choose
-from forwardinf.core.load_forms import SPLITS, TABLES, choose_split, folders_in
+from forwardinf.core.load_csv import read_csv
+from forwardinf.core.load_forms import CSV, SPLITS, TABLES, choose_split, folders_in
 
 
 def tables_in(path: Path) -> list[Path]:
-    """Return the files of rows in a folder, sorted, without hidden ones."""
-    names = TABLES[:3]  # a lone .json in a folder is more often settings than rows
-    return sorted(file for file in path.glob("[!.]*") if file.name.lower().endswith(names) and file.is_file())
+    """Return the files of rows in a folder, sorted, without hidden ones.
+
+    A lone .json is more often settings than rows, and a .csv beside other files of rows or beside folders is a list of them.
+    """
+    files = sorted(file for file in path.glob("[!.]*") if file.is_file())
+    rows = [file for file in files if file.name.lower().endswith(TABLES[:3])]
+    return rows or ([] if folders_in(path) else [file for file in files if file.name.lower().endswith(CSV)])
 
 
 def read_tables(source: str, given: dict[str, Any]) -> pa.Table:
@@ -35,7 +40,7 @@ def read_tables(source: str, given: dict[str, Any]) -> pa.Table:
     chosen = choose_split(source, given.get("split"), sorted(name for name, inside in found.items() if inside))
     files = found[chosen] if chosen else files
     wanted = None if "tokenizer" in given else given.get("columns")
-    tables = [_read_parquet(file, wanted) if file.suffix.lower() == ".parquet" else _read_json(file) for file in files]
+    tables = [_read(file, wanted) for file in files]
     if len({frozenset(table.column_names) for table in tables}) > 1:
         raise DataError(source, expected="files with the same columns", got=", ".join(file.name for file in files),
                         do="Name one file.")  # fmt: skip
@@ -55,13 +60,26 @@ def _selected(source: str, table: pa.Table, wanted: Sequence[str]) -> pa.Table:
     return table.select(list(wanted))
 
 
+def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    name = path.name.lower()
+    if name.endswith(CSV):
+        return read_csv(path)
+    return _read_parquet(path, columns) if name.endswith(".parquet") else _read_json(path)
+
+
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
     try:
         known = pq.read_schema(path, memory_map=True).names
         wanted = None if columns is None or set(columns) - set(known) else list(columns)
-        return pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
+        table = pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise FileError(str(path), expected="a Parquet file", got=f"a damaged one ({error})") from error
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        try:
+            values.validate(full=True)
+        except pa.ArrowException as error:
+            raise DataError(f"{path}, column {name!r}", expected="values of its type", got=str(error)) from error
+    return table
 
 
 def _read_json(path: Path) -> pa.Table:
@@ -82,16 +100,23 @@ def _read_json(path: Path) -> pa.Table:
             parse = pa_json.ParseOptions(explicit_schema=schema)
             table = pa_json.read_json(pa.BufferReader(content), read_options=block, parse_options=parse)
         table.validate(full=True)
-    except (pa.ArrowException, ValueError) as error:
-        for number, line in enumerate(content.splitlines(), start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    raise ValueError("not an object {...}")
-            except ValueError as wrong:
-                raise DataError(f"{path}, line {number}", expected="one JSON object a line", got=f"{wrong}") from wrong
+    except (pa.ArrowException, ValueError, RecursionError) as error:
+        _check_lines(path, content)
         raise DataError(str(path), expected="columns of one type each", got=str(error),
                         do="Arrow counts rows from 0. Make the values alike.") from error  # fmt: skip
     return table
+
+
+def _check_lines(path: Path, content: bytes) -> None:
+    """Name the first line that is not an object of text, numbers and such; half a surrogate pair is no text."""
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+            if not isinstance(row, dict):
+                raise ValueError("not an object {...}")
+            json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as wrong:
+            raise DataError(f"{path}, line {number}", expected="one JSON object a line", got=f"{wrong}") from wrong
 
 
 def _without_dates(kind: pa.DataType) -> pa.DataType:

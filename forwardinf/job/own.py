@@ -88,10 +88,10 @@ def prepare_self(
     began, spoken, notes = time.perf_counter(), as_task(task), list[str]()
     device = device_of(model, options.device)
     rows = open_examples(train, "train", spoken, collate_fn, options)
-    data = rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None)
-    rows.label_with(ids)
+    data = rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None, ids)
     feed = Feed(model, spoken, rows, device, seed=options.seed)
     chosen = select(model, perturbation.parameters)
+    notes += rows.notes
     recorder = recorder_of(feed, chosen)
     recorder.meet(feed, chosen)
     size = 1 if options.batch_size == "auto" else options.batch_size

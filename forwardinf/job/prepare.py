@@ -22,7 +22,7 @@ from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.examples import Collate, Examples, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, read_table, write_json
-from forwardinf.core.fingerprint import code_digest, digest, model_digest
+from forwardinf.core.fingerprint import code_digest, digest, model_digest, notes_on
 from forwardinf.core.progress import progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, as_task
@@ -86,9 +86,8 @@ def prepare(
     members, names = _groups(questions, groups, query_ids)
 
     with progress("hashing", len(rows) + len(questions), options.progress) as advance:
-        data = rows.seal(range(len(rows)), advance, spoken.parts if spoken.packed else None)
+        data = rows.seal(range(len(rows)), advance, spoken.parts if spoken.packed else None, ids)
         asked_for = questions.seal(range(len(questions)), advance, None)
-    rows.label_with(ids)
     chosen = _candidates(candidates, rows, names)
     code = code_digest(spoken, getattr(spoken, "version", None))
     whole = model_digest(model)
@@ -136,6 +135,7 @@ def prepare(
     floor = known.floor if known is not None else noise_floor(feed, read_rows, plan.batch_size)
     asking = Feed(model, spoken.whole(), questions, device, plan.channels_last, options.seed, asked={},
                   recorders=feed.recorders)  # fmt: skip
+    notes += [*(note for note in questions.notes if note not in notes), *notes_on(model)]
     known_fit = None if code is None else digest(whole, data, code)
     fitting = Fitting(rule, feed, parameters, plan.batch_size, known_fit, cache, options.progress, notes)
     if dry:  # a run shows its progress instead

@@ -17,7 +17,7 @@ from forwardinf.core.files import read_json
 from forwardinf.core.settings import OF_RATES
 from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.score.stability import stability
-from forwardinf.score.store import DONE, QUERIES, TRAIN, Folder, id_column, plain_ids
+from forwardinf.score.store import DONE, QUERIES, TRAIN, Folder, id_column, id_index, id_values, plain_ids
 from forwardinf.score.top import Floats, Ints, extremes, order
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -173,7 +173,7 @@ class Scores:
             raise SettingError("by_train(labels=)", expected=f"{len(self.ids)} labels", got=str(len(labels)))
         if how not in ("sum", "mean", "max"):
             raise SettingError("by_train(how=)", expected="'sum', 'mean' or 'max'", got=repr(how))
-        frame = pd.DataFrame(self.values.T.astype(np.float64), columns=pd.Index(self.query_ids, name="query"))
+        frame = pd.DataFrame(self.values.T.astype(np.float64), columns=id_index(self.query_ids, "query"))
         grouped = frame.groupby(pd.Index(list(labels), name="label"), sort=False, dropna=False)
         options = {"min_count": 1} if how == "sum" else {}
         return cast("pd.DataFrame", getattr(grouped, how)(**options).T)
@@ -181,7 +181,9 @@ class Scores:
     def to_pandas(self) -> pd.DataFrame:
         """Return a data frame: rows are training ids, columns are query ids."""
         return pd.DataFrame(
-            self.values.T, index=pd.Index(self.ids, name="train"), columns=pd.Index(self.query_ids, name="query")
+            self.values.T,
+            index=id_index(self.ids, "train"),
+            columns=id_index(self.query_ids, "query"),
         )
 
     def to_xarray(self) -> Any:
@@ -325,11 +327,11 @@ class Scores:
                 sure.append(stability(scores, errors[q, places], k, best=best))
         query_of, rank, place, score = map(np.concatenate, zip(*parts, strict=True))
         found = pd.DataFrame({
-            "query": pd.Series([self.query_ids[q] for q in query_of], dtype=object), "rank": rank,
-            "train": pd.Series([self.ids[p] for p in place], dtype=object), "score": score,
+            "query": id_values([self.query_ids[q] for q in query_of]), "rank": rank,
+            "train": id_values([self.ids[p] for p in place]), "score": score,
             "share": score * per_rise[query_of], "baseline": self.baseline[place],
             "uncertainty": np.nan if self.uncertainty is None else self.uncertainty[query_of, place],
-        }).infer_objects()  # fmt: skip
+        })  # fmt: skip
         return found if errors is None else found.assign(stability=np.concatenate(sure))
 
 

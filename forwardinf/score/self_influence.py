@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from forwardinf.score.store import id_index
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -36,7 +38,7 @@ class SelfInfluence:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a data frame indexed by training id: ``self_influence, loss``."""
-        return pd.DataFrame({"self_influence": self.values, "loss": self.loss}, index=pd.Index(self.ids, name="train"))
+        return pd.DataFrame({"self_influence": self.values, "loss": self.loss}, index=id_index(self.ids, "train"))
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """Return the k examples with the highest self-influence, highest first."""

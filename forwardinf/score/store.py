@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from forwardinf.core.errors import FileError, RunMismatch
@@ -185,6 +186,17 @@ def id_column(ids: Sequence[int | str]) -> pa.Array:
     if all(isinstance(value, str) and not _half(value) for value in ids):
         return pa.array(ids, pa.string())
     return pa.DictionaryArray.from_arrays(pa.array(range(len(ids)), pa.int32()), [json.dumps(value) for value in ids])
+
+
+def id_values(ids: Sequence[int | str]) -> pd.Series[Any]:
+    """Return ids as a column: whole numbers, or objects as they are (broken Unicode fits no string column)."""
+    return pd.Series(list(ids), dtype=None if all(isinstance(value, int) for value in ids) else object)
+
+
+def id_index(ids: Sequence[int | str], name: str = "id") -> pd.Index[Any]:
+    """Return ids as an index."""
+    found: pd.Index[Any] = pd.Index(id_values(ids), name=name)
+    return found
 
 
 def _half(text: str) -> bool:

@@ -123,8 +123,8 @@ class Asking:
         self.texts = Texts(train, tokenizer, text, self.both, max_length)
         self._check_lengths()
         rows = open_examples(self.texts.data, "train", self.task, None, options)
-        self.data_digest = rows.seal(range(len(rows)), lambda done: None, self.task.parts if self.task.packed else None)
-        rows.label_with(self.texts.named(ids))
+        parts, named = self.task.parts if self.task.packed else None, self.texts.named(ids)
+        self.data_digest = rows.seal(range(len(rows)), lambda done: None, parts, named)
         self.notes += rows.notes
         self.device = device_of(model, options.device)
         self.train = Feed(model, self.task, rows, self.device, seed=options.seed)

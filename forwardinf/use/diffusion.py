@@ -264,10 +264,8 @@ class _Job:
         rows, asked = (
             open_examples(data, name, task, None, options) for data, name in ((train, "train"), (images, "images"))
         )
-        self.digest = rows.seal(range(len(rows)), silent, None)
-        asked.seal(range(len(asked)), silent, None)
-        rows.label_with(ids)
-        asked.label_with(image_ids)
+        self.digest = rows.seal(range(len(rows)), silent, None, ids)
+        asked.seal(range(len(asked)), silent, None, image_ids)
         self.names, self.ids = asked.ids, rows.ids
         self.train = Feed(model, task, rows, self.device, seed=options.seed)
         self.images = Feed(model, task.whole(), asked, self.device, seed=options.seed)

@@ -183,7 +183,8 @@ def _side(given: Opened, data: Any, name: str, ids: str | Sequence[Id] | None) -
 
 def content(examples: Examples, task: Any) -> list[bytes]:
     """Return the digest of each example's inputs, label apart where the task tells which it is."""
-    return [row_digest(_inputs(examples[row], task)) for row in range(len(examples))]
+    kinds: dict[type, bytes] = {}
+    return [row_digest(_inputs(examples[row], task), kinds) for row in range(len(examples))]
 
 
 def _inputs(example: Any, task: Any) -> Any:

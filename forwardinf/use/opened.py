@@ -42,11 +42,10 @@ class Opened:
     def feed(self, data: Any, name: str, ids: str | Sequence[Id] | None = None) -> Feed:
         """Return data in any form, sealed (a row that changes later is an error) and named."""
         rows = open_examples(data, name, self.task, self.collate, self.options)
-        rows.seal(range(len(rows)), NONE, self.task.parts if self.task.packed else None)
+        rows.seal(range(len(rows)), NONE, self.task.parts if self.task.packed else None, ids)
         if rows.units != len(rows):
             raise TaskError(type(self.task).__name__, expected="one example in each row", got="several documents packed in one",
                             do="Pass the documents one by one.")  # fmt: skip
-        rows.label_with(ids)
         return Feed(self.model, self.task, rows, device_of(self.model, self.options.device), seed=self.options.seed)
 
     @property

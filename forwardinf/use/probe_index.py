@@ -447,8 +447,7 @@ class _Reader:
         """Return (feed, digest of the content) of data in any form."""
         rows: Examples = open_examples(data, name, self.task, collate, self.options)
         task = self.task.whole() if name == "queries" else self.task
-        found = rows.seal(range(len(rows)), lambda done: None, task.parts if task.packed else None)
-        rows.label_with(ids)
+        found = rows.seal(range(len(rows)), lambda done: None, task.parts if task.packed else None, ids)
         return Feed(self.model, task, rows, self.device, seed=self.options.seed), found
 
     def tuned(self, rows: Feed) -> tuple[Feed, int]:

@@ -14,9 +14,10 @@ import pandas as pd
 import pyarrow as pa
 
 from forwardinf.core import machine
-from forwardinf.core.examples import Id
 from forwardinf.core.files import write_json, write_table
 from forwardinf.score.store import id_column
+from forwardinf.score.store import id_index as id_index
+from forwardinf.score.store import id_values as id_values
 
 FORMAT = "forwardinf.use/1"
 IDS = ("query", "question", "image", "train", "id")
@@ -96,17 +97,6 @@ def save(folder: str | Path, frames: Mapping[str, pd.DataFrame], facts: Mapping[
         write_table(target / f"{name}.parquet", columns, FORMAT)
     write_json(target / "use.json", {"format": FORMAT, **facts, "versions": machine.versions()})
     return target
-
-
-def id_values(ids: Sequence[Id]) -> pd.Series[Any]:
-    """Return ids as a column: whole numbers, or objects as they are (broken Unicode fits no string column)."""
-    return pd.Series(list(ids), dtype=None if all(isinstance(value, int) for value in ids) else object)
-
-
-def id_index(ids: Sequence[Id], name: str = "id") -> pd.Index[Any]:
-    """Return ids as an index."""
-    found: pd.Index[Any] = pd.Index(id_values(ids), name=name)
-    return found
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

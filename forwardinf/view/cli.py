@@ -32,7 +32,8 @@ Weights = Annotated[str | None, typer.Option(help="Weights for module:factory: s
 WeightsKey = Annotated[str | None, typer.Option(help="Where the state dict is inside the weights file.")]
 ModelOption = Annotated[list[str] | None, typer.Option(help="name=value for the factory; repeatable.")]
 DataArg = Annotated[
-    str, typer.Option("--data", help="npz, parquet, jsonl, image folder, Hugging Face folder or id, module:function.")
+    str,
+    typer.Option("--data", help="npz, parquet, jsonl, csv, image folder, Hugging Face folder or id, module:function."),
 ]
 DataOption = Annotated[
     list[str] | None, typer.Option(help="name=value for the reader (scale, mean, tokenizer …); repeatable.")

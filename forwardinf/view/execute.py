@@ -15,7 +15,7 @@ from forwardinf.core.errors import FileError, SettingError, choose
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
 from forwardinf.core.load_code import CODE, import_name
-from forwardinf.core.load_data import load_data, select_rows
+from forwardinf.core.load_data import load_data, select_rows, take_rows
 from forwardinf.core.load_model import load_model
 from forwardinf.core.task import Classification, Task, as_task
 from forwardinf.core.task_places import Segmentation, TokenClassification
@@ -123,7 +123,7 @@ def evaluate(
     asked = None
     if queries is not None:
         asked = load_data(queries.spec, **queries.options)
-        asked = asked if queries.where is None else load_rows(asked, select_rows(asked, queries.where))
+        asked = asked if queries.where is None else take_rows(asked, select_rows(asked, queries.where))
     yardstick = None
     if bank is not None:
         yardstick = load_bank(bank)
@@ -187,24 +187,16 @@ def _queries(config: RunConfig, model: Any, task: Task) -> tuple[Any, list[int] 
         data = load_data(spec.spec, **spec.options)
     if spec.where is None:
         return data, None
-    rows = _rows(spec, data, model, task)
-    return load_rows(data, rows), rows
+    rows = _rows(spec, data, model, task, int(config.options.get("seed", 0)))
+    return take_rows(data, rows), rows
 
 
-def load_rows(data: Any, rows: list[int]) -> Any:
-    """Return these rows of data in any of the readers' forms."""
-    if isinstance(data, tuple):
-        return tuple(column[rows] for column in data)
-    if hasattr(data, "take"):
-        return data.take(rows)
-    return data.select(rows) if hasattr(data, "select") else [data[row] for row in rows]
-
-
-def _rows(spec: DataSpec, data: Any, model: Any, task: Task) -> list[int]:
+def _rows(spec: DataSpec, data: Any, model: Any, task: Task, seed: int) -> list[int]:
     if spec.where != "misclassified":
         return select_rows(data, str(spec.where))
-    feed = Feed(model, task, open_examples(data, "queries", task, None, Options()), device_of(model, "auto"))
+    rows = open_examples(data, "queries", task, None, Options(seed=seed))  # what they draw is what the run will see
     with borrowed(model):
+        feed = Feed(model, task, rows, device_of(model, "auto"), seed=seed)
         found = misclassified(feed, WHERE_BATCH)
     if not found:
         raise SettingError("--where misclassified", expected="queries that the model gets wrong", got="none")

@@ -3,7 +3,6 @@ import random
 
 import datasets
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -517,7 +516,6 @@ NOT_DATA = {
     "a tensor without dimension": torch.tensor(1.0),
     "an array without dimension": np.array(1.0),
     "a sparse tensor": (X.to_sparse(), Y),
-    "a DataFrame": pd.DataFrame({"x": [1.0]}),
     "a dataset without length": Picked(),
     "a length without rows": Sized(),
     "a dictionary of datasets": datasets.DatasetDict({"train": datasets.Dataset.from_dict({"x": [1]})}),

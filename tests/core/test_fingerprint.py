@@ -26,7 +26,8 @@ from PIL import Image
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.fingerprint import Unknowable, code_digest, differences, digest, model_digest, row_digest
+from forwardinf.core.fingerprint import code_digest, differences, digest, model_digest, row_digest
+from forwardinf.core.hasher import Unknowable
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 ARRAYS = st.builds(

@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
-from forwardinf.core.load_data import load_data, select_rows
+from forwardinf.core.load_data import count_rows, load_data, select_rows, take_rows
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 DATA = os.environ.get("FORWARDINF_DATA")
@@ -497,9 +498,9 @@ def test_a_missing_file_is_refused(tmp_path, name):
 
 
 def test_a_kind_of_file_that_is_not_read_is_refused_with_the_forms(tmp_path):
-    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "rows.txt").write_text("a,b\n1,2\n")
     with pytest.raises(FileError, match="module:function"):
-        load_data(tmp_path / "rows.csv")
+        load_data(tmp_path / "rows.txt")
 
 
 def test_a_spec_of_no_form_is_refused_with_the_forms():
@@ -585,3 +586,64 @@ def test_the_real_texts_read():
     assert [load_data(f"{DATA}/sst2:{split}").num_rows for split in ("train", "dev", "test")] == [6920, 872, 1821]
     assert load_data(f"{DATA}/trec6/train.jsonl.gz").column_names == ["text", "coarse", "fine"]
     assert load_data(f"{DATA}/facts_webnlg/queries.jsonl.gz")["proponents"][0].as_py()
+
+
+# Rows of data in any form
+
+X, Y = np.arange(12.0).reshape(6, 2), np.arange(6)
+
+
+def hub():
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_dict({"x": X.tolist(), "y": Y.tolist()})
+
+
+class Plain:
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, row):
+        return X[row], Y[row]
+
+
+FORMS = {
+    "columns": lambda: (X, torch.from_numpy(Y)),
+    "an array": lambda: X,
+    "a mapping": lambda: {"x": X, "y": Y},
+    "a mapping of one column": lambda: {"x": X},
+    "a list": lambda: [(X[row], Y[row]) for row in range(6)],
+    "a table": lambda: pa.table({"x": X.tolist(), "y": Y}),
+    "a data frame": lambda: pd.DataFrame({"a": X[:, 0], "y": Y}, index=list("uvwxyz")),
+    "a frame and a series": lambda: (pd.DataFrame(X), pd.Series(Y, index=list("uvwxyz"))),
+    "a hub dataset": hub,
+    "a hub dataset with a transform": lambda: hub().with_transform(lambda batch: batch),
+    "a hub dataset of tensors": lambda: hub().with_format("torch"),
+    "a dataset": Plain,
+    "a subset": lambda: torch.utils.data.Subset(Plain(), range(6)),
+    "a loader": lambda: torch.utils.data.DataLoader(Plain(), batch_size=4, collate_fn=list),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_any_form_are_counted_and_taken_in_order(form):
+    from forwardinf.core.examples import examples
+
+    data = FORMS[form]()
+    assert count_rows(data) == 6
+    assert select_rows(data, "-2:") == [4, 5]
+    taken = take_rows(data, [4, 1])
+    assert type(taken) is type(data) or isinstance(taken, torch.utils.data.Subset)
+    collate = {"collate_fn": list} if form.startswith(("a frame and", "an array")) else {}
+    before, after = examples(data, **collate), examples(taken, **collate)
+    assert len(after) == 2
+    assert [after.keys([row]) for row in range(2)] == [before.keys([row]) for row in (4, 1)]
+    if form == "a loader":
+        assert taken.collate_fn is list
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda: pytest.importorskip("datasets").DatasetDict(train=hub(), test=hub()), lambda: iter([1])]
+)
+def test_rows_of_what_is_no_one_dataset_are_refused(bad):
+    with pytest.raises(DataError):
+        count_rows(bad())
