@@ -118,7 +118,8 @@ def attribute(
         train: Tensors, a dataset, a list of rows, an Arrow table or a DataLoader; read in index order.
         queries: The examples to explain, in the same forms.
         task: What an example's loss is: ``fi.Classification()`` and so on, or any ``(model, batch) -> (B,)``.
-        perturbation: :class:`Perturbation`, a preset's name, or its settings; None: the preset ``"linear"``.
+        perturbation: :class:`Perturbation`, the name of a preset or of a direction (``"ekfac"``), or its settings; None:
+            the preset ``"linear"``.
         engine: ``"forward"``: one forward pass per query and example, any perturbation and model. ``"factored"``: exact
             linear scores of all queries in one pass of a few F; refuses finite lengths, and models with layers it does
             not know (it names them). ``"auto"``: the faster of the two where they mean the same; the plan says which.

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from forwardinf.core import noise
 from forwardinf.core.errors import DataError
 from forwardinf.core.fingerprint import Unknowable, digest, row_digest
+from forwardinf.core.token_rows import TokenRows
 
 Batch = Any
 Collate = Callable[[list[Any]], Batch]
@@ -268,7 +269,7 @@ def examples(
     Raises:
         DataError: Columns of unequal length, a loader that only iterates, no rows, or something else altogether.
     """
-    notes = []
+    notes = [f"{name}: {note}" for note in data.notes] if isinstance(data, TokenRows) else []
     if isinstance(data, DataLoader):
         loader, data = data, data.dataset
         if loader.batch_sampler is None and not isinstance(data, IterableDataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +49,23 @@ class Feed:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
         for piece, batch in self.examples.batches(rows, batch_size):
             keys = self.examples.keys(piece) if self.task.keyed else [b""] * len(piece)
-            with noise.belonging_to(keys, self.seed):
-                yield ask(self.model, self._filled(tuple(piece), self._ready(piece, batch)))
+            with noise.belonging_to(keys, self.seed), self._inside(piece):
+                found = ask(self.model, self._filled(tuple(piece), self._ready(piece, batch)))
+            yield found
+
+    @contextmanager
+    def _inside(self, rows: Sequence[int]) -> Iterator[None]:
+        """Make what a table of embeddings says of a place it does not have an error that names the rows."""
+        try:
+            yield
+        except IndexError as error:
+            if "out of range" not in str(error):
+                raise
+            raise TaskError(
+                f"{self.examples.name}, rows {rows[0]} to {rows[-1]}", expected="token ids and positions that the model has",
+                got=f"others ({error})",
+                do="Cut what is longer than the model's positions, and use the tokenizer the model was trained with.",
+            ) from error  # fmt: skip
 
     def _ready(self, rows: Sequence[int], batch: Batch) -> Batch:
         """Return the batch placed, and prepared where the task prepares: by encoders the first time, then from memory."""

@@ -8,7 +8,7 @@ from typing import Any
 from forwardinf.core.errors import DataError, FileError, SettingError
 from forwardinf.core.load_code import import_extra
 from forwardinf.core.load_data import load_data
-from forwardinf.core.load_text import load_tokenizer
+from forwardinf.core.load_tokenizer import load_tokenizer
 from forwardinf.core.task_diffusion import Diffusion
 from forwardinf.use.diffusion import trace_images
 from forwardinf.use.facts import trace
