@@ -33,7 +33,8 @@ def chat_tokens(
         DataError: No such list, the template refuses it, or writes what was said differently once more is said.
 
     Example:
-        >>> chat_tokens(tokenizer, [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])  # doctest: +SKIP
+        >>> talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+        >>> chat_tokens(tokenizer, talk)  # doctest: +SKIP
         ([1, 7, 2, 9], [-100, -100, -100, 9])
     """
     turns = _turns(messages, where)
@@ -43,8 +44,11 @@ def chat_tokens(
         told = _applied(tokenizer, turns, where, return_assistant_tokens_mask=True)
         ids, counted = list(told["input_ids"]), list(told["assistant_masks"])
         if any(turns[at].get("content") for at in spoken) and not any(counted):
-            raise DataError(where, expected="a chat template that marks what the assistant says",
-                            got=f"the template of {_name(tokenizer)}, which marks nothing of it")  # fmt: skip
+            raise DataError(
+                where,
+                expected="a chat template that marks what the assistant says",
+                got=f"the template of {_name(tokenizer)}, which marks nothing of it",
+            )
     else:
         ids = list(_applied(tokenizer, turns, where)["input_ids"])
         counted = [0] * len(ids)
@@ -91,24 +95,33 @@ def _template(tokenizer: Any) -> str:
         return str(tokenizer.get_chat_template())
     except (AttributeError, ValueError) as error:
         raise SettingError(
-            f"tokenizer {_name(tokenizer)}", expected="a chat template, for rows of messages", got="none",
+            f"tokenizer {_name(tokenizer)}",
+            expected="a chat template, for rows of messages",
+            got="none",
             do="Use the tokenizer of the chat model, set tokenizer.chat_template, or give rows with prompt and completion.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _applied(tokenizer: Any, turns: list[dict[str, Any]], where: str, **how: Any) -> Any:
     try:
         return tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **how)
     except Exception as error:  # whatever a template raises: it is a small program of its own
-        raise DataError(where, expected=f"a conversation that the chat template of {_name(tokenizer)} takes",
-                        got=f"{type(error).__name__}: {error}") from error  # fmt: skip
+        raise DataError(
+            where,
+            expected=f"a conversation that the chat template of {_name(tokenizer)} takes",
+            got=f"{type(error).__name__}: {error}",
+        ) from error
 
 
 def _added(tokenizer: Any, turns: list[dict[str, Any]], at: int, whole: list[int], where: str) -> tuple[int, int]:
     """Return where in ``whole`` the tokens that turn ``at`` adds begin and end."""
     if at == 0:
-        raise DataError(where, expected="something said before the assistant's first turn", got="the assistant, first",
-                        do="Mark the assistant's part in the template with {% generation %}.")  # fmt: skip
+        raise DataError(
+            where,
+            expected="something said before the assistant's first turn",
+            got="the assistant, first",
+            do="Mark the assistant's part in the template with {% generation %}.",
+        )
     before = list(_applied(tokenizer, turns[:at], where, add_generation_prompt=True)["input_ids"])
     through = list(_applied(tokenizer, turns[: at + 1], where)["input_ids"])
     for shorter, longer in ((before, through), (through, whole)):
@@ -117,11 +130,12 @@ def _added(tokenizer: Any, turns: list[dict[str, Any]], at: int, whole: list[int
                 (n for n, pair in enumerate(zip(shorter, longer, strict=False)) if pair[0] != pair[1]), len(longer)
             )
             raise DataError(
-                f"{where}, turn {at}", expected="a chat template that writes what was said the same when more is said",
+                f"{where}, turn {at}",
+                expected="a chat template that writes what was said the same when more is said",
                 got=f"the template of {_name(tokenizer)}: {tokenizer.decode(shorter[place : place + 8])!r} becomes "
                 f"{tokenizer.decode(longer[place : place + 8])!r}",
                 do="Mark the assistant's part in the template with {% generation %}, or give rows of input_ids and labels.",
-            )  # fmt: skip
+            )
     return len(before), len(through)
 
 

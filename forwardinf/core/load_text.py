@@ -77,8 +77,12 @@ def tokenised(
     if talk or (len(chosen) == 2 and reader != "classifier"):
         return rows.counted(columns, others, talk=talk, both=reader == "encoder-decoder")
     if reader == "encoder-decoder":
-        raise SettingError("text=", expected="two columns for an encoder-decoder: what goes in, what comes out",
-                           got=repr(chosen[0]), do="Give both: text=input,output (--data-option text=input,output).")  # fmt: skip
+        raise SettingError(
+            "text=",
+            expected="two columns for an encoder-decoder: what goes in, what comes out",
+            got=repr(chosen[0]),
+            do="Give both: text=input,output (--data-option text=input,output).",
+        )
     return rows.plain(columns, others | ({} if reader == "decoder" else _labels(data, names)))
 
 
@@ -103,8 +107,12 @@ def _chosen(text: str | Sequence[str] | None, names: Sequence[str]) -> list[str]
         found = [kind for kind in KINDS if set(kind) <= set(names)]
         if len(found) != 1:
             got = f"columns {', '.join(map(repr, names))}" if names else "no columns"
-            raise SettingError("text=", expected=f"one of them: {WHAT}" if found else WHAT, got=got,
-                               do="Name the column with text= (--data-option text=…), or two with a comma between.")  # fmt: skip
+            raise SettingError(
+                "text=",
+                expected=f"one of them: {WHAT}" if found else WHAT,
+                got=got,
+                do="Name the column with text= (--data-option text=…), or two with a comma between.",
+            )
         return list(found[0])
     asked = [text] if isinstance(text, str) and text in names else text
     parts = [part.strip() for part in asked.split(",")] if isinstance(asked, str) else list(asked)
@@ -130,8 +138,12 @@ def _labels(data: Any, names: Sequence[str]) -> dict[str, list[Any]]:
     values = _values(data, label)
     for row, value in enumerate(values):
         if value is None or isinstance(value, str):
-            raise DataError(f"column {label!r}, row {row}", expected="the number of its class", got=repr(value),
-                            do="Write the numbers the model was trained with.")  # fmt: skip
+            raise DataError(
+                f"column {label!r}, row {row}",
+                expected="the number of its class",
+                got=repr(value),
+                do="Write the numbers the model was trained with.",
+            )
     return {"labels": values}
 
 
@@ -240,8 +252,12 @@ class _Rows:
                 raise DataError(f"column {name!r}, row {row}", expected="text", got=repr(value)[:60])
 
     def _empty(self, row: int, values: tuple[Any, ...]) -> DataError:
-        return DataError(self._where(row), expected="text with at least one token that counts", got=repr(values[-1])[:60],
-                         do="Leave such rows out: rows= reads those it names.")  # fmt: skip
+        return DataError(
+            self._where(row),
+            expected="text with at least one token that counts",
+            got=repr(values[-1])[:60],
+            do="Leave such rows out: rows= reads those it names.",
+        )
 
     @contextmanager
     def _readable(self, row: int, values: tuple[Any, ...]) -> Iterator[None]:
@@ -250,8 +266,12 @@ class _Rows:
         except Error:
             raise
         except (TypeError, ValueError) as error:
-            raise DataError(self._where(row), expected="text that the tokenizer can read", got=ascii(values)[:80],
-                            do="Half of a surrogate pair, say, is no text: clean the row.") from error  # fmt: skip
+            raise DataError(
+                self._where(row),
+                expected="text that the tokenizer can read",
+                got=ascii(values)[:80],
+                do="Half of a surrogate pair, say, is no text: clean the row.",
+            ) from error
 
 
 def pair_tokens(tokenizer: Any, prompt: str, completion: str, where: str = "pair") -> Row:
@@ -279,8 +299,12 @@ def _behind(tokenizer: Any, prompt: str, ids: list[int], where: str) -> int:
     while alone and alone[-1] in _closing(tokenizer):
         alone.pop()
     if ids[: len(alone)] != alone:
-        raise DataError(where, expected="a prompt whose tokens stay as they are when the completion follows",
-                        got=f"other ones behind {prompt[-20:]!r}", do="Use a fast tokenizer.")  # fmt: skip
+        raise DataError(
+            where,
+            expected="a prompt whose tokens stay as they are when the completion follows",
+            got=f"other ones behind {prompt[-20:]!r}",
+            do="Use a fast tokenizer.",
+        )
     return len(alone)
 
 

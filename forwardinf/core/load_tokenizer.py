@@ -12,8 +12,15 @@ from forwardinf.core.load_pretrained import base_of, config_of
 
 FORMS = "a folder or hub id of a tokenizer"
 GIVE = "Give --tokenizer (in Python tokenizer=): the folder or hub id of the tokenizer the model was trained with."
-FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-         "vocab.json", "vocab.txt")  # fmt: skip
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 def load_tokenizer(source: str | Path) -> Any:

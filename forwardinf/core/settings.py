@@ -306,7 +306,7 @@ class Perturbation:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Perturbation:
-        """Build from a mapping; ``{"preset": name}`` starts from a preset or direction. An unknown name is an error with a guess."""
+        """Build from a mapping; ``{"preset": name}`` starts from there. An unknown name is an error with a guess."""
         names = [field.name for field in fields(cls)]
         for name in settings:
             if name not in (*names, "preset"):

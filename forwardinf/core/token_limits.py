@@ -68,13 +68,21 @@ def check_tokens(model: nn.Module, rows: TokenRows, name: str) -> None:
     if most is not None and len(lengths) and int(lengths.max()) > most:
         row, count = int(np.argmax(lengths > most)), int((lengths > most).sum())
         more = f"; {count} of {len(rows)} rows are too long" if count > 1 else ""
-        raise DataError(f"{name}, row {row}", expected=f"at most {most} tokens, the model's positions",
-                        got=f"{lengths[row]}{more}", do=f"Cut with max_length={most} (--data-option), or split them.")  # fmt: skip
+        raise DataError(
+            f"{name}, row {row}",
+            expected=f"at most {most} tokens, the model's positions",
+            got=f"{lengths[row]}{more}",
+            do=f"Cut with max_length={most} (--data-option), or split it.",
+        )
     largest = np.maximum(rows.largest("input_ids"), rows.largest("labels"))
     if size is not None and len(largest) and int(largest.max()) >= size:
         row = int(np.argmax(largest >= size))
-        raise DataError(f"{name}, row {row}", expected=f"token ids below {size}, the model's vocabulary",
-                        got=str(largest[row]), do=GIVE)  # fmt: skip
+        raise DataError(
+            f"{name}, row {row}",
+            expected=f"token ids below {size}, the model's vocabulary",
+            got=str(largest[row]),
+            do=GIVE,
+        )
     _note_long(model, rows, lengths, most)
 
 

@@ -35,8 +35,22 @@ def online(monkeypatch):
     monkeypatch.setattr(hub, "hf_hub_download", never)
 
 
-@pytest.mark.parametrize("word", ["runs/checkpont-100", "./gpt", "gpt2/", "/nowhere/model", "~/nowhere/model", "a/b/c",
-                                  "model.gguf", "runs\\last", "C:model", "..", "data.jsonl"])  # fmt: skip
+@pytest.mark.parametrize(
+    "word",
+    [
+        "runs/checkpont-100",
+        "./gpt",
+        "gpt2/",
+        "/nowhere/model",
+        "~/nowhere/model",
+        "a/b/c",
+        "model.gguf",
+        "runs\\last",
+        "C:model",
+        "..",
+        "data.jsonl",
+    ],
+)
 def test_what_is_meant_as_a_path_is_one(here, word):
     assert is_path(word)
 

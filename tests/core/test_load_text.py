@@ -25,8 +25,13 @@ def test_rows_are_the_tokenizers_own_with_their_text():
     words = tokenizer()
     rows = tokenised(table(text=["hi you", "bye"], label=[1, 0], page=["p", "q"]), words, keep=["page"])
     assert len(rows) == 2
-    assert rows[0] == {"text": "hi you", "input_ids": words("hi you")["input_ids"], "attention_mask": [1] * 4,
-                       "page": "p", "labels": 1}  # fmt: skip
+    assert rows[0] == {
+        "text": "hi you",
+        "input_ids": words("hi you")["input_ids"],
+        "attention_mask": [1] * 4,
+        "page": "p",
+        "labels": 1,
+    }
     assert set(rows.column_names) == set(rows[0])
     assert rows.notes == []
     assert SequenceClassification().collate([rows[0], rows[1]])["labels"].tolist() == [1, 0]

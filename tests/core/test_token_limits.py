@@ -10,24 +10,66 @@ from forwardinf.core.token_rows import TokenRows
 transformers = pytest.importorskip("transformers")
 
 SMALL = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-BART = {"vocab_size": 20, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "max_position_embeddings": 12,
-        "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
+BART = {
+    "vocab_size": 20,
+    "d_model": 8,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 8,
+    "decoder_ffn_dim": 8,
+    "max_position_embeddings": 12,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
 KINDS = {
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 12,
-                                               "bos_token_id": 0, "eos_token_id": 1}),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {
+            "vocab_size": 20,
+            "n_embd": 8,
+            "n_layer": 1,
+            "n_head": 2,
+            "n_positions": 12,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        },
+    ),
     "bert": ("BertForSequenceClassification", "BertConfig", {**SMALL, "max_position_embeddings": 12}),
-    "roberta": ("RobertaForSequenceClassification", "RobertaConfig", {**SMALL, "max_position_embeddings": 14,
-                                                                      "pad_token_id": 1}),
-    "opt": ("OPTForCausalLM", "OPTConfig", {"vocab_size": 20, "hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 8,
-                                            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 12}),
+    "roberta": (
+        "RobertaForSequenceClassification",
+        "RobertaConfig",
+        {**SMALL, "max_position_embeddings": 14, "pad_token_id": 1},
+    ),
+    "opt": (
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            "vocab_size": 20,
+            "hidden_size": 8,
+            "word_embed_proj_dim": 8,
+            "ffn_dim": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 12,
+        },
+    ),
     "bart": ("BartForConditionalGeneration", "BartConfig", BART),
     "marian": ("MarianMTModel", "MarianConfig", {**BART, "decoder_start_token_id": 1}),
-    "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", {"vocab_size": 20, "dim": 8, "n_layers": 1,
-                   "n_heads": 2, "hidden_dim": 8, "max_position_embeddings": 12}),
-    "electra": ("ElectraForSequenceClassification", "ElectraConfig", {**SMALL, "embedding_size": 8,
-                                                                      "max_position_embeddings": 12}),
-}  # fmt: skip
+    "distilbert": (
+        "DistilBertForSequenceClassification",
+        "DistilBertConfig",
+        {"vocab_size": 20, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8, "max_position_embeddings": 12},
+    ),
+    "electra": (
+        "ElectraForSequenceClassification",
+        "ElectraConfig",
+        {**SMALL, "embedding_size": 8, "max_position_embeddings": 12},
+    ),
+}
 
 
 def build(kind):
@@ -64,11 +106,13 @@ def test_computed_positions_have_no_end_but_a_note():
 
 
 def test_a_picture_tower_has_positions_of_its_own():
-    model = nn.ModuleDict({
-        "vision_model": nn.ModuleDict({"position_embedding": nn.Embedding(5, 2)}),
-        "text_model": nn.ModuleDict({"position_embedding": nn.Embedding(9, 2)}),
-        "token_type_embeddings": nn.Embedding(2, 2),
-    })  # fmt: skip
+    model = nn.ModuleDict(
+        {
+            "vision_model": nn.ModuleDict({"position_embedding": nn.Embedding(5, 2)}),
+            "text_model": nn.ModuleDict({"position_embedding": nn.Embedding(9, 2)}),
+            "token_type_embeddings": nn.Embedding(2, 2),
+        }
+    )
     assert most_positions(model) == 9
 
 
