@@ -23,7 +23,7 @@ from forwardinf.core.load_forms import FORMS, HUB, IMAGES, OTHERS, PICKLES, SPLI
 from forwardinf.core.load_hub import read_hub, read_saved
 from forwardinf.core.load_images import read_images
 from forwardinf.core.load_tables import read_tables, tables_in
-from forwardinf.core.load_text import tokenised
+from forwardinf.core.tokenise import tokenised
 
 TEXT = {"text", "tokenizer", "max_length"}
 
@@ -77,7 +77,7 @@ def load_data(
         image_mode: Image folders: ``"RGB"`` (default) or ``"L"`` for grey.
         text: Column to tokenise, or two with a comma between; default the one kind that is there: ``text``, ``messages``
             (conversations, through the tokenizer's chat template) or ``prompt`` and ``completion``. What counts of each:
-            :func:`forwardinf.core.load_text.tokenised`.
+            :func:`forwardinf.core.tokenise.tokenised`.
         tokenizer: A tokenizer, or a folder or hub id of one: rows of token ids, with their text (tables, Hugging Face).
         max_length: Cut texts to so many tokens; how many were cut is said.
         allow_code: Whether ``module:function`` may be imported.
@@ -111,7 +111,7 @@ def load_data(
         raise SettingError("text= or max_length=", expected="a tokenizer too", got="none", do="Pass tokenizer=.")
     data = read(source, given)
     if settings is not None and tokenizer is not None:
-        data = tokenised(data, tokenizer, text, max_length, columns or ())
+        data = tokenised(data, tokenizer, text, max_length, columns or (), source=source)
     return data if rows is None else _take(data, select_rows(data, rows))
 
 

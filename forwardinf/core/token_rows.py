@@ -26,6 +26,7 @@ class TokenRows(Dataset[dict[str, Any]]):
         texts: What a person is shown of each row.
         others: Further columns, by name.
         notes: What a person should know; logged here, and repeated beside results.
+        tokenizer: What made the ids, and turns them into text again.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class TokenRows(Dataset[dict[str, Any]]):
         texts: Sequence[str],
         others: Mapping[str, Sequence[Any]],
         notes: Sequence[str] = (),
+        tokenizer: Any = None,
     ) -> None:
         """Keep what is given."""
-        self.notes = list(notes)
+        self.notes, self.tokenizer = list(notes), tokenizer
         for note in self.notes:
             log.warning(note)
         self._tokens = {name: _Ragged(rows) for name, rows in tokens.items()}

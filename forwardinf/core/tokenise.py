@@ -20,6 +20,12 @@ Reader = Literal["decoder", "encoder-decoder", "classifier"]
 KINDS = (("text",), ("messages",), ("prompt", "completion"))
 WHAT = "a column text, a column messages ([{role, content}, …]), or prompt and completion"
 BLOCK = 1000  # texts tokenised at a time
+UNREADABLE = (
+    TypeError,
+    ValueError,
+    OverflowError,
+    AttributeError,
+)  # what tokenizers raise at half a surrogate pair, say
 LABELS = ("labels", "label")
 
 Row = dict[str, list[int]]
@@ -33,6 +39,7 @@ def tokenised(
     keep: Sequence[str] = (),
     *,
     reader: Reader | None = None,
+    source: str = "",
 ) -> TokenRows:
     """Return rows of token ids.
 
@@ -53,6 +60,7 @@ def tokenised(
         max_length: Cut to so many tokens; how many were cut is said.
         keep: Columns to carry along in each row.
         reader: What kind of model reads the rows; None: not known, texts with class numbers have them as ``labels``.
+        source: Where the data is from, for errors.
 
     Raises:
         SettingError: No such column, or two kinds of text and none named; a tokenizer without a chat template.
@@ -66,7 +74,8 @@ def tokenised(
     for name in keep:
         if name not in names:
             raise choose("column", name, names)
-    rows = _Rows(load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer, max_length, chosen)
+    found = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    rows = _Rows(found, max_length, chosen, f"{source}, " if source else "")
     others = {name: _values(data, name) for name in keep}
     columns = [_values(data, name) for name in chosen]
     talk = isinstance(next((value for value in columns[0] if value is not None), None), list)
@@ -83,7 +92,7 @@ def tokenised(
             got=repr(chosen[0]),
             do="Give both: text=input,output (--data-option text=input,output).",
         )
-    return rows.plain(columns, others | ({} if reader == "decoder" else _labels(data, names)))
+    return rows.plain(columns, others | ({} if reader == "decoder" else _labels(data, names, rows.source)))
 
 
 def columns_of(data: Any) -> list[str]:
@@ -131,7 +140,7 @@ def _values(data: Any, name: str) -> list[Any]:
     return list(column.to_pylist() if isinstance(column, pa.ChunkedArray) else column)
 
 
-def _labels(data: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+def _labels(data: Any, names: Sequence[str], source: str) -> dict[str, list[Any]]:
     label = next((name for name in LABELS if name in names), None)
     if label is None:
         return {}
@@ -139,7 +148,7 @@ def _labels(data: Any, names: Sequence[str]) -> dict[str, list[Any]]:
     for row, value in enumerate(values):
         if value is None or isinstance(value, str):
             raise DataError(
-                f"column {label!r}, row {row}",
+                f"{source}column {label!r}, row {row}",
                 expected="the number of its class",
                 got=repr(value),
                 do="Write the numbers the model was trained with.",
@@ -150,8 +159,8 @@ def _labels(data: Any, names: Sequence[str]) -> dict[str, list[Any]]:
 class _Rows:
     """The making of rows: a tokenizer, a limit, and how many texts were cut to it."""
 
-    def __init__(self, tokenizer: Any, limit: int | None, names: list[str]) -> None:
-        self.tokenizer, self.limit, self.names, self.cut = tokenizer, limit, names, 0
+    def __init__(self, tokenizer: Any, limit: int | None, names: list[str], source: str) -> None:
+        self.tokenizer, self.limit, self.names, self.source, self.cut = tokenizer, limit, names, source, 0
 
     def plain(self, columns: list[list[Any]], others: Mapping[str, list[Any]]) -> TokenRows:
         """Make rows that count as a whole."""
@@ -168,13 +177,13 @@ class _Rows:
                 advance(len(made["input_ids"]))
         tokens = {name: rows for name, rows in tokens.items() if rows}
         for row, values in enumerate(texts):
-            if not tokens["input_ids"][row]:
-                raise self._empty(row, values)
             if self.limit is not None and len(tokens["input_ids"][row]) > self.limit:
                 shorter = self._shorter(*values)
                 for name, rows in tokens.items():
                     rows[row] = list(shorter[name])
-        return self._done(tokens, [" | ".join(each) for each in texts], others)
+        empty = sum(not ids for ids in tokens["input_ids"])
+        notes = [f"{empty} of {len(texts)} texts have no token"] if empty else []
+        return self._done(tokens, [" | ".join(each) for each in texts], others, notes)
 
     def counted(
         self, columns: list[list[Any]], others: Mapping[str, list[Any]], *, talk: bool, both: bool
@@ -193,15 +202,13 @@ class _Rows:
 
     def _done(self, tokens: Any, texts: list[str], others: Any, notes: Sequence[str] = ()) -> TokenRows:
         cut = f"{self.cut} of {len(texts)} rows were cut to max_length={self.limit} tokens"
-        return TokenRows(tokens, texts, others, [cut, *notes] if self.cut else notes)
+        return TokenRows(tokens, texts, others, [cut, *notes] if self.cut else notes, self.tokenizer)
 
     # One row
 
     def _pair(self, row: int, values: tuple[Any, ...], both: bool) -> tuple[Row, str]:
         self._check_text(row, values)
         prompt, completion = values
-        if not completion:
-            raise self._empty(row, values)
         with self._readable(row, values):
             if both:
                 made = {"input_ids": self._whole("text", prompt), "labels": self._whole("text_target", completion)}
@@ -235,29 +242,24 @@ class _Rows:
     def _block(self, start: int, texts: list[tuple[Any, ...]]) -> Any:
         try:
             return self.tokenizer(*map(list, zip(*texts, strict=True)), verbose=False)
-        except (TypeError, ValueError):
+        except UNREADABLE:  # one of them, or a tokenizer that takes texts one by one
+            made: dict[str, list[Any]] = {"input_ids": [], "token_type_ids": []}
             for place, values in enumerate(texts):
                 with self._readable(start + place, values):
-                    self.tokenizer(*values, verbose=False)
-            raise
+                    told = self.tokenizer(*values)
+                for name in [name for name in made if name in told]:
+                    made[name].append(list(told[name]))
+            return made
 
     # Errors
 
     def _where(self, row: int) -> str:
-        return f"column {', '.join(map(repr, self.names))}, row {row}"
+        return f"{self.source}column {', '.join(map(repr, self.names))}, row {row}"
 
     def _check_text(self, row: int, values: tuple[Any, ...]) -> None:
         for name, value in zip(self.names, values, strict=True):
             if not isinstance(value, str):
-                raise DataError(f"column {name!r}, row {row}", expected="text", got=repr(value)[:60])
-
-    def _empty(self, row: int, values: tuple[Any, ...]) -> DataError:
-        return DataError(
-            self._where(row),
-            expected="text with at least one token that counts",
-            got=repr(values[-1])[:60],
-            do="Leave such rows out: rows= reads those it names.",
-        )
+                raise DataError(f"{self.source}column {name!r}, row {row}", expected="text", got=repr(value)[:60])
 
     @contextmanager
     def _readable(self, row: int, values: tuple[Any, ...]) -> Iterator[None]:
@@ -265,10 +267,10 @@ class _Rows:
             yield
         except Error:
             raise
-        except (TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise DataError(
                 self._where(row),
-                expected="text that the tokenizer can read",
+                expected="text that the tokenizer takes",
                 got=ascii(values)[:80],
                 do="Half of a surrogate pair, say, is no text: clean the row.",
             ) from error

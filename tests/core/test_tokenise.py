@@ -8,8 +8,8 @@ from words import MARKED, PLAIN, said, tokenizer
 
 from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.load_data import load_data
-from forwardinf.core.load_text import is_text, pair_tokens, tokenised
 from forwardinf.core.task_text import CausalLM, Seq2Seq, SequenceClassification
+from forwardinf.core.tokenise import is_text, pair_tokens, tokenised
 
 pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -161,7 +161,6 @@ def test_chosen_rows_keep_their_lengths():
         ({"messages": [TALK]}, {"reader": "classifier"}, SettingError, "conversations"),
         ({"text": ["hi", None]}, {}, DataError, "row 1"),
         ({"text": ["hi"], "label": ["good"]}, {}, DataError, "number of its class"),
-        ({"prompt": ["hi"], "completion": [""]}, {}, DataError, "row 0"),
         ({"prompt": ["hi", "hi"], "completion": ["bye", None]}, {}, DataError, "row 1"),
         ({"messages": [TALK, None]}, {}, DataError, "row 1"),
         ({"messages": [TALK, []]}, {}, DataError, "row 1"),
@@ -172,13 +171,29 @@ def test_what_cannot_be_read_is_refused_by_row_or_column(columns, settings, erro
         tokenised(pa.table(columns), tokenizer(PLAIN), **settings)
 
 
-def test_a_text_of_no_tokens_and_half_a_surrogate_are_refused_by_row():
+def test_a_text_without_a_token_is_a_row_without_ids_and_said():
     bare = tokenizer()
     bare.backend_tokenizer.post_processor = tokenizers.processors.Sequence([])
-    with pytest.raises(DataError, match="row 1"):
-        tokenised([{"text": "hi"}, {"text": "  "}], bare)
-    with pytest.raises(DataError, match=r"row 1.*\\ud800"):
-        tokenised([{"text": "hi"}, {"text": "\ud800"}], tokenizer())
+    rows = tokenised([{"text": "hi"}, {"text": "  "}], bare)
+    assert rows[1]["input_ids"] == []
+    assert rows.notes == ["1 of 2 texts have no token"]
+    pairs = tokenised(table(prompt=["hi"], completion=[""]), bare)
+    assert pairs.notes == ["in 1 of 1 rows nothing counts: their scores are 0"]
+
+
+@pytest.mark.parametrize("rows", [[{"text": "hi"}, {"text": "\ud800"}], [{"prompt": "hi", "completion": "hi"},
+                                                                        {"prompt": "hi", "completion": "\ud800"}]])  # fmt: skip
+def test_half_a_surrogate_pair_is_refused_by_row(rows):
+    with pytest.raises(DataError, match=r"chat\.jsonl, column .*, row 1.*\\ud800"):
+        tokenised(rows, tokenizer(), source="chat.jsonl")
+
+
+def test_a_tokenizer_that_takes_one_text_only_will_do():
+    class Letters:
+        def __call__(self, text):
+            return {"input_ids": list(text.encode())}
+
+    assert [row["input_ids"] for row in tokenised(table(text=["ab", ""]), Letters())] == [[97, 98], []]
 
 
 def test_data_that_is_text_is_known_from_other_data():
