@@ -207,7 +207,9 @@ def over_checkpoints(
         if parts[-1].made_from["model"] != digest:
             raise ModelError(f"checkpoints[{number}]", expected="the weights that were there at the start of the call",
                              got="others", do="Let nothing write to a checkpoint that is being read.")  # fmt: skip
-    return finish(combine_scores(parts, how))
+    combined = combine_scores(parts, how)
+    combined.pictured = parts[-1].pictured
+    return finish(combined)
 
 
 def self_influence(

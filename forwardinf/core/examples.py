@@ -66,6 +66,19 @@ class Examples:
         """Whether batches are slices of columns in memory, so that nothing is called row by row."""
         return isinstance(self._rows, Tensor | tuple | dict) and self._collate is None
 
+    @property
+    def tokenizer(self) -> Any:
+        """What turns the rows' token ids into text, where the rows, what joins them or the task know it; else None."""
+        joins = self._collate
+        knows = (self._rows, getattr(self._rows, "dataset", None), joins, getattr(joins, "__self__", None),
+                 getattr(joins, "collate", None))  # fmt: skip
+        for one in knows:
+            for name in ("tokenizer", "_tokenizer", "processing_class"):
+                found = getattr(one, name, None)
+                if callable(getattr(found, "decode", None)):
+                    return found
+        return None
+
     def __getitem__(self, row: int) -> Any:
         """Return one example as the dataset gives it, under its own seed; the caller's generators are given back."""
         with noise.own_state():

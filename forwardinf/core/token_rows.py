@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class TokenRows(Dataset[dict[str, Any]]):
+class TokenRows(Dataset[Any]):
     """Texts as rows of token ids.
 
     Each row is a dict of ``input_ids``, ``attention_mask`` and, where they were given, ``labels`` (lists, or one number);
@@ -23,7 +23,7 @@ class TokenRows(Dataset[dict[str, Any]]):
 
     Args:
         tokens: Token sequences by name, one for each row.
-        texts: What a person is shown of each row.
+        texts: What a person is shown of each row; None: nothing but the ids.
         others: Further columns, by name.
         notes: What a person should know; logged here, and repeated beside results.
         tokenizer: What made the ids, and turns them into text again.
@@ -32,7 +32,7 @@ class TokenRows(Dataset[dict[str, Any]]):
     def __init__(
         self,
         tokens: Mapping[str, Sequence[Sequence[int]]],
-        texts: Sequence[str],
+        texts: Sequence[str] | None,
         others: Mapping[str, Sequence[Any]],
         notes: Sequence[str] = (),
         tokenizer: Any = None,
@@ -42,22 +42,28 @@ class TokenRows(Dataset[dict[str, Any]]):
         for note in self.notes:
             log.warning(note)
         self._tokens = {name: _Ragged(rows) for name, rows in tokens.items()}
-        self._texts, self._others = list(texts), dict(others)
-        self._at = list(range(len(texts)))
+        self._others = ({} if texts is None else {"text": texts}) | dict(others)
+        self._at = list(range(len(tokens["input_ids"])))
 
     def __len__(self) -> int:
         return len(self._at)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int | str) -> Any:
+        """Return a row, or the column of a name."""
+        if isinstance(row, str):
+            return [one[row] for one in self]
         at = self._at[row]
         found: dict[str, Any] = {name: column.row(at).tolist() for name, column in self._tokens.items()}
         found["attention_mask"] = [1] * len(found["input_ids"])
-        return {"text": self._texts[at]} | found | {name: column[at] for name, column in self._others.items()}
+        return found | {name: column[at] for name, column in self._others.items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[row] for row in range(len(self)))
 
     @property
     def column_names(self) -> list[str]:
         """The names that every row has."""
-        return list(dict.fromkeys(["text", *self._tokens, "attention_mask", *self._others]))
+        return list(dict.fromkeys([*self._tokens, "attention_mask", *self._others]))
 
     def select(self, rows: Sequence[int]) -> TokenRows:
         """Return these rows, in this order."""

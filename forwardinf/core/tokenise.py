@@ -95,6 +95,17 @@ def tokenised(
     return rows.plain(columns, others | ({} if reader == "decoder" else _labels(data, names, rows.source)))
 
 
+def with_tokenizer(data: Any, tokenizer: Any) -> TokenRows:
+    """Return rows that came tokenised with what turns their ids into text again, for people."""
+    columns = {name: _values(data, name) for name in columns_of(data)}
+    tokens = {name: columns.pop(name) for name in ("input_ids", *LABELS[:1]) if _sequences(columns.get(name))}
+    return TokenRows(tokens, None, columns, tokenizer=tokenizer)
+
+
+def _sequences(column: list[Any] | None) -> bool:
+    return column is not None and all(hasattr(value, "__len__") and not isinstance(value, str) for value in column)
+
+
 def columns_of(data: Any) -> list[str]:
     """Return the names of the columns of a table, a dataset, or rows that are mappings; none where there are none."""
     if hasattr(data, "column_names"):
