@@ -120,7 +120,8 @@ def attribute(
             Floating numbers are brought to the model's dtype where it does not take them as they are; a note says so.
         queries: The examples to explain, in the same forms.
         task: What an example's loss is: ``fi.Classification()`` and so on, or any ``(model, batch) -> (B,)``.
-        perturbation: :class:`Perturbation`, a preset's name, or its settings; None: the preset ``"linear"``.
+        perturbation: :class:`Perturbation`, the name of a preset or of a direction (``"ekfac"``), or its settings; None:
+            the preset ``"linear"``.
         engine: ``"forward"``: one forward pass per query and example, any perturbation and model. ``"factored"``: exact
             linear scores of all queries in one pass of a few F; refuses finite lengths, and models with layers it does
             not know (it names them). ``"auto"``: the faster of the two where they mean the same; the plan says which.
@@ -208,7 +209,9 @@ def over_checkpoints(
         if parts[-1].made_from["model"] != digest:
             raise ModelError(f"checkpoints[{number}]", expected="the weights that were there at the start of the call",
                              got="others", do="Let nothing write to a checkpoint that is being read.")  # fmt: skip
-    return finish(combine_scores(parts, how))
+    combined = combine_scores(parts, how)
+    combined.pictured = parts[-1].pictured
+    return finish(combined)
 
 
 def self_influence(

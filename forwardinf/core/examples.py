@@ -25,6 +25,7 @@ from forwardinf.core.given_ids import Id as Id
 from forwardinf.core.given_ids import check_ids, field_of, plain_id
 from forwardinf.core.hasher import Unknowable
 from forwardinf.core.join import is_plain, join
+from forwardinf.core.token_rows import TokenRows
 
 Batch = Any
 Collate = Callable[[list[Any]], Batch]
@@ -72,6 +73,19 @@ class Examples:
     def sliced(self) -> bool:
         """Whether batches are slices of columns in memory, so that nothing is called row by row."""
         return isinstance(self._form, Columns) and self._collate is None
+
+    @property
+    def tokenizer(self) -> Any:
+        """What turns the rows' token ids into text, where the rows, what joins them or the task know it; else None."""
+        joins, rows = self._collate, getattr(self._form, "data", None)
+        knows = (rows, getattr(rows, "dataset", None), joins, getattr(joins, "__self__", None),
+                 getattr(joins, "collate", None))  # fmt: skip
+        for one in knows:
+            for name in ("tokenizer", "_tokenizer", "processing_class"):
+                found = getattr(one, name, None)
+                if callable(getattr(found, "decode", None)):
+                    return found
+        return None
 
     def __getitem__(self, row: int) -> Any:
         """Return one example as the dataset gives it, under its own seed; the caller's generators are given back."""
@@ -278,7 +292,7 @@ def examples(
     Raises:
         DataError: Columns of unequal length, a loader that only iterates, no rows, or something else altogether.
     """
-    notes = []
+    notes = [f"{name}: {note}" for note in data.notes] if isinstance(data, TokenRows) else []
     if isinstance(data, DataLoader):
         loader, data = data, data.dataset
         if loader.batch_sampler is None and not isinstance(data, IterableDataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,9 @@ class Feed:
     filled: dict[tuple[int, ...], Batch] | None = None
 
     def __post_init__(self) -> None:
+        """See what the model needs, unless it is not borrowed yet: a forward in training mode would change it."""
         if self.filled is None:
             object.__setattr__(self, "filled", self.asked)
-
-    def __post_init__(self) -> None:
-        """See what the model needs, unless it is not borrowed yet: a forward in training mode would change it."""
         if not self.model.training:
             self._settle_dtype()
 
@@ -83,18 +82,30 @@ class Feed:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
         for piece, batch in self.examples.batches(rows, batch_size):
             keys = self.examples.keys(piece) if self.task.keyed else [b""] * len(piece)
-            with noise.belonging_to(keys, self.seed):
-                filled = self._filled(tuple(piece), self._ready(piece, batch))
-                try:
-                    found = ask(self.model, filled)
-                except RuntimeError as error:
-                    if torch.is_grad_enabled() or "does not require grad" not in str(error):
-                        raise
-                    raise TaskError(
-                        "loss", expected="one that can be read by forward passes alone", got=f"torch says: {error}",
-                        do="A loss that takes gradients itself (forces, penalties) does so under torch.enable_grad().",
-                    ) from error  # fmt: skip
-                yield found
+            with noise.belonging_to(keys, self.seed), self._inside(piece):
+                found = ask(self.model, self._filled(tuple(piece), self._ready(piece, batch)))
+            yield found
+
+    @contextmanager
+    def _inside(self, rows: Sequence[int]) -> Iterator[None]:
+        """Make errors of what torch says of places that a table does not have, and of losses that take gradients."""
+        try:
+            yield
+        except IndexError as error:
+            if "out of range" not in str(error):
+                raise
+            raise TaskError(
+                f"{self.examples.name}, rows {rows[0]} to {rows[-1]}", expected="token ids and positions that the model has",
+                got=f"others ({error})",
+                do="Cut what is longer than the model's positions, and use the tokenizer the model was trained with.",
+            ) from error  # fmt: skip
+        except RuntimeError as error:
+            if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                raise
+            raise TaskError(
+                "loss", expected="one that can be read by forward passes alone", got=f"torch says: {error}",
+                do="A loss that takes gradients itself (forces, penalties) does so under torch.enable_grad().",
+            ) from error  # fmt: skip
 
     def _ready(self, rows: Sequence[int], batch: Batch) -> Batch:
         """Return the batch placed, and prepared where the task prepares: by encoders the first time, then from memory."""

@@ -26,7 +26,7 @@ from forwardinf.core.load_forms import FORMS, HUB, IMAGES, OTHERS, PICKLES, SPLI
 from forwardinf.core.load_hub import read_hub, read_saved
 from forwardinf.core.load_images import ImageFolder, read_images
 from forwardinf.core.load_tables import read_tables, tables_in
-from forwardinf.core.load_text import TokenizedText
+from forwardinf.core.tokenise import tokenised
 
 TEXT = {"text", "tokenizer", "max_length"}
 
@@ -79,9 +79,11 @@ def load_data(
         dtype: What floating arrays become, like ``"float32"``.
         image_size: Image folders: resize to this (height, width), or square; bilinear.
         image_mode: Image folders: ``"RGB"`` (default) or ``"L"`` for grey.
-        text: Column to tokenise; default ``"text"``.
-        tokenizer: A tokenizer, or a folder or hub id of one. Gives :class:`TokenizedText` (tables, Hugging Face).
-        max_length: Cut texts to so many tokens.
+        text: Column to tokenise, or two with a comma between; default the one kind that is there: ``text``, ``messages``
+            (conversations, through the tokenizer's chat template) or ``prompt`` and ``completion``. What counts of each:
+            :func:`forwardinf.core.tokenise.tokenised`.
+        tokenizer: A tokenizer, or a folder or hub id of one: rows of token ids, with their text (tables, Hugging Face).
+        max_length: Cut texts to so many tokens; how many were cut is said.
         allow_code: Whether ``module:function`` may be imported.
         **options: Handed to ``function``; so is ``split``, if it takes one.
 
@@ -113,7 +115,7 @@ def load_data(
         raise SettingError("text= or max_length=", expected="a tokenizer too", got="none", do="Pass tokenizer=.")
     data = read(source, given)
     if settings is not None and tokenizer is not None:
-        data = TokenizedText(data, text or "text", tokenizer, max_length, columns or (), source)
+        data = tokenised(data, tokenizer, text, max_length, columns or (), source=source)
     return data if rows is None else take_rows(data, select_rows(data, rows))
 
 
@@ -203,7 +205,7 @@ def take_rows(data: Any, rows: list[int]) -> Any:
         return [data[row] for row in rows]
     if isinstance(data, DataLoader):
         return DataLoader(take_rows(data.dataset, rows), batch_size=data.batch_size, collate_fn=data.collate_fn)
-    if hasattr(data, "column_names") or isinstance(data, ImageFolder | TokenizedText):
+    if hasattr(data, "column_names") or isinstance(data, ImageFolder):
         return data.select(rows)
     frame = as_table(data, "data")
     return Subset(data, rows) if frame is None else frame.take(rows)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from forwardinf.core.errors import FileError, choose
 from forwardinf.core.load_code import import_extra
 from forwardinf.core.load_forms import FORMS, choose_split
+from forwardinf.core.load_places import look_on_hub
 
 
 def read_saved(source: str, given: dict[str, Any]) -> Any:
@@ -24,6 +25,7 @@ def read_saved(source: str, given: dict[str, Any]) -> Any:
 
 def read_hub(source: str, given: dict[str, Any]) -> Any:
     """Read a dataset from the hub, or from the cache; code in the repository is never run."""
+    look_on_hub("data", source, FORMS, cached=None)
     datasets = import_extra("datasets", extra="hf", need=f"the hub dataset {source}")
     old = int(datasets.__version__.split(".")[0]) < 4  # later ones run no code at all, and refuse the word
     try:

@@ -12,6 +12,7 @@ from torch import nn
 from forwardinf.core.errors import ModelError, SettingError
 from forwardinf.core.load_arrays import as_dtype
 from forwardinf.core.load_code import CODE, import_name
+from forwardinf.core.load_places import expanded
 from forwardinf.core.load_pretrained import pretrained
 from forwardinf.core.load_weights import put_path
 
@@ -31,7 +32,8 @@ def load_model(
     Args:
         spec: ``module:factory`` (called with ``factory_options``; the current folder is put on the import path), a
             folder saved by transformers, diffusers or PEFT, or a hub id. An adapter is loaded trainable, on the base its
-            ``adapter_config.json`` names. No code from a folder or the hub is run. An existing folder comes first.
+            ``adapter_config.json`` names. No code from a folder or the hub is run. An existing folder comes first; a word
+            that is meant as a path (``runs/last``, ``./model``) and leads nowhere is never looked for on the hub.
         weights: A checkpoint to load into it; see :func:`load_state`.
         weights_key: Where in the file the weights are, like ``"state_dict"``; dots go deeper.
         factory_options: Keyword arguments for the factory.
@@ -50,7 +52,7 @@ def load_model(
         >>> model.training
         False
     """
-    source = str(spec)
+    source = expanded(spec)
     if CODE.fullmatch(source) and not Path(source).exists():
         if not allow_code:
             raise SettingError(source, expected="a model that needs no code", got="module:factory",
@@ -61,7 +63,7 @@ def load_model(
     else:
         model = pretrained(source)
     if weights is not None:
-        put_path(model, Path(weights), weights_key)
+        put_path(model, Path(expanded(weights)), weights_key)
     elif weights_key is not None:
         raise SettingError("weights_key", expected="weights= too", got="none")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

@@ -12,10 +12,11 @@ from torch import nn
 
 from forwardinf.core.errors import Error, FileError, ModelError, SettingError
 from forwardinf.core.load_code import import_extra
-from forwardinf.core.load_forms import HUB
+from forwardinf.core.load_places import expanded, is_path, look_on_hub, nearest, offline
 from forwardinf.core.load_tensors import PICKLED, read_config
 
 FORMS = "module:factory, a folder saved by transformers, diffusers or PEFT, or a hub id (owner/name)"
+CONFIGS = ("adapter_config.json", "config.json", "model_index.json")
 FAMILIES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSequenceClassification",
             "AutoModelForTokenClassification", "AutoModelForQuestionAnswering", "AutoModelForMaskedLM",
             "AutoModelForImageClassification", "AutoModel")  # fmt: skip
@@ -27,23 +28,26 @@ def pretrained(source: str) -> nn.Module:
         if Path(source).exists() or Path(source).suffix in (".safetensors", *PICKLED):
             raise SettingError(f"model {source!r}", expected=FORMS, got="a file",
                                do="A file has weights only: give module:factory, and the file as weights=.")  # fmt: skip
-        if not HUB.fullmatch(source):
-            raise SettingError(f"model {source!r}", expected=FORMS, got="none of these, and nothing at this path")
-    if (config := _config_of(source, "adapter_config.json")) is not None:
+        look_on_hub("model", source, FORMS)
+    if (config := config_of(source, "adapter_config.json")) is not None:
         return _with_adapter(source, config)
-    if (config := _config_of(source, "config.json")) is not None:
+    if (config := config_of(source, "config.json")) is not None:
         return _from_diffusers(source, config) if "_class_name" in config else _from_transformers(source, config)
-    if (config := _config_of(source, "model_index.json")) is not None:
+    if (config := config_of(source, "model_index.json")) is not None:
         parts = [name for name in config if name in ("unet", "transformer", "prior", "vae")]
         raise SettingError(f"model {source!r}", expected="the folder of one model", got="a whole pipeline",
                            do=f"Point to its part: {', '.join(f'{source}/{name}' for name in parts)}.")  # fmt: skip
     where = "in this folder" if Path(source).is_dir() else "that the hub gives or the cache holds, and no such path"
-    raise FileError(f"model {source!r}", expected=FORMS, got=f"no config.json, adapter_config.json or model_index.json {where}",
+    raise FileError(f"model {source!r}", expected=FORMS, got=f"no {', '.join(CONFIGS[:-1])} or {CONFIGS[-1]} {where}",
                     do="For weights alone, give module:factory and weights=.")  # fmt: skip
 
 
-def _config_of(source: str, name: str) -> dict[str, Any] | None:
-    """Read a settings file of a folder or hub repository; None if it has no such file."""
+def config_of(source: str, name: str) -> dict[str, Any] | None:
+    """Read a settings file of a folder or hub repository; None if it has no such file.
+
+    Raises:
+        FileError: The file is damaged, or there is no such repository, or neither hub nor cache can say.
+    """
     if Path(source).is_dir():
         return read_config(Path(source) / name) if (Path(source) / name).is_file() else None
     hub = import_extra("huggingface_hub", extra="hf", need=f"the hub model {source}")
@@ -51,10 +55,35 @@ def _config_of(source: str, name: str) -> dict[str, Any] | None:
         return read_config(Path(hub.hf_hub_download(source, name)))
     except Error:
         raise
-    except hub.errors.EntryNotFoundError:  # or not in the cache, where the hub cannot be reached
+    except hub.errors.LocalEntryNotFoundError as error:  # the hub was not reached, and the cache has no such file
+        if offline(hub) or _known(hub, source):
+            return None
+        raise FileError(f"model {source!r}", expected=FORMS, got="no such path, and the hub cannot be reached",
+                        do=nearest(source) or "Check the connection, or give the path of a folder.") from error  # fmt: skip
+    except hub.errors.EntryNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise FileError(f"model {source!r}", expected=FORMS, got=f"no such path, and the hub says: {error}") from error
+
+
+def _known(hub: Any, source: str) -> bool:
+    """Return whether the cache holds this repository."""
+    return any(isinstance(hub.try_to_load_from_cache(source, name), str) for name in CONFIGS)
+
+
+def base_of(source: str, config: dict[str, Any]) -> str:
+    """Return the folder or hub id of an adapter's base model, which may lie beside it."""
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise FileError(f"adapter {source!r}", expected="a base model in adapter_config.json", got="none",
+                        do="Build the base in a module:factory and put the adapter on it there.")  # fmt: skip
+    beside = Path(source) / base
+    if Path(source).is_dir() and beside.is_dir():
+        return str(beside)
+    if is_path(str(base)) and not Path(expanded(base)).exists():
+        raise FileError(f"adapter {source!r}", expected="its base model where adapter_config.json says",
+                        got=f"nothing at {base!r}", do="Put it there, or change base_model_name_or_path.")  # fmt: skip
+    return expanded(base)
 
 
 def _from_transformers(source: str, config: dict[str, Any]) -> nn.Module:
@@ -111,12 +140,7 @@ def few(names: list[str], how: str) -> str:
 
 def _with_adapter(source: str, config: dict[str, Any]) -> nn.Module:
     peft = import_extra("peft", extra="hf", need=f"the adapter {source}")
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise FileError(f"adapter {source!r}", expected="a base model in adapter_config.json", got="none",
-                        do="Build the base in a module:factory and put the adapter on it there.")  # fmt: skip
-    beside = Path(source) / base
-    model = pretrained(str(beside) if Path(source).is_dir() and beside.is_dir() else str(base))
+    model = pretrained(base_of(source, config))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from forwardinf.core.errors import FileError, ModelError, SettingError
 from forwardinf.core.load_code import import_extra
+from forwardinf.core.load_places import expanded, nearest
 from forwardinf.core.load_pretrained import few, load_strictly
 from forwardinf.core.load_tensors import State, read_config, read_tensors, tensors_in
 
@@ -51,7 +52,7 @@ def load_state(model: nn.Module, checkpoint: Any, *, weights_key: str | None = N
     """
     where = str(checkpoint) if isinstance(checkpoint, str | Path) else f"checkpoint {type(checkpoint).__name__}"
     if isinstance(checkpoint, str | Path):
-        changed = put_path(model, Path(checkpoint), weights_key)
+        changed = put_path(model, Path(expanded(checkpoint)), weights_key)
     elif isinstance(checkpoint, nn.Module):
         changed = _put(model, dict(checkpoint.state_dict()), where)
     elif isinstance(checkpoint, Mapping):
@@ -138,7 +139,7 @@ def _tied(own: Mapping[str, Any]) -> Iterator[list[str]]:
 def put_path(model: nn.Module, path: Path, key: str | None) -> bool:
     """Copy the weights at ``path`` into ``model``; return whether any value changed."""
     if not path.exists():
-        raise FileError(str(path), expected="a checkpoint", got="nothing at this path", do="Check the path.")
+        raise FileError(str(path), expected="a checkpoint", got="nothing at this path", do=nearest(path))
     if path.is_file():
         return _put(model, read_tensors(path, key), str(path))
     if key is not None:

@@ -261,6 +261,8 @@ class Perturbation:
     def preset(cls, name: str) -> Perturbation:
         """Return a named setting: ``"linear"`` (the default), ``"finite"``, ``"unlearning"`` or ``"as_published"``.
 
+        A direction's name is one too: ``"ekfac"`` is ``Perturbation("ekfac")``.
+
         ``"linear"`` is the rate along ``gfim``, fitted once in a few forward passes and read for all queries in one pass.
         ``"finite"`` pushes along ``hold`` until the query's loss has risen by half a unit, on both sides: about 10 F a query.
         Both read classifiers by the root of their losses. They agree better with retraining than kronfluence's EK-FAC on
@@ -272,8 +274,10 @@ class Perturbation:
         :func:`forwardinf.trace_images` confines it to cross-attention keys and values.
 
         Raises:
-            SettingError: There is no such preset.
+            SettingError: There is no such preset, and no such direction.
         """
+        if name in DIRECTIONS:
+            return cls(name)
         presets = {
             "linear": {"direction": "gfim", "reading": "auto"},
             "finite": {"direction": "hold", "reading": "auto", "rise": 0.5, "two_sided": True},
@@ -281,7 +285,7 @@ class Perturbation:
             "as_published": {"lr": 5e-3, "behaviour": "as_published"},
         }
         if name not in presets:
-            raise choose("Perturbation.preset()", str(name), presets)
+            raise choose("perturbation", str(name), (*presets, *DIRECTIONS))
         return cls(**presets[name])  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
@@ -302,7 +306,7 @@ class Perturbation:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Perturbation:
-        """Build from a mapping; ``{"preset": name}`` starts from a preset. An unknown name is an error with a guess."""
+        """Build from a mapping; ``{"preset": name}`` starts from there. An unknown name is an error with a guess."""
         names = [field.name for field in fields(cls)]
         for name in settings:
             if name not in (*names, "preset"):

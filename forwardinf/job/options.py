@@ -68,14 +68,16 @@ class Options:
 
 
 def as_perturbation(value: Perturbation | str | Mapping[str, Any] | None) -> Perturbation:
-    """Return a perturbation from one, a preset's name, its settings, or None (the preset ``"linear"``)."""
+    """Return a perturbation from one, the name of a preset or direction, its settings, or None (the preset ``"linear"``)."""
     if isinstance(value, Perturbation):
         return value
     if value is None or isinstance(value, str):
-        return Perturbation.preset(value or "linear")
+        return Perturbation.preset("linear" if value is None else value)
     if isinstance(value, Mapping):
         return Perturbation.from_dict(value)
-    raise SettingError("perturbation", expected="fi.Perturbation(...) or a preset's name", got=repr(value))
+    raise SettingError(
+        "perturbation", expected="fi.Perturbation(...), or a preset's or direction's name", got=repr(value)
+    )
 
 
 def settled(value: Perturbation | str | Mapping[str, Any] | None, task: Task) -> Perturbation:

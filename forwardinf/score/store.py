@@ -11,6 +11,7 @@
     cross/b-*        the same for the queries read as if they were training examples
     train.parquet    a row for each training example: id, baseline
     done.json        cost; written last
+    texts.parquet    command line only: what the strongest examples say, where they are texts
     events.jsonl     when what happened (not part of the result)
 """
 
@@ -103,6 +104,7 @@ class Folder:
             "queries.parquet",
             "train.parquet",
             "events.jsonl",
+            "texts.parquet",
         ):
             (self.path / name).unlink(missing_ok=True)
         for pattern in ("base/*.parquet", "scores/b-*/s-*.parquet", "cross/b-*.parquet", "uncertainty/b-*/s-*.parquet"):

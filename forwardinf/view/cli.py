@@ -17,12 +17,15 @@ import typer
 
 from forwardinf import __version__
 from forwardinf.core.errors import Error, SettingError
+from forwardinf.core.settings import DIRECTIONS
 
 if TYPE_CHECKING:
     from forwardinf.score.scores import Scores
+    from forwardinf.view.told import Told
 
 app = typer.Typer(
     name="forwardinf", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help is plain text: as markup, module:factory: has a picture of a factory in it
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Which training examples made the model behave like this? Positive scores are proponents.",
 )  # fmt: skip
@@ -36,7 +39,11 @@ DataArg = Annotated[
     typer.Option("--data", help="npz, parquet, jsonl, csv, image folder, Hugging Face folder or id, module:function."),
 ]
 DataOption = Annotated[
-    list[str] | None, typer.Option(help="name=value for the reader (scale, mean, tokenizer …); repeatable.")
+    list[str] | None, typer.Option(help="name=value for the reader (scale, mean, text, max_length …); repeatable.")
+]
+TokenizerArg = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Folder or hub id of the tokenizer, for rows of text. Default: the model's."),
 ]
 QueriesArg = Annotated[str, typer.Option(help="Another data word; data:test is the test split of --data.")]
 Where = Annotated[str | None, typer.Option(help="Which queries: misclassified, 0:100, 3,5,9, or a file of positions.")]
@@ -48,7 +55,13 @@ TaskArg = Annotated[
     ),
 ]
 TaskOption = Annotated[list[str] | None, typer.Option(help="name=value for the task (query=predicted …); repeatable.")]
-Perturb = Annotated[str, typer.Option("--perturbation", help="Preset: linear, finite, as_published.")]
+Perturb = Annotated[
+    str,
+    typer.Option(
+        "--perturbation",
+        help=f"A preset (linear, finite, as_published) or a direction ({', '.join(DIRECTIONS)}).",
+    ),
+]
 Perturbing = Annotated[
     list[str] | None,
     typer.Option("--perturb", help="name=value over the preset (direction, length, rise, lr …); repeatable."),
@@ -76,7 +89,7 @@ def _asked(
     model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, task: TaskArg = "classification",
     task_option: TaskOption = None, perturbation: Perturb = "linear", perturb: Perturbing = None, ids: Ids = None,
     keep: Keep = "auto", batch_size: BatchSize = "auto", seed: Seed = 0, on_bad_query: OnBad = "raise",
-    engine: Engine = "auto", checkpoint: Checkpoint = None, combine: Combine = "mean",
+    engine: Engine = "auto", checkpoint: Checkpoint = None, combine: Combine = "mean", tokenizer: TokenizerArg = None,
 ) -> Any:  # fmt: skip
     """Return the run that these flags describe."""
     from forwardinf.view.config import pair, parse
@@ -94,7 +107,7 @@ def _asked(
         options["ids"] = ids
     return parse({
         "model": {"spec": model, "weights": weights, "weights_key": weights_key,
-                  "options": named(model_option, "--model-option")},
+                  "options": named(model_option, "--model-option"), "tokenizer": tokenizer},
         "data": {"spec": data, "options": reading},
         "queries": {"spec": queries, "options": reading, "where": where},
         "task": {"name": task, "options": named(task_option, "--task-option")},
@@ -192,16 +205,18 @@ def top(
 ) -> None:
     """Print the strongest proponents (or opponents) from a run folder."""
     from forwardinf.score.scores import load_scores
+    from forwardinf.view.told import kept
 
-    scores = load_scores(folder)
+    scores, told = load_scores(folder), kept(folder)
     wanted: Any = query
     if query is not None and query not in scores.query_ids and query.lstrip("-").isdecimal():
         wanted = int(query)
     table = scores.bottom(k, wanted) if opponents else scores.top(k, wanted)
     if as_json:
-        _out(_records(table))
+        _out(_records(table if told is None else told.beside(table, scores)))
     else:
-        _table(table, scores, "opponents" if opponents else "proponents")
+        _asked_texts(table, scores, told)
+        _table(table, scores, "opponents" if opponents else "proponents", told)
 
 
 @app.command("self-influence")
@@ -209,17 +224,18 @@ def self_influence(
     model: ModelArg, data: DataArg, weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
     data_option: DataOption = None, task: TaskArg = "classification", task_option: TaskOption = None, ids: Ids = None,
     k: Top = 10, out: Annotated[Path | None, typer.Option(help="Write all values to this CSV file.")] = None,
-    seed: Seed = 0, as_json: Json = False,
+    seed: Seed = 0, tokenizer: TokenizerArg = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Rank training examples by how strongly they act on their own loss."""
     from forwardinf.view import execute
+    from forwardinf.view.told import of_rows
 
     config = _asked(model, data, data, weights, weights_key, model_option, data_option, task=task, task_option=task_option,
-                    ids=ids, seed=seed)  # fmt: skip
-    found = execute.self_influence(config)
+                    ids=ids, seed=seed, tokenizer=tokenizer)  # fmt: skip
+    found, train = execute.self_influence(config)
     if out is not None:
         execute.write_csv(out, found.to_pandas().reset_index())
-    table = found.top(k).reset_index()
+    table = of_rows(found.top(k).reset_index(), found.ids, train)
     if as_json:
         _out(_records(table))
     else:
@@ -343,16 +359,20 @@ def main() -> None:
 
 def _attribute(config: Any, *, out: Path | None, overwrite: bool, report: Path | None, k: int, as_json: bool) -> None:
     from forwardinf.view import execute
+    from forwardinf.view.told import told_of
 
     scores = execute.attribute(config, out, overwrite)
     if report is not None:
         scores.report(report)
+    told = told_of(scores, k)
     if as_json:
-        _out(_result(scores, k, out, report))
+        _out(_result(scores, k, out, report, told))
         return
-    _table(scores.top(k), scores, "proponents")
+    table = scores.top(k)
+    _asked_texts(table, scores, told)
+    _table(table, scores, "proponents", told)
     if scores.signed:
-        _table(scores.bottom(k), scores, "opponents")
+        _table(scores.bottom(k), scores, "opponents", told)
     for note in scores.notes:
         sys.stderr.write(f"note: {note}\n")
     if out is not None:
@@ -367,13 +387,17 @@ def _refuse_code(config: Any, allowed: bool, where: str) -> None:
                            do="Look at that code, then say --allow-code.")  # fmt: skip
 
 
-def _result(scores: Scores, k: int, out: Path | None, report: Path | None) -> dict[str, Any]:
+def _result(scores: Scores, k: int, out: Path | None, report: Path | None, told: Told | None) -> dict[str, Any]:
+    def rows(table: Any) -> list[dict[str, Any]]:
+        return _records(table if told is None else told.beside(table, scores))
+
     return {
         "kind": scores.kind, "unit": scores.unit, "signed": scores.signed, "run": str(out) if out else None,
         "report": str(report) if report else None, "cost": dict(scores.cost), "notes": scores.notes,
         "queries": [
-            {"query": name, "status": scores.status[q], "rise": _finite(scores.rise[q]),
-             "top": _records(scores.top(k, name)), "bottom": _records(scores.bottom(k, name)) if scores.signed else []}
+            {"query": name, **({} if told is None else {"text": told.queries.get(q)}), "status": scores.status[q],
+             "rise": _finite(scores.rise[q]),
+             "top": rows(scores.top(k, name)), "bottom": rows(scores.bottom(k, name)) if scores.signed else []}
             for q, name in enumerate(scores.query_ids)
         ],
     }  # fmt: skip
@@ -388,9 +412,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(plain, float) and plain - plain != 0 else plain
 
 
-def _table(table: Any, scores: Scores, title: str) -> None:
+def _asked_texts(table: Any, scores: Scores, told: Told | None) -> None:
+    """Print what the queries of a table say, where they are texts."""
+    if told is not None:
+        from forwardinf.view.terminal import table as show
+
+        show(told.asked(scores, table), _people(), title="queries")
+
+
+def _table(table: Any, scores: Scores, title: str, told: Told | None = None) -> None:
     from forwardinf.view.terminal import scores_table
 
+    table = table if told is None else told.beside(table, scores)
     unit = f"{scores.unit} per unit step" if scores.kind == "linear" and scores.unit else scores.unit
     scores_table(table, _people(), title=title, unit=unit, signed=scores.signed)
 
@@ -406,3 +439,6 @@ def _out(content: Any) -> None:
 
 
 from forwardinf.view import cli_traces, cli_uses, cli_verify  # noqa: E402, F401  (their commands join `app`)
+
+for _command in app.registered_commands:
+    _command.short_help = inspect.getdoc(_command.callback)  # said in full in the list of commands too

@@ -18,6 +18,7 @@ from forwardinf.view.cli import (
     ModelOption,
     QueriesArg,
     Seed,
+    TokenizerArg,
     Weights,
     WeightsKey,
     Where,
@@ -39,7 +40,6 @@ Questions = Annotated[
         help="In place of --prompt: a data word with the columns prompt and, where they are known, answer and id."
     ),
 ]
-Tokenizer = Annotated[str | None, typer.Option(help="Folder or hub id of the tokenizer. Default: the model's.")]
 Span = Annotated[str | None, typer.Option(help="A part of each answer: only its tokens are asked about.")]
 Text = Annotated[str, typer.Option(help="The column of text; prompt,answer for pairs of an encoder-decoder.")]
 Documents = Annotated[
@@ -60,7 +60,8 @@ Jointly = Annotated[
     bool, typer.Option("--jointly", help="Name those that count together: look-alikes stand in for one another.")
 ]
 Forward = Annotated[
-    str | None, typer.Option("--perturbation", help="In place of --how: a preset, read by forward passes.")
+    str | None,
+    typer.Option("--perturbation", help="In place of --how: a preset or a direction, read by forward passes."),
 ]
 Longest = Annotated[int | None, typer.Option(help="Cut training texts to so many tokens.")]
 Marked = Annotated[int, typer.Option(help="In how many top documents of each question words are marked.")]
@@ -79,7 +80,7 @@ Columns = Annotated[str, typer.Option(help="With --pipeline: the columns of imag
 @app.command()
 def trace(
     model: ModelArg, data: DataArg, prompt: Prompts = None, answer: Answers = None, questions: Questions = None,
-    tokenizer: Tokenizer = None, span: Span = None, text: Text = "text", documents: Documents = None,
+    tokenizer: TokenizerArg = None, span: Span = None, text: Text = "text", documents: Documents = None,
     candidates: Stage = None, fuse: Fuse = None, how: How = None, reading: Reading = None,
     curvature: Curvature = None, jointly: Jointly = False, perturbation: Forward = None,
     weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
@@ -91,10 +92,11 @@ def trace(
     from forwardinf.view.execute_traces import run_trace
 
     config = _asked(
-        model, data, data, weights, weights_key, model_option, data_option, ids=ids, batch_size=batch_size, seed=seed
-    )
+        model, data, data, weights, weights_key, model_option, data_option, ids=ids, batch_size=batch_size, seed=seed,
+        tokenizer=tokenizer,
+    )  # fmt: skip
     found = run_trace(
-        config, questions, prompt, answer, tokenizer=tokenizer or model, span=span, text=text, documents=documents,
+        config, questions, prompt, answer, span=span, text=text, documents=documents,
         candidates=candidates, fuse=fuse, how=how, reading=reading, curvature=curvature, jointly=jointly,
         perturbation=perturbation, max_length=max_length, spans=spans, k=keep,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from forwardinf.view.cli import (
     Seed,
     TaskArg,
     TaskOption,
+    TokenizerArg,
     Weights,
     WeightsKey,
     Where,
@@ -51,13 +52,13 @@ def leaks(
     model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, task: TaskArg = "classification",
     task_option: TaskOption = None, clean: Clean = None, clean_where: CleanWhere = None, candidates: Candidates = "auto",
     fdr: Fdr = 0.05, pairs: Pairs = 3, ids: Ids = None, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20,
-    out: Saved = None, report: Page = None, as_json: Json = False,
+    out: Saved = None, report: Page = None, tokenizer: TokenizerArg = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Is this test example, or a near copy, in the training set?"""
     from forwardinf.view.execute_uses import run_leaks
 
     config = _asked(model, data, queries, weights, weights_key, model_option, data_option, where, task, task_option, ids=ids,
-                    batch_size=batch_size, seed=seed)  # fmt: skip
+                    batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
     found = run_leaks(config, clean, clean_where, candidates=candidates, fdr=fdr, k=pairs)
     _told(found, k, out, report, as_json)
 
@@ -67,13 +68,13 @@ def mislabeled(
     model: ModelArg, data: DataArg, weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
     data_option: DataOption = None, task: TaskArg = "classification", task_option: TaskOption = None, clean: Clean = None,
     clean_where: CleanWhere = None, ids: Ids = None, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20,
-    out: Saved = None, report: Page = None, as_json: Json = False,
+    out: Saved = None, report: Page = None, tokenizer: TokenizerArg = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Which training labels are wrong?"""
     from forwardinf.view.execute_uses import run_mislabeled
 
     config = _asked(model, data, data, weights, weights_key, model_option, data_option, task=task, task_option=task_option,
-                    ids=ids, batch_size=batch_size, seed=seed)  # fmt: skip
+                    ids=ids, batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
     _told(run_mislabeled(config, clean, clean_where), k, out, report, as_json)
 
 
@@ -83,13 +84,14 @@ def memorized(
     queries: Traced = None,
     weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None, data_option: DataOption = None,
     where: Where = None, task: TaskArg = "classification", task_option: TaskOption = None, pairs: Pairs = 5, ids: Ids = None,
-    batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20, out: Saved = None, report: Page = None, as_json: Json = False,
+    batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20, out: Saved = None, report: Page = None,
+    tokenizer: TokenizerArg = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Which examples does the model know by heart, and which predictions rest on them?"""
     from forwardinf.view.execute_uses import run_memorized
 
     config = _asked(model, data, data if queries is None else queries, weights, weights_key, model_option, data_option, where,
-                    task, task_option, ids=ids, batch_size=batch_size, seed=seed)  # fmt: skip
+                    task, task_option, ids=ids, batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
     _told(run_memorized(config, queries is not None, k=pairs), k, out, report, as_json)
 
 

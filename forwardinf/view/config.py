@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from forwardinf.core.errors import FileError, SettingError, choose
 
@@ -18,13 +18,14 @@ class _Strict(BaseModel):
 
 
 class ModelSpec(_Strict):
-    """``module:factory`` with a weights file, or a Hugging Face folder or id."""
+    """``module:factory`` with a weights file, or a Hugging Face folder or id; and the tokenizer, where it lies elsewhere."""
 
     spec: str
     weights: str | None = None
     weights_key: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     dtype: str | None = None
+    tokenizer: str | None = None
 
 
 class DataSpec(_Strict):
@@ -54,6 +55,12 @@ class RunConfig(_Strict):
     checkpoints: list[str] = Field(default_factory=list)
     combine: str = "mean"
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("perturbation", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Take the name of a preset or direction for its settings."""
+        return {"preset": given} if isinstance(given, str) else given
 
     @property
     def code(self) -> list[str]:

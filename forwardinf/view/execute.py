@@ -33,6 +33,8 @@ from forwardinf.use.evaluate import evaluate as hold
 from forwardinf.use.evaluation import Evaluation
 from forwardinf.view.clean import for_csv
 from forwardinf.view.config import DataSpec, RunConfig, TaskSpec, as_yaml
+from forwardinf.view.text import Texts
+from forwardinf.view.told import keep, told_of
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
@@ -57,10 +59,14 @@ def attribute(config: RunConfig, out: Path | None, overwrite: bool) -> Scores:
         with borrowed(model) as lent:
             return method.run(_prepared(config, lent, train, queries, task, options))
 
-    if not config.checkpoints:
-        return once(options)
-    rule = settled(config.perturbation, task)
-    return method.over_checkpoints(model, config.checkpoints, config.combine, rule, task, options, once)
+    if config.checkpoints:
+        rule = settled(config.perturbation, task)
+        scores = method.over_checkpoints(model, config.checkpoints, config.combine, rule, task, options, once)
+    else:
+        scores = once(options)
+    if out is not None and (told := told_of(scores)) is not None:
+        keep(told, out)
+    return scores
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
@@ -106,12 +112,13 @@ def _options(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in config.options.items() if name != "ids"}
 
 
-def self_influence(config: RunConfig) -> SelfInfluence:
-    """Run self-influence over a configuration's model, data and task."""
-    model = _model(config)
-    train = load_data(config.data.spec, **config.data.options)
-    return method.self_influence(model, train, task=_task(config.task), ids=config.options.get("ids"),
-                                 seed=int(config.options.get("seed", 0)))  # fmt: skip
+def self_influence(config: RunConfig) -> tuple[SelfInfluence, Any]:
+    """Run self-influence over a configuration's model, data and task; return it and the training data."""
+    model, task = _model(config), _task(config.task)
+    train = Texts(config, task, model).read(config.data, "train")
+    found = method.self_influence(model, train, task=task, ids=config.options.get("ids"),
+                                  seed=int(config.options.get("seed", 0)))  # fmt: skip
+    return found, train
 
 
 def evaluate(
@@ -154,8 +161,8 @@ def write_csv(path: Path, table: Any) -> None:
 
 def _loaded(config: RunConfig) -> tuple[Any, Any, tuple[Any, list[int] | None], Task]:
     model, task = _model(config), _task(config.task)
-    train = load_data(config.data.spec, **config.data.options)
-    return model, train, _queries(config, model, task), task
+    texts = Texts(config, task, model)
+    return model, texts.read(config.data, "train"), _queries(config, model, task, texts), task
 
 
 def _model(config: RunConfig) -> Any:
@@ -177,14 +184,13 @@ def _task(spec: TaskSpec) -> Task:
     raise choose("--task", name, TASKS)
 
 
-def _queries(config: RunConfig, model: Any, task: Task) -> tuple[Any, list[int] | None]:
+def _queries(config: RunConfig, model: Any, task: Task, texts: Texts | None = None) -> tuple[Any, list[int] | None]:
     """Return (queries, their positions in the data they are taken from: their ids)."""
     spec = config.queries
     if spec.spec.startswith("data:"):
         split = spec.spec.removeprefix("data:")
-        data = load_data(config.data.spec, **{**config.data.options, "split": split})
-    else:
-        data = load_data(spec.spec, **spec.options)
+        spec = config.data.model_copy(update={"options": {**config.data.options, "split": split}, "where": spec.where})
+    data = (texts or Texts(config, task, model)).read(spec, "queries")
     if spec.where is None:
         return data, None
     rows = _rows(spec, data, model, task, int(config.options.get("seed", 0)))

@@ -8,7 +8,7 @@ from typing import Any
 from forwardinf.core.errors import DataError, FileError, SettingError
 from forwardinf.core.load_code import import_extra
 from forwardinf.core.load_data import load_data
-from forwardinf.core.load_text import load_tokenizer
+from forwardinf.core.load_tokenizer import load_tokenizer
 from forwardinf.core.task_diffusion import Diffusion
 from forwardinf.use.diffusion import trace_images
 from forwardinf.use.facts import trace
@@ -18,7 +18,7 @@ from forwardinf.view.config import RunConfig
 
 
 def run_trace(
-    config: RunConfig, questions: str | None, prompts: list[str] | None, answers: list[str] | None, *, tokenizer: str,
+    config: RunConfig, questions: str | None, prompts: list[str] | None, answers: list[str] | None, *,
     text: str, documents: str | None, fuse: str | None, **settings: Any,
 ) -> Traced:  # fmt: skip
     """Trace questions given as words, or as rows of a file."""
@@ -29,7 +29,8 @@ def run_trace(
         prompts, answers, names = _questions(questions)
     read = trace(
         execute._model(config), load_data(config.data.spec, **config.data.options), prompts or [],
-        tokenizer=load_tokenizer(tokenizer), answers=answers or None, question_ids=names, text=_columns(text),
+        tokenizer=load_tokenizer(config.model.tokenizer or config.model.spec), answers=answers or None,
+        question_ids=names, text=_columns(text),
         documents=int(documents) if documents is not None and documents.isdecimal() else documents,
         fuse=fuse if fuse is None or fuse == "bm25" else _weight(fuse), **_given(config), **settings,
     )  # fmt: skip

@@ -310,7 +310,12 @@ def test_a_tokenizer_gives_rows_of_ids_without_padding(tmp_path, tokenizer):
     assert len(data) == 2
     for row, want in zip(data, rows, strict=False):
         ids = tokenizer(want["text"])["input_ids"]
-        assert row == {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": want["label"]}
+        assert row == {
+            "text": want["text"],
+            "input_ids": ids,
+            "attention_mask": [1] * len(ids),
+            "labels": want["label"],
+        }
     assert len(data[0]["input_ids"]) > len(data[1]["input_ids"])
     assert load_data(path, tokenizer=tokenizer, columns=["id"])[1]["id"] == "r2"
     assert len(load_data(path, tokenizer=tokenizer, max_length=3)[0]["input_ids"]) == 3

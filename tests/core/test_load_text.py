@@ -7,7 +7,7 @@ import torch
 
 import forwardinf as fi
 from forwardinf.core.load_data import load_data
-from forwardinf.core.load_text import TokenizedText
+from forwardinf.core.tokenise import tokenised
 
 
 class Bytes:
@@ -108,13 +108,9 @@ def test_a_table_with_text_that_is_none_names_the_row():
 
 
 def test_a_text_that_the_tokenizer_does_not_take_names_the_row():
-    class Columns(dict):
-        column_names = ("text",)
-
-    rows = TokenizedText(Columns(text=["a", "b \ud800"]), "text", Bytes(), None, source="rows.jsonl")
-    assert rows[0]["input_ids"] == [97]
+    rows = [{"text": "a"}, {"text": "b \ud800"}]
     with pytest.raises(fi.DataError, match=r"rows.jsonl, column 'text', row 1: expected text that the tokenizer takes"):
-        rows[1]
+        tokenised(rows, Bytes(), source="rows.jsonl")
 
 
 TEXTS = ["good", "", "a \0 b", "x" * 100_000, "b \ud800"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import forwardinf as fi
 from forwardinf.core.settings import DIRECTIONS, Perturbation, rise_target
+from forwardinf.job.options import as_perturbation
 
 POSITIVE = st.floats(1e-9, 1e3, allow_nan=False)
 LENGTHS = st.one_of(
@@ -152,6 +153,21 @@ def test_presets_are_what_they_say():
     assert (published.lr, published.signed, published.kind) == (5e-3, False, "finite")
     with pytest.raises(fi.SettingError, match=r"Did you mean 'finite'\?"):
         fi.Perturbation.preset("finit")
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_a_directions_name_is_a_perturbation_wherever_one_is_taken(name):
+    assert as_perturbation(name) == as_perturbation({"preset": name}) == fi.Perturbation(name)
+    assert as_perturbation({"preset": name, "rise": 0.5}).kind == "finite"
+
+
+@pytest.mark.parametrize(("wrong", "guess"), [("ekfca", "'ekfac'"), ("finit", "'finite'"), ("", ""), (3, "")])
+def test_an_unknown_name_gets_a_guess_from_presets_and_directions(wrong, guess):
+    with pytest.raises(fi.SettingError) as caught:
+        as_perturbation(wrong)
+    assert guess in caught.value.do
+    if isinstance(wrong, str):
+        assert {"'linear'", "'ekfac'"} <= set(caught.value.expected.removeprefix("one of ").split(", "))
 
 
 def test_a_mapping_may_start_from_a_preset_and_replace_its_length():
