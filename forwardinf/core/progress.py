@@ -60,15 +60,16 @@ class Stages:
         """Start the clock."""
         self.title, self.screen = title, screen
         self.began = time.monotonic()
-        self._all: list[Stage] = []
+        self.expected: list[Stage] = []
         self._running: Stage | None = None
         self._entered = self._told = self.began  # when the running stage began, and when it last said how far it is
         self._detail = ""
+        self._finished = False
 
     def expect(self, name: str, work: float, kind: str = FORWARDS) -> None:
         """Say what comes next: a stage whose titles begin with ``name``. What is then not done (a cache) costs nothing."""
         if work > 0:
-            self._all.append(Stage(name, work, kind))
+            self.expected.append(Stage(name, work, kind))
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Advance]:
@@ -92,8 +93,7 @@ class Stages:
             self._running, self._entered = stage, time.monotonic()
             self._told = self._entered
         try:
-            if total == 1:
-                self.show(soon=self._expected(stage))
+            self.show(soon=self._expected(stage) / total)
             yield advance
         finally:
             self._detail = before
@@ -103,10 +103,10 @@ class Stages:
 
     def left(self) -> float | None:
         """Return the seconds left of the whole, or None where nothing like what is left has been measured."""
-        if not self._all:
+        if not self.expected or self._finished:
             return None
         total = 0.0
-        for stage in self._all:
+        for stage in self.expected:
             if stage.done < 1.0:
                 seconds = self._seconds_left(stage)
                 if seconds is None:
@@ -123,7 +123,7 @@ class Stages:
 
     def _rate(self, kind: str) -> float | None:
         """Return the seconds of a unit of this kind of work, as measured so far."""
-        known = [stage for stage in self._all if stage.kind == kind and stage.done > 0 and stage.work > 0]
+        known = [stage for stage in self.expected if stage.kind == kind and stage.done > 0 and stage.work > 0]
         work = sum(stage.work * stage.done for stage in known)
         if work > 0:
             return sum(stage.seconds for stage in known) / work
@@ -133,9 +133,9 @@ class Stages:
         return (self._seconds_left(stage) or 0.0) if stage is not None else 0.0
 
     def _next(self, title: str) -> Stage | None:
-        for place, stage in enumerate(self._all):
+        for place, stage in enumerate(self.expected):
             if stage.done < 1.0 and title.startswith(stage.name):
-                for skipped in self._all[:place]:
+                for skipped in self.expected[:place]:
                     if skipped.done < 1.0:
                         skipped.work, skipped.done = 0.0, 1.0
                 return stage
@@ -148,7 +148,7 @@ class Stages:
 
     def finish(self) -> None:
         """Say that all is done, to whom anything was said."""
-        self._all, self._detail = [], "done"
+        self._detail, self._finished = "done", True
         self.show(last=True)
 
     @property
@@ -159,7 +159,8 @@ class Stages:
     @property
     def told(self) -> str:
         """What is being done, in words."""
-        return ": ".join(filter(None, (self.title, self._detail)))
+        title = "" if self.title and self._detail.startswith(self.title) else self.title
+        return ": ".join(filter(None, (title, self._detail)))
 
 
 class Screen(Protocol):
