@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from forwardinf.core.progress import Stages
+from forwardinf.core.settings import Perturbation
 from forwardinf.score.scores import Scores
 from forwardinf.use.tables import records, save
 
@@ -78,6 +80,15 @@ class Traced:
             k: How many of each question.
         """
         return import_module(DRAWN_BY).report(self, Path(path), show, k)  # type: ignore[no-any-return]
+
+
+def expect_attribution(whole: Stages, rule: Perturbation, size: int, queries: int) -> None:
+    """Say what :func:`attribute` will do as a part of another call, for its progress."""
+    whole.expect("fitting", 4 * size if rule.direction not in ("plain", "sign") else 0)
+    whole.expect("queries", 10 * queries)
+    whole.expect("baseline", size)
+    each = queries * (2 if rule.both_sides else 1)
+    whole.expect("reading", size * (min(each, 5) if rule.kind == "linear" else each))
 
 
 def ranked(values: Any, k: int) -> Any:
