@@ -65,7 +65,7 @@ def leaks(**settings):
 
 def labels(use, **settings):
     found = planted(6, 0.1)
-    rest = {name: (found.test[0][:20], found.test[1][:20]) for name in settings.pop("also", ())}
+    rest = dict.fromkeys(settings.pop("also", ()), (found.test[0][:20], found.test[1][:20]))
     return use(found.model, found.train, task=fi.Classification(), **rest, **settings)
 
 
