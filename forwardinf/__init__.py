@@ -42,6 +42,7 @@ _HOMES = {
     "Task": "forwardinf.core.task",
     "TaskError": "forwardinf.core.errors",
     "Traced": "forwardinf.use.traced",
+    "UnknownId": "forwardinf.core.errors",
     "Verification": "forwardinf.use.verify",
     "attribute": "forwardinf.method",
     "evaluate": "forwardinf.use.evaluate",

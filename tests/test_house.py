@@ -131,6 +131,7 @@ def test_the_front_door():
         "Task",
         "TaskError",
         "Traced",
+        "UnknownId",
         "Verification",
         "__version__",
         "attribute",

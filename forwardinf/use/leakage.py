@@ -26,7 +26,7 @@ from forwardinf.use.fdr import LEAST_CLEAN, LEAST_QUERIES, Null, benjamini_hochb
 from forwardinf.use.features import MOST_WIDTH, NAMES, Features, features, find_layers
 from forwardinf.use.opened import NONE, Opened, checked_count, checked_share, opened
 from forwardinf.use.responses import Probes, probe_count, responses, unit
-from forwardinf.use.tables import Found, id_index, id_values
+from forwardinf.use.tables import ByQuery, Found, id_index, id_values
 
 COLUMNS = ("query", "rank", "train", "cosine", "share", "input_similarity", "feature_similarity", "same_content", "score",
            "is_leak", "evidence")  # fmt: skip
@@ -36,9 +36,9 @@ BUDGET = 2**26  # numbers in the table of training responses
 PROBES = 2048  # responses of each example, fewer where they would not fit
 
 
-@dataclass(frozen=True, eq=False)
-class Leaks(Found):
-    """What :func:`leaks` returns.
+@dataclass(frozen=True, eq=False, repr=False)
+class Leaks(ByQuery, Found):
+    """What :func:`leaks` returns. ``found[query]`` is one query's pairs, ``found.top(k, query=[…])`` those of several.
 
     Attributes:
         p_values: For each query, the chance that a clean query's best match scores as high; NaN where uncalibrated.
@@ -47,6 +47,25 @@ class Leaks(Found):
 
     p_values: pd.Series[float] | None = None
     fdr: float = 0.05
+
+    @property
+    def query_ids(self) -> list[Id]:
+        """The queries' ids, in order."""
+        ids: list[Id] = self.table["query"].unique().tolist() if self.p_values is None else self.p_values.index.tolist()
+        return ids
+
+    @property
+    def decided(self) -> str:
+        """How many queries have a copy, in words."""
+        found = int(self.table.groupby("query", sort=False)["is_leak"].any().sum())
+        among = f" among {len(self.pictured['train']):,} training examples" if "train" in self.pictured else ""
+        return f"{found:,} of {len(self):,} queries have a copy{among}"
+
+    @property
+    def rule(self) -> str:
+        """What was decided by, in words."""
+        at = "uncalibrated" if self.false_positive_rate is None else f"false-discovery rate {100 * self.fdr:.2g} %"
+        return f"score of at least {self.threshold:.3g}, or the same content; {at}"
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ UNITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Memorized(Found):
     """What :func:`memorized` returns.
 
@@ -44,6 +44,16 @@ class Memorized(Found):
     """
 
     pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def decided(self) -> str:
+        """How many training examples are memorised, in words."""
+        return f"{int(self.table[self.decision].sum()):,} of {len(self.table):,} training examples are memorised"
+
+    @property
+    def rule(self) -> str:
+        """What was decided by, in words."""
+        return f"memorization of at least {self.threshold:.3g}"
 
     @property
     def frames(self) -> dict[str, pd.DataFrame]:

@@ -35,7 +35,7 @@ UNITS = {"label_score": "0 = surely wrong, 1 = surely right", "loss": "nats", "s
          "leave_one_out": "best other class minus given, predicted by the others"}  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mislabeled(Found):
     """What :func:`mislabeled` returns.
 
@@ -44,6 +44,21 @@ class Mislabeled(Found):
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def decided(self) -> str:
+        """How many labels look wrong, in words."""
+        return f"{int(self.table[self.decision].sum()):,} of {len(self.table):,} labels look wrong"
+
+    @property
+    def rule(self) -> str:
+        """What was decided by, in words."""
+        return f"label_score of at most {self.threshold:.3g}"
+
+    @property
+    def rate(self) -> str:
+        """How often a right label is accused, in words."""
+        return super().rate + (" (clean= would give one)" if self.false_positive_rate is None else "")
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the rows, as plain values."""

@@ -90,6 +90,14 @@ class ProbeIndex:
         self._ridges: dict[tuple[Any, ...], Ridge] = {}
         self._last: tuple[str, Tensor, Tensor, Tensor] | None = None  # the last queries' responses and losses
 
+    def __repr__(self) -> str:
+        missing = len(self._files.todo(whole_rows=self.settings["how"] == "projected"))
+        whole = f"; {missing} pieces are missing: make the call that was interrupted again" if missing else ""
+        size = f"{self.size:,} training examples × {self.probes:,} probes, {self.settings['how']}"
+        return (
+            f"ProbeIndex({str(self.path)!r}: {size}, {self.nbytes / 2**20:,.1f} MiB{whole}; see .query(model, queries))"
+        )
+
     # -- making it ---------------------------------------------------------------------------------------------------
 
     @classmethod

@@ -185,7 +185,7 @@ def resume(
 def top(
     folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
     k: Top = 10,
-    query: Annotated[str | None, typer.Option(help="One query's id; default: all.")] = None,
+    query: Annotated[list[str] | None, typer.Option(help="A query's id; repeatable. Default: all queries.")] = None,
     opponents: Annotated[bool, typer.Option("--opponents", help="The most negative instead.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -193,14 +193,17 @@ def top(
     from forwardinf.score.scores import load_scores
 
     scores = load_scores(folder)
-    wanted: Any = query
-    if query is not None and query not in scores.query_ids and query.lstrip("-").isdecimal():
-        wanted = int(query)
+    wanted = None if not query else [_id(told, scores.query_ids) for told in query]
     table = scores.bottom(k, wanted) if opponents else scores.top(k, wanted)
     if as_json:
         _out(_records(table))
     else:
         _table(table, scores, "opponents" if opponents else "proponents")
+
+
+def _id(told: str, ids: list[Any]) -> int | str:
+    """Return an id as typed, or the whole number that it is, where no id is spelt so."""
+    return int(told) if told not in ids and told.lstrip("-").isdecimal() else told
 
 
 @app.command("self-influence")
