@@ -39,7 +39,10 @@ class Examples:
         offsets: Row r holds the units ``offsets[r]:offsets[r + 1]``. One unit a row, unless the task finds several
             documents packed in it.
         notes: What a person should know about how the data is read.
+        two_texts: Whether a row's labels are the tokens of another text (an encoder-decoder's answer).
     """
+
+    two_texts = False
 
     def __init__(self, name: str, rows: Any, size: int, collate: Collate | None, seed: int, num_workers: int) -> None:
         """Hold the data; :func:`examples` checks it first."""
@@ -64,6 +67,19 @@ class Examples:
     def sliced(self) -> bool:
         """Whether batches are slices of columns in memory, so that nothing is called row by row."""
         return isinstance(self._rows, Tensor | tuple | dict) and self._collate is None
+
+    @property
+    def tokenizer(self) -> Any:
+        """What turns the rows' token ids into text, where the rows, what joins them or the task know it; else None."""
+        joins = self._collate
+        knows = (self._rows, getattr(self._rows, "dataset", None), joins, getattr(joins, "__self__", None),
+                 getattr(joins, "collate", None))  # fmt: skip
+        for one in knows:
+            for name in ("tokenizer", "_tokenizer", "processing_class"):
+                found = getattr(one, name, None)
+                if callable(getattr(found, "decode", None)):
+                    return found
+        return None
 
     def __getitem__(self, row: int) -> Any:
         """Return one example as the dataset gives it, under its own seed; the caller's generators are given back."""

@@ -302,15 +302,18 @@ class Scores:
         write_scores(folder, self, {"cost": dict(self.cost)})
         return folder.path
 
-    def report(self, path: str | Path, show: Callable[[Any], Any] | None = None, *, k: int = 8) -> Path:
+    def report(
+        self, path: str | Path, show: Callable[[Any], Any] | None = None, *, k: int = 8, tokenizer: Any = None
+    ) -> Path:
         """Write one HTML file that opens offline: each query beside its top proponents and opponents.
 
         Args:
             path: The file.
             show: ``show(example)`` gives a PIL image or text; default: pictures of tensors, text of text.
             k: How many of each.
+            tokenizer: Turns token ids into text; default: the one that the data or the task was made with.
         """
-        return cast("Path", importlib.import_module(DRAWN_BY).report(self, Path(path), show, k))
+        return cast("Path", importlib.import_module(DRAWN_BY).report(self, Path(path), show, k, tokenizer=tokenizer))
 
     def about(self) -> dict[str, Any]:
         """Return what the numbers mean, plain: for run.json and for reports."""

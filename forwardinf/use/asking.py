@@ -121,6 +121,9 @@ class Asking:
         self.task: Any = AskedSeq2Seq(pad) if self.both else AskedCausalLM(documents=documents, pad_token_id=pad)
         self.task.reading = reading
         self.texts = Texts(train, tokenizer, text, self.both, max_length)
+        if self.texts.cut:
+            self.notes.append(f"{self.texts.cut:,} of {len(self.texts.data):,} training texts are longer than max_length="
+                              f"{max_length} tokens: what comes after was not read")  # fmt: skip
         self._check_lengths()
         rows = open_examples(self.texts.data, "train", self.task, None, options)
         with progress("hashing", len(rows), options.progress) as advance:
@@ -428,12 +431,19 @@ class Asking:
         ]  # fmt: skip
 
     def shown(self, table: pd.DataFrame) -> dict[str, Any]:
-        """Return what a report shows: the questions, and the texts of their top documents."""
+        """Return what a report shows: the questions, and the texts of their top documents.
+
+        ``before`` is what an encoder read before a text, ``counted`` which of a text's characters the loss counts.
+        """
         place_of_id = {name: place for place, name in enumerate(self.train.examples.ids)}
+        places = {value: place_of_id[value] for value in dict.fromkeys(table["train"])}
+        rows, whole = self.train.examples, not self.task.packed
         return {
             "questions": {name: (question.prompt, question.answer)
                           for name, question in zip(self.names, self.asked, strict=True)},
-            "texts": {value: self.text(place_of_id[value]) for value in dict.fromkeys(table["train"])},
+            "texts": {value: self.text(place) for value, place in places.items()},
+            "before": {value: self.texts.before(rows, place) for value, place in places.items()} if whole else {},
+            "counted": {value: self.texts.counted(rows, place) for value, place in places.items()} if whole else {},
         }  # fmt: skip
 
     def _order(self, places: Sequence[int]) -> list[int]:

@@ -30,6 +30,13 @@ from forwardinf.use.tables import ByQuery, Found, id_index, id_values
 
 COLUMNS = ("query", "rank", "train", "cosine", "share", "input_similarity", "feature_similarity", "same_content", "score",
            "is_leak", "evidence")  # fmt: skip
+UNITS = {
+    "cosine": "of the responses to the same perturbations; 1 = the training example responds as the query does",
+    "share": "1 (100 %) = the pair's reaction is as large as the query's own",
+    "input_similarity": "cosine of the inputs", "feature_similarity": "cosine of a layer's features",
+    "score": "how far the pair stands out among the query's nearest neighbours, in multiples of what is usual for neighbours, "
+             "added over the views",
+}  # fmt: skip
 NEAR = 20  # neighbours of a query in each free view that are read when not all are
 ALL_PAIRS_UP_TO = 2 * 10**9
 BUDGET = 2**26  # numbers in the table of training responses
@@ -64,8 +71,14 @@ class Leaks(ByQuery, Found):
     @property
     def rule(self) -> str:
         """What was decided by, in words."""
-        at = "uncalibrated" if self.false_positive_rate is None else f"false-discovery rate {100 * self.fdr:.2g} %"
-        return f"score of at least {self.threshold:.3g}, or the same content; {at}"
+        return f"score of at least {self.threshold:.3g}, or the same content"
+
+    @property
+    def rate(self) -> str:
+        """How often a clean query is accused, in words."""
+        if self.false_positive_rate is None:
+            return "uncalibrated, no false-positive rate"
+        return f"false-discovery rate {100 * self.fdr:.2g} %, {super().rate}"
 
 
 @dataclass(frozen=True)
@@ -174,7 +187,7 @@ def leaks(
     rate = None if null is None else float(null.p_value(threshold))
     return Leaks(
         "leaks", table, "is_leak", threshold, rate, _told(null, q), baselines,
-        {"cosine": "1 = reacts as the query", "share": "1 = reacts as the query", "score": "mean excesses over the neighbours"},
+        UNITS,
         notes, cost, {"train": sides["train"].feed.examples, "queries": sides["queries"].feed.examples}, p_values, q,
     )  # fmt: skip
 
@@ -359,10 +372,14 @@ def _null(found: Mapping[str, Matches], notes: list[str]) -> Null | None:
     best = found["queries"].score[:, 0].numpy()
     if len(best) >= LEAST_QUERIES:
         notes.append(
-            "no clean examples: the middle of the queries is the null, which holds while fewer than 15 % leaked"
+            "no clean examples were given: the middle of the queries' own scores stands for what is clean, "
+            "which holds while fewer than 15 % of the queries leaked"
         )
         return from_test_set(best)
-    notes.append(f"uncalibrated: pass clean= examples, or at least {LEAST_QUERIES} queries, for a false-positive rate")
+    notes.append(
+        f"uncalibrated: for a false-positive rate pass clean=, at least {LEAST_CLEAN} examples that are not in the training set, "
+        f"or at least {LEAST_QUERIES} queries"
+    )
     return None
 
 

@@ -29,9 +29,10 @@ LEAST = 20
 MEMORIZED, INFLUENTIAL = 0.25, 0.15  # Feldman & Zhang 2020: what counts as memorised, and as a pair of high influence
 BLOCK = 2**24
 UNITS = {
-    "memorization": "probability of its own label, with it minus without it", "loss": "nats",
+    "memorization": "predicted probability of its own label, with the example in the training set minus without it",
+    "loss": "nats",
     "gradient_norm": "nats per unit of length",
-    "influence": "probability of the query's label, with the training example minus without",
+    "influence": "predicted probability of the query's label, with the training example minus without it",
 }  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def memorized(
     pictured = {"train": feed.examples} | ({"queries": asked.examples} if asked is not None else {})
     cost = {"seconds": round(time.perf_counter() - began, 3), "examples": len(table), "ridge": others.ridge}
     units = UNITS | {"self_influence": f"{strength.unit} per unit step"}
-    return Memorized("memorized", table, "is_memorized", MEMORIZED, None, "threshold of Feldman & Zhang 2020; no rate",
+    return Memorized("memorized", table, "is_memorized", MEMORIZED, None, "threshold of Feldman & Zhang 2020, no rate can be had",
                      baselines, units, feed.examples.notes, cost, pictured, pairs)  # fmt: skip
 
 

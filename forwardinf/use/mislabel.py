@@ -31,8 +31,11 @@ from forwardinf.use.tables import Found, id_index
 LEAST = 20
 FIT = "fit"
 CLEAN = "clean_reaction"
-UNITS = {"label_score": "0 = surely wrong, 1 = surely right", "loss": "nats", "self_influence": "nats per unit step",
-         "leave_one_out": "best other class minus given, predicted by the others"}  # fmt: skip
+UNITS = {
+    "label_score": "0 = the most doubtful label, 1 = the least; from ranks, so not a probability", "loss": "nats",
+    "self_influence": "nats per unit step",
+    "leave_one_out": "best other class minus the given one, predicted by all other examples; above 0 = another class fits better",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,8 +173,8 @@ def mislabeled(
         "examples": len(table),
         "ridge": {v: o.ridge for v, o in others.items()},
     }
-    told = "count of issues by confident learning" + (
-        "; rate on the clean examples" if known is not None else "; no clean examples: no rate"
+    told = "how many labels are wrong: by confident learning" + (
+        "; the rate: on the clean examples" if known is not None else "; no clean examples, so no rate"
     )
     return Mislabeled(
         "mislabeled", table, "is_label_issue", threshold, rate, told, baselines, UNITS, notes, cost,
@@ -265,8 +268,8 @@ def _remarks(own: Readings, others: Mapping[str, Without]) -> list[str]:
     right = float((own.probabilities.argmax(1) == own.labels).double().mean())
     there = float((others["responses"].predicted.argmax(1) == own.labels).double().mean())
     if right - there > 0.1:
-        return [f"the model fits {right:.0%} of the labels, the others predict {there:.0%}: it has memorised some, so that "
-                "its loss says little"]  # fmt: skip
+        return [f"the model fits {100 * right:.0f} % of the labels, and the other examples predict {100 * there:.0f} %: it has "
+                "memorised some labels, so a low loss does not mean that a label is right"]  # fmt: skip
     return []
 
 

@@ -156,14 +156,15 @@ class Found:
         """Write each table as Parquet and the rest as ``use.json`` into a folder; files are whole or absent."""
         return save(folder, self.frames, self.facts())
 
-    def report(self, path: str | Path, show: Any = None) -> Path:
-        """Write one HTML file with the tables, and pictures of what was found.
+    def report(self, path: str | Path, show: Any = None, *, tokenizer: Any = None) -> Path:
+        """Write one HTML file with the tables, and pictures or text of what was found.
 
         Args:
             path: The file.
             show: ``show(example)`` gives a PIL image or text.
+            tokenizer: Turns token ids into text; default: the one that the data or the task was made with.
         """
-        return import_module(DRAWN_BY).report(self, path, show=show)  # type: ignore[no-any-return]
+        return import_module(DRAWN_BY).report(self, path, show=show, tokenizer=tokenizer)  # type: ignore[no-any-return]
 
 
 def save(folder: str | Path, frames: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> Path:

@@ -37,7 +37,8 @@ class Traced(ByQuery):
         how: How scores were made.
         notes: What a person should know.
         cost: Seconds and passes.
-        shown: What a report may show: questions with answers and texts, or pictures.
+        shown: What a report may show: questions with answers; texts, what was read before them and what of them counts; or
+            pictures.
     """
 
     use: str

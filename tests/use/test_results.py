@@ -39,11 +39,11 @@ def test_leaks_in_a_line():
     clean = (found.test[0][100:], found.test[1][100:])
     said = repr(leaked(clean=clean))
     assert said.startswith("Leaks(4 of 12 queries have a copy among 400 training examples; score of at least ")
-    assert ", or the same content; false-discovery rate 5 %; false-positive rate " in said
+    assert ", or the same content; false-discovery rate 5 %, false-positive rate " in said
     assert said.endswith("; see .table, .baselines, .report(path))")
     said = repr(leaked())
     assert "4 of 12 queries" in said
-    assert "uncalibrated; no false-positive rate" in said
+    assert "; uncalibrated, no false-positive rate; see" in said
 
 
 def test_labels_in_a_line():
