@@ -116,7 +116,7 @@ class Scores:
         want = {name: self.perturbation.get(name) for name in own.perturbation if name in OF_RATES}
         have = {name: own.perturbation[name] for name in want}
         if self.kind != "linear" or want != have or list(own.ids) != list(self.ids):
-            apart = "another direction or reading" if want != have else "others"
+            apart = "another direction or reading" if want != have else "that of other examples"
             got = f"{self.kind} scores" if self.kind != "linear" else apart
             raise SettingError("scores.cosine(own)", expected="linear scores, and the self-influence of the same training "
                                "examples under the same direction", got=got,
@@ -451,7 +451,7 @@ def load_scores(path: str | Path) -> Scores:
         uncertainty = gather(folder.entries(spread), size, len(ids), "all")[0] if there else None
     except IndexError as error:
         want = f"scores of {size} queries and {len(ids)} training examples"
-        raise FileError(str(path), expected=want, got="scores of others",
+        raise FileError(str(path), expected=want, got="scores of other queries or examples",
                         do="The folder mixes runs: start over with overwrite=True.") from error  # fmt: skip
     plan = read_json(folder.path / "plan.json", "forwardinf.plan/1", what="a plan") if folder.has("plan.json") else {}
     assert cross is not None

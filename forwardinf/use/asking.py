@@ -32,7 +32,7 @@ from forwardinf.perturb.select import Parameters, select
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.jointly import Turn, jointly
 from forwardinf.use.lexical import Lexical, available
-from forwardinf.use.sketch import Ask, Sketcher, compared, kept_rows, place_of, widest
+from forwardinf.use.sketch import Ask, Sketcher, compared, kept_rows, left_out, place_of, widest
 from forwardinf.use.spans import token_changes
 from forwardinf.use.states import hidden_states
 from forwardinf.use.texts import Question, Row, Texts, asked, encodes
@@ -215,7 +215,7 @@ class Asking:
                     advance(1)
             self.clock["bm25_s"] = time.perf_counter() - began
         elif wanted:
-            self.notes.append("BM25 beside it needs bm25s: pip install 'forwardinf[text]'")
+            self.notes.append("BM25 is left out: it needs the package bm25s (pip install 'forwardinf[text]')")
         if needs["neighbours"] or wanted:
             began = time.perf_counter()
             try:
@@ -301,8 +301,7 @@ class Asking:
                 raise QueryError(f"question {name!r}", expected="a finite gradient that is not zero", got=f"length {length}",
                                  do="Ask an earlier checkpoint, or contrast it with a wrong answer.")  # fmt: skip
         if sketcher.strange:
-            name, function = next(iter(sketcher.strange.items()))
-            self._note(f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}")
+            self._note(left_out(sketcher))
         self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
         return index, joined
 

@@ -38,6 +38,7 @@ from forwardinf.use.sketch import (
     check_damping,
     compared,
     kept_rows,
+    left_out,
     place_of,
     side_by_side,
     widest,
@@ -388,8 +389,7 @@ class _Job:
                     f"image {name!r}", expected="a finite gradient that is not zero", got=f"length {length}"
                 )
         if sketcher.strange:
-            name, function = next(iter(sketcher.strange.items()))
-            note = f"{len(sketcher.strange)} parameters are left out: {name} is used by {function}"
+            note = left_out(sketcher)
             self.notes += [note] if note not in self.notes else []
         self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
         return index, queries

@@ -281,9 +281,11 @@ def _candidates(candidates: Any, feeds: Mapping[str, Feed]) -> list[list[int]] |
         plain = candidates.tolist() if hasattr(candidates, "tolist") else candidates
         lists = [[int(value) for value in entry] for entry in plain]
     if len(lists) != len(asked) or not all(lists):
-        raise DataError("candidates", expected=f"at least one for each of {len(asked)} queries", got="another number")
+        got = f"lists for {len(lists)}" if len(lists) != len(asked) else f"none for {asked.ids[lists.index([])]!r}"
+        raise DataError("candidates", expected=f"at least one for each of {len(asked)} queries", got=got)
     if any(not 0 <= row < len(rows) for entry in lists for row in entry):
-        raise DataError("candidates", expected="training ids, or positions that there are", got="another one")
+        raise DataError("candidates", expected=f"training ids, or positions that there are, from 0 to {len(rows) - 1}",
+                        got="an unknown id, or a position outside")  # fmt: skip
     return lists
 
 

@@ -155,7 +155,7 @@ def memorized(
     pictured = {"train": feed.examples} | ({"queries": asked.examples} if asked is not None else {})
     cost = {"seconds": round(time.perf_counter() - began, 3), "examples": len(table), "ridge": others.ridge}
     units = UNITS | {"self_influence": f"{strength.unit} per unit step"}
-    return Memorized("memorized", table, "is_memorized", MEMORIZED, None, "threshold of Feldman & Zhang 2020, no rate can be had",
+    return Memorized("memorized", table, "is_memorized", MEMORIZED, None, "threshold of Feldman & Zhang 2020",
                      baselines, units, feed.examples.notes, cost, pictured, pairs)  # fmt: skip
 
 

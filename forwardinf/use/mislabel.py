@@ -174,7 +174,9 @@ def mislabeled(
         "ridge": {v: o.ridge for v, o in others.items()},
     }
     told = "how many labels are wrong: by confident learning" + (
-        "; the rate: on the clean examples" if known is not None else "; no clean examples, so no rate"
+        f"; the rate: on {len(known.labels):,} clean examples"
+        if known is not None
+        else "; no clean examples, so no rate"
     )
     return Mislabeled(
         "mislabeled", table, "is_label_issue", threshold, rate, told, baselines, UNITS, notes, cost,

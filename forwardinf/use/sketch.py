@@ -154,6 +154,14 @@ def _block(parameter: nn.Parameter, side: int) -> tuple[int, int]:
     return min(len(parameter), side), min(parameter[0].numel(), side)
 
 
+def left_out(sketcher: Sketcher) -> str:
+    """Return a note on the parameters that have no sketch."""
+    name, function = next(iter(sketcher.strange.items()))
+    count = len(sketcher.strange)
+    return (f"{count} parameter{'s' if count > 1 else ''} left out of the gradients, as what they are used by has no known "
+            f"gradients for single examples: {name}, used by {function}")  # fmt: skip
+
+
 def widest(parameters: Mapping[str, nn.Parameter], rows: int, room: int = ROOM) -> int:
     """Return the widest side at which so many rows' sketches take ``room`` bytes at most, 16 where none does.
 

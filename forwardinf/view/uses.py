@@ -66,7 +66,8 @@ def _strongest(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def lines(found: Found) -> list[str]:
     """Return the decision in words, units, notes."""
-    told = [f"{found.decided}: {found.decision}, by {found.rule}; {found.rate} ({found.calibration})"]
+    why = "" if found.calibration in found.rate else f" ({found.calibration})"
+    told = [f"{found.decided}: {found.decision}, by {found.rule}; {found.rate}{why}"]
     return [*told, *_units(found), *(f"note: {note}" for note in found.notes)]
 
 
@@ -85,10 +86,12 @@ def report(found: Found, path: str | Path, show: Show | None = None, tokenizer: 
         ("found", found.decided), ("decided by", found.rule), ("how often that is wrong", found.rate),
         ("calibration", found.calibration),
     ]  # fmt: skip
+    notes = [*found.notes, *_units(found)]
+    if "share" in found.table and beyond(found.table["share"]):
+        notes.append(f"share: {BEYOND}")
     page = ReportPage(
-        title=f"forwardinf {found.use}", summary=summary, notes=[*found.notes, *_units(found)], tables=tables,
-        run_card=_run_card(found),
-    )  # fmt: skip
+        title=f"forwardinf {found.use}", summary=summary, notes=notes, tables=tables, run_card=_run_card(found)
+    )
     return write_report(Path(path), page)
 
 
@@ -107,8 +110,7 @@ def _run_card(found: Found) -> dict[str, object]:
 def _units(found: Found) -> list[str]:
     """Return what the columns that are shown mean."""
     shown = {str(name) for frame in found.frames.values() for name in frame.columns}
-    told = [f"{name}: {unit}" for name, unit in found.units.items() if name in shown]
-    return told + ([f"share: {BEYOND}"] if "share" in found.table and beyond(found.table["share"]) else [])
+    return [f"{name}: {unit}" for name, unit in found.units.items() if name in shown]
 
 
 def _pictured(found: Found, rows: pd.DataFrame, title: str, *, show: Show | None, tokenizer: Any) -> Table:
