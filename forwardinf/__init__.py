@@ -44,6 +44,7 @@ _HOMES = {
     "TaskError": "forwardinf.core.errors",
     "TokenClassification": "forwardinf.core.task_places",
     "Traced": "forwardinf.use.traced",
+    "UnknownId": "forwardinf.core.errors",
     "Verification": "forwardinf.use.verify",
     "attribute": "forwardinf.method",
     "evaluate": "forwardinf.use.evaluate",

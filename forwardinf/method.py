@@ -24,7 +24,7 @@ from forwardinf.core.checkpoints import Checkpoints
 from forwardinf.core.errors import ModelError, SettingError, choose
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.per_example import recorder_of
-from forwardinf.core.progress import Setting
+from forwardinf.core.progress import Setting, stages
 from forwardinf.core.settings import OF_RATES, Perturbation
 from forwardinf.core.task import Task, as_task
 from forwardinf.job.job import Job
@@ -273,8 +273,10 @@ def self_influence(
     )
     kept = {name: getattr(asked, name) for name in (*OF_RATES, "seed")} | {"parameters": chosen}
     rule = settled(kept, as_task(task))
-    with borrowed(model) as model:
-        job = prepare_self(model, train, task=task, perturbation=rule, ids=ids, collate_fn=collate_fn, options=options)
+    with stages("self-influence", progress) as whole, borrowed(model) as model:
+        job = prepare_self(
+            model, train, task=task, perturbation=rule, ids=ids, collate_fn=collate_fn, options=options, whole=whole
+        )
         began = time.perf_counter()
         values, losses = job.read()
         told = recorder_of(job.feed, job.parameters).told()

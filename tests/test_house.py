@@ -133,6 +133,7 @@ def test_the_front_door():
         "TaskError",
         "TokenClassification",
         "Traced",
+        "UnknownId",
         "Verification",
         "__version__",
         "attribute",

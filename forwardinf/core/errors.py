@@ -2,6 +2,7 @@
 
 Error:
 ├── SettingError      a setting is unknown, out of range, or does not apply            (ValueError)
+│   └── UnknownId     no query or training example has this id; guesses which was meant (KeyError too)
 ├── DataError         the data cannot be read, has changed, or has bad ids             (ValueError)
 ├── ModelError        the model is in a state that cannot be measured                  (ValueError)
 ├── TaskError         the task broke its contract: not one finite number per example   (ValueError)
@@ -47,6 +48,12 @@ def _rebuild(kind: type[Error], where: str, expected: str, got: str, do: str) ->
 
 class SettingError(Error, ValueError):
     """A setting is unknown, out of range, or does not apply here."""
+
+
+class UnknownId(SettingError, KeyError):
+    """No query, question or training example has this id."""
+
+    __str__ = Exception.__str__  # a KeyError would show its message in quotation marks
 
 
 class DataError(Error, ValueError):

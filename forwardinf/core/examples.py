@@ -44,7 +44,10 @@ class Examples:
         notes: What a person should know about how the data is read.
         settled: Whether it was seen if the model takes the data's dtype.
         cast: What brings a batch to the model's dtype, where that is needed.
+        two_texts: Whether a row's labels are the tokens of another text (an encoder-decoder's answer).
     """
+
+    two_texts = False
 
     def __init__(self, name: str, form: Form, collate: Collate | None, seed: int, num_workers: int) -> None:
         """Hold the data; :func:`examples` checks it first."""

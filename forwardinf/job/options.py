@@ -17,6 +17,7 @@ from forwardinf.core.examples import Collate, Examples, examples
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Task
+from forwardinf.core.task_text import Seq2Seq
 from forwardinf.read import plan as planning
 
 
@@ -102,6 +103,8 @@ def device_of(model: nn.Module, asked: str) -> torch.device:
 def open_examples(data: Any, name: str, task: Task, collate_fn: Collate | None, options: Options) -> Examples:
     """Return data in any form as rows read by position, joined as the user or the task says."""
     workers = options.num_workers if name == "train" else 0
-    return examples(
+    found = examples(
         data, name=name, collate_fn=collate_fn, task_collate=task.collate, seed=options.seed, num_workers=workers
     )
+    found.two_texts = isinstance(task, Seq2Seq)
+    return found

@@ -14,7 +14,7 @@ from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.per_example import recorder_of
-from forwardinf.core.progress import Advance, Setting, progress
+from forwardinf.core.progress import Advance, Setting, Stages, progress
 from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import as_task
@@ -28,6 +28,7 @@ from forwardinf.read.per_example import OwnEngine, self_products
 from forwardinf.read.tune import tune
 
 UNFITTED = ("plain", "sign")
+PASS = 4  # forwards that a pass with gradients counts for in the progress
 
 
 @dataclass
@@ -83,12 +84,20 @@ def prepare_self(
     ids: str | Sequence[Id] | None,
     collate_fn: Collate | None,
     options: Options,
+    whole: Stages | None = None,
 ) -> SelfJob:
-    """Settle how self-influence is read; see :func:`forwardinf.self_influence`. Call it with the model borrowed."""
+    """Settle how self-influence is read; see :func:`forwardinf.self_influence`. Call it with the model borrowed.
+
+    ``whole``, the call's progress, is told what is to come.
+    """
     began, spoken, notes = time.perf_counter(), as_task(task), list[str]()
     device = device_of(model, options.device)
     rows = open_examples(train, "train", spoken, collate_fn, options)
-    data = rows.seal(range(len(rows)), lambda done: None, spoken.parts if spoken.packed else None, ids)
+    with progress("hashing", len(rows), options.progress) as advance:
+        data = rows.seal(range(len(rows)), advance, spoken.parts if spoken.packed else None, ids)
+    if whole is not None:
+        whole.expect("fitting", 0 if perturbation.direction in UNFITTED else PASS * len(rows))
+        whole.expect("self-influence", PASS * len(rows))
     feed = Feed(model, spoken, rows, device, seed=options.seed)
     chosen = select(model, perturbation.parameters)
     notes += rows.notes

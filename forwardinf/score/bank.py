@@ -17,7 +17,7 @@ FORMAT = "forwardinf.bank/1"
 OUTPUTS_ARE = ("loss", "measure")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bank:
     """Subset trainings: who was in each, and what the queries' losses (or measurements) were afterwards.
 
@@ -41,6 +41,12 @@ class Bank:
         object.__setattr__(self, "masks", checked_masks(self.masks))
         for name, table in {"outputs": self.outputs, **self.more}.items():
             checked_outputs(table, len(self.masks), f"Bank({name}=)")
+
+    def __repr__(self) -> str:
+        seeds = f" × {self.outputs.shape[1]} seeds" if np.ndim(self.outputs) == 3 else ""
+        more = f" and {', '.join(self.more)}" if self.more else ""
+        return (f"Bank({len(self.masks):,} subsets{seeds} of {self.masks.shape[1]:,} training examples, "
+                f"{np.shape(self.outputs)[-1]:,} queries, {self.outputs_are}{more})")  # fmt: skip
 
     @property
     def goodness(self) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from torch import Tensor, from_numpy
 
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
 from forwardinf.core.files import read_json
+from forwardinf.core.ids import Id, places_of, several
 from forwardinf.core.settings import OF_RATES
 from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.score.stability import stability
@@ -21,7 +22,6 @@ from forwardinf.score.store import DONE, QUERIES, TRAIN, Folder, id_column, id_i
 from forwardinf.score.top import Floats, Ints, extremes, order
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Id = int | str
 
 # The view stands above: it is named here, not imported, so that `scores.report()` reads naturally and floors stay floors.
 DRAWN_BY = "forwardinf.view.gallery"
@@ -116,7 +116,7 @@ class Scores:
         want = {name: self.perturbation.get(name) for name in own.perturbation if name in OF_RATES}
         have = {name: own.perturbation[name] for name in want}
         if self.kind != "linear" or want != have or list(own.ids) != list(self.ids):
-            apart = "another direction or reading" if want != have else "others"
+            apart = "another direction or reading" if want != have else "that of other examples"
             got = f"{self.kind} scores" if self.kind != "linear" else apart
             raise SettingError("scores.cosine(own)", expected="linear scores, and the self-influence of the same training "
                                "examples under the same direction", got=got,
@@ -132,20 +132,54 @@ class Scores:
         sign = "positive = proponent" if self.signed else "magnitudes"
         return f"Scores({size}, {self.kind}, {unit}{sign}{kept})"
 
-    def top(self, k: int = 10, query: Id | None = None) -> pd.DataFrame:
+    def __len__(self) -> int:
+        """Return how many queries there are."""
+        return len(self.query_ids)
+
+    def __iter__(self) -> Iterator[Id]:
+        """Yield the query ids: ``for query in scores: scores[query]``."""
+        return iter(self.query_ids)
+
+    def __contains__(self, query: object) -> bool:
+        """Tell whether there is a query of this id."""
+        return query in self.query_ids
+
+    def __getitem__(self, query: Id) -> Floats:
+        """Return the scores of one query, by its id, ``(N,)`` in the order of ``ids``. By position: ``values[place]``.
+
+        Raises:
+            UnknownId: There is no such query; says which was probably meant. It is a KeyError too.
+            SettingError: Only the best and worst were kept.
+
+        Example:
+            >>> Scores.from_array([[1.0, -2.0]], query_ids=["q"])["q"].tolist()
+            [1.0, -2.0]
+        """
+        (place,) = places_of("scores[query]", [query], self.query_ids)
+        return cast("Floats", self.values[place])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """Return ``values`` to NumPy."""
+        made = np.array if copy else np.asarray
+        return cast("Array", made(self.values, dtype=dtype))
+
+    def top(self, k: int = 10, query: Id | Iterable[Id] | None = None) -> pd.DataFrame:
         """Return each query's k strongest proponents (``as_published``: the largest magnitudes), best first.
+
+        ``query``: the id of one query, or of several, in that order; None: all.
 
         Columns: ``query, rank, train, score, share, baseline, uncertainty``. Ties go by position. Over
         checkpoints also ``stability``: the probability that the member stays in the top k when every score is drawn anew from a
         normal distribution around it (:func:`forwardinf.score.stability.stability`).
 
         Raises:
-            SettingError: k is more than was kept, or there is no such query.
+            SettingError: k is more than was kept.
+            UnknownId: There is no such query; says which was probably meant.
         """
         return self._ranked(k, query, best=True)
 
-    def bottom(self, k: int = 10, query: Id | None = None) -> pd.DataFrame:
-        """Return each query's k strongest opponents, most negative first. Same columns as :meth:`top`."""
+    def bottom(self, k: int = 10, query: Id | Iterable[Id] | None = None) -> pd.DataFrame:
+        """Return each query's k strongest opponents, most negative first. Arguments and columns as in :meth:`top`."""
         self._need_sign("bottom()")
         return self._ranked(k, query, best=False)
 
@@ -270,15 +304,18 @@ class Scores:
         write_scores(folder, self, {"cost": dict(self.cost)})
         return folder.path
 
-    def report(self, path: str | Path, show: Callable[[Any], Any] | None = None, *, k: int = 8) -> Path:
+    def report(
+        self, path: str | Path, show: Callable[[Any], Any] | None = None, *, k: int = 8, tokenizer: Any = None
+    ) -> Path:
         """Write one HTML file that opens offline: each query beside its top proponents and opponents.
 
         Args:
             path: The file.
             show: ``show(example)`` gives a PIL image or text; default: pictures of tensors, text of text.
             k: How many of each.
+            tokenizer: Turns token ids into text; default: the one that the data or the task was made with.
         """
-        return cast("Path", importlib.import_module(DRAWN_BY).report(self, Path(path), show, k))
+        return cast("Path", importlib.import_module(DRAWN_BY).report(self, Path(path), show, k, tokenizer=tokenizer))
 
     def about(self) -> dict[str, Any]:
         """Return what the numbers mean, plain: for run.json and for reports."""
@@ -303,16 +340,14 @@ class Scores:
         there = np.flatnonzero(~np.isnan(self.dense[query]))
         return there, self.dense[query][there]
 
-    def _ranked(self, k: int, query: Id | None, *, best: bool) -> pd.DataFrame:
+    def _ranked(self, k: int, query: Id | Iterable[Id] | None, *, best: bool) -> pd.DataFrame:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise SettingError("top(k=)", expected="a whole number ≥ 1", got=repr(k))
         if isinstance(self.kept, int) and k > self.kept:
             raise SettingError("top(k=)", expected=f"at most {self.kept}, the number kept", got=str(k),
                                do="Attribute with a larger keep=.")  # fmt: skip
-        if query is not None and query not in self.query_ids:
-            some = ", ".join(map(repr, self.query_ids[:5]))
-            raise SettingError("top(query=)", expected=f"a query id like {some}", got=repr(query))
-        wanted = range(len(self.query_ids)) if query is None else [self.query_ids.index(query)]
+        every = range(len(self.query_ids))
+        wanted = every if query is None else places_of("top(query=)", several(query), self.query_ids)
         per_rise = self._per_rise() if self.signed else np.full(len(self.query_ids), np.nan)
         errors = (
             self.uncertainty if "combine" in self.made_from else None
@@ -418,7 +453,7 @@ def load_scores(path: str | Path) -> Scores:
         uncertainty = gather(folder.entries(spread), size, len(ids), "all")[0] if there else None
     except IndexError as error:
         want = f"scores of {size} queries and {len(ids)} training examples"
-        raise FileError(str(path), expected=want, got="scores of others",
+        raise FileError(str(path), expected=want, got="scores of other queries or examples",
                         do="The folder mixes runs: start over with overwrite=True.") from error  # fmt: skip
     plan = read_json(folder.path / "plan.json", "forwardinf.plan/1", what="a plan") if folder.has("plan.json") else {}
     assert cross is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.losses import token_losses, token_margins
 from forwardinf.core.per_example import recorder_of
-from forwardinf.core.progress import progress
+from forwardinf.core.progress import Advance, progress
 from forwardinf.core.root import root
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task_text import CausalLM, Each, Seq2Seq
@@ -121,10 +121,14 @@ class Asking:
         self.task: Any = AskedSeq2Seq(pad) if self.both else AskedCausalLM(documents=documents, pad_token_id=pad)
         self.task.reading = reading
         self.texts = Texts(train, tokenizer, text, self.both, max_length)
+        if self.texts.cut:
+            self.notes.append(f"{self.texts.cut:,} of {len(self.texts.data):,} training texts are longer than max_length="
+                              f"{max_length} tokens: what comes after was not read")  # fmt: skip
         self._check_lengths()
         rows = open_examples(self.texts.data, "train", self.task, None, options)
         parts, named = self.task.parts if self.task.packed else None, self.texts.named(ids)
-        self.data_digest = rows.seal(range(len(rows)), lambda done: None, parts, named)
+        with progress("hashing", len(rows), options.progress) as advance:
+            self.data_digest = rows.seal(range(len(rows)), advance, parts, named)
         self.notes += rows.notes
         self.device = device_of(model, options.device)
         self.train = Feed(model, self.task, rows, self.device, seed=options.seed)
@@ -202,13 +206,16 @@ class Asking:
         found: dict[str, Array] = {}
         if needs["bm25"] or (wanted and available()):
             began = time.perf_counter()
-            told = self.text if self.task.packed else lambda place: self.texts.searched(self.train.examples, place)
-            index = Lexical([told(place) for place in range(self.units)])
-            self.clock["bm25_index_s"], began = time.perf_counter() - began, time.perf_counter()
-            found["bm25"] = np.stack([index.scores(question.filled) for question in self.asked])
+            with progress("BM25", self.units + len(self.asked), self.options.progress) as advance:
+                index = Lexical(self._searched(advance))
+                self.clock["bm25_index_s"], began = time.perf_counter() - began, time.perf_counter()
+                found["bm25"] = np.empty((len(self.asked), self.units))
+                for row, question in zip(found["bm25"], self.asked, strict=True):
+                    row[:] = index.scores(question.filled)
+                    advance(1)
             self.clock["bm25_s"] = time.perf_counter() - began
         elif wanted:
-            self.notes.append("BM25 beside it needs bm25s: pip install 'forwardinf[text]'")
+            self.notes.append("BM25 is left out: it needs the package bm25s (pip install 'forwardinf[text]')")
         if needs["neighbours"] or wanted:
             began = time.perf_counter()
             try:
@@ -219,6 +226,12 @@ class Asking:
                 self.notes.append(f"no hidden-state neighbours: {error}")
             self.clock["hidden_s"] = time.perf_counter() - began
         return found
+
+    def _searched(self, advance: Advance) -> Iterator[str]:
+        """Yield what lexical search reads of each document."""
+        for place in range(self.units):
+            yield self.text(place) if self.task.packed else self.texts.searched(self.train.examples, place)
+            advance(1)
 
     def _hidden(self) -> Array:
         if self.task.packed:
@@ -256,10 +269,12 @@ class Asking:
         for _ in each_checkpoint(self.model, checkpoints):
             index, asked = self._sketches(places)
             began = time.perf_counter()
-            found = compared(index, asked, how, damping)
-            total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
-            if together:
-                turns = jointly(found, together, chosen, places)
+            with progress("comparing", 1, self.options.progress) as advance:
+                found = compared(index, asked, how, damping)
+                total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
+                if together:
+                    turns = jointly(found, together, chosen, places)
+                advance(1)
             self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
         values = np.full((len(self.asked), self.units), np.nan)
         values[:, places] = total / count
@@ -278,7 +293,8 @@ class Asking:
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
         ask: Ask = lambda model, batch: -self.queries.task.measure(model, batch)  # noqa: E731
-        each = sketcher.rows(self.queries, range(len(self.rows)), 1, ask)
+        with progress("questions", len(self.rows), self.options.progress) as advance:
+            each = sketcher.rows(self.queries, range(len(self.rows)), 1, ask, advance)
         joined = torch.stack([each[members].mean(0) for members in self.members])
         for name, length in zip(self.names, joined.norm(dim=1).tolist(), strict=True):
             if not 0 < length < float("inf"):
@@ -376,14 +392,16 @@ class Asking:
         pusher = Pusher(replace(self.queries, task=by_loss.whole()), fitting)
         place_of_id = {name: place for place, name in enumerate(self.train.examples.ids)}
         records: list[dict[str, Any]] = []
-        for name, members in zip(self.names, self.members, strict=True):
-            top = table[(table["question"] == name) & (table["rank"] <= count)]
-            places = [place_of_id[value] for value in top["train"]]
-            rows = [self.unit(place).row for place in places]
-            for place, rank, change in zip(
-                places, top["rank"], token_changes(pusher, members, name, self.train, rows), strict=True
-            ):
-                records += self._span(name, place, int(rank), change)
+        with progress("changes of tokens", len(self.names), self.options.progress) as advance:
+            for name, members in zip(self.names, self.members, strict=True):
+                top = table[(table["question"] == name) & (table["rank"] <= count)]
+                places = [place_of_id[value] for value in top["train"]]
+                rows = [self.unit(place).row for place in places]
+                for place, rank, change in zip(
+                    places, top["rank"], token_changes(pusher, members, name, self.train, rows), strict=True
+                ):
+                    records += self._span(name, place, int(rank), change)
+                advance(1)
         self.clock["spans_s"] = time.perf_counter() - began
         return pd.DataFrame(records, columns=["question", "rank", "train", "start", "end", "text", "change"])
 
@@ -402,12 +420,19 @@ class Asking:
         ]  # fmt: skip
 
     def shown(self, table: pd.DataFrame) -> dict[str, Any]:
-        """Return what a report shows: the questions, and the texts of their top documents."""
+        """Return what a report shows: the questions, and the texts of their top documents.
+
+        ``before`` is what an encoder read before a text, ``counted`` which of a text's characters the loss counts.
+        """
         place_of_id = {name: place for place, name in enumerate(self.train.examples.ids)}
+        places = {value: place_of_id[value] for value in dict.fromkeys(table["train"])}
+        rows, whole = self.train.examples, not self.task.packed
         return {
             "questions": {name: (question.prompt, question.answer)
                           for name, question in zip(self.names, self.asked, strict=True)},
-            "texts": {value: self.text(place_of_id[value]) for value in dict.fromkeys(table["train"])},
+            "texts": {value: self.text(place) for value, place in places.items()},
+            "before": {value: self.texts.before(rows, place) for value, place in places.items()} if whole else {},
+            "counted": {value: self.texts.counted(rows, place) for value, place in places.items()} if whole else {},
         }  # fmt: skip
 
     def _order(self, places: Sequence[int]) -> list[int]:

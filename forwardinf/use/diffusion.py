@@ -19,7 +19,7 @@ from forwardinf.core.examples import Batch, Examples, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, model_digest
 from forwardinf.core.per_example import recorder_of
-from forwardinf.core.progress import Setting, progress
+from forwardinf.core.progress import ARITHMETIC, Advance, Setting, Stages, progress, stages
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Task, as_task
 from forwardinf.core.task_diffusion import Diffusion
@@ -34,16 +34,16 @@ from forwardinf.use.responses import unit
 from forwardinf.use.sketch import (
     DAMPING,
     HOW,
+    ROOM,
     Sketcher,
     check_damping,
     compared,
     kept_rows,
     place_of,
     side_by_side,
-    silent,
     widest,
 )
-from forwardinf.use.traced import Traced, ranked
+from forwardinf.use.traced import Traced, expect_attribution, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 KEYS_AND_VALUES = ("*attn2.to_k.weight", "*attn2.to_v.weight")  # diffusers' cross-attention
@@ -190,7 +190,7 @@ def trace_images(
                       seed=seed)  # fmt: skip
     globs = tuple([parameters] if isinstance(parameters, str) else parameters) if parameters is not None else None
     rule = _rule(model, perturbation, globs)
-    with borrowed(model) as model:
+    with stages("trace-images", progress) as whole, borrowed(model) as model:
         job = _Job(model, train, images, as_task(task), options, globs, ids, image_ids)
         views = [job.task] if flips == "none" else job.both_views()
         chosen = job.chosen(candidates)
@@ -203,6 +203,7 @@ def trace_images(
         compare = Compare(
             how or HOW[0], READINGS[reading], DAMPING if damping is None else damping, k if jointly else 0
         )
+        _expect(whole, job, rule, compare, len(views) * (1 + len(checkpoints or ())), baselines)
         turns: list[Turn] = []
         if rule is None:
             read = [job.indexed(view, compare, chosen, checkpoints) for view in views]
@@ -242,6 +243,23 @@ class Compare:
     together: int
 
 
+def _expect(
+    whole: Stages, job: _Job, rule: Perturbation | None, compare: Compare, states: int, baselines: bool
+) -> None:
+    """Say what the call will do, for its progress; a forward pass is one of all timesteps of an image."""
+    size, asked = len(job.ids), len(job.names)
+    for _ in range(states):
+        if rule is not None:
+            expect_attribution(whole, rule, size, asked)
+            continue
+        for _ in compare.readings:
+            whole.expect("gradients", 4 * size)
+            whole.expect("images", 4 * asked)
+        width = ROOM // (4 * size)  # numbers that the sketches of an image may have
+        whole.expect("comparing", size * width * min(size, width) + min(size, width) ** 3 / 3, ARITHMETIC)
+    whole.expect("pixels", size + asked if baselines else 0, "images")
+
+
 def _rule(model: nn.Module, perturbation: Any, globs: tuple[str, ...] | None) -> Perturbation | None:
     if perturbation is None:
         return None
@@ -264,8 +282,9 @@ class _Job:
         rows, asked = (
             open_examples(data, name, task, None, options) for data, name in ((train, "train"), (images, "images"))
         )
-        self.digest = rows.seal(range(len(rows)), silent, None, ids)
-        asked.seal(range(len(asked)), silent, None, image_ids)
+        with progress("hashing", len(rows) + len(asked), options.progress) as advance:
+            self.digest = rows.seal(range(len(rows)), advance, None, ids)
+            asked.seal(range(len(asked)), advance, None, image_ids)
         self.names, self.ids = asked.ids, rows.ids
         self.train = Feed(model, task, rows, self.device, seed=options.seed)
         self.images = Feed(model, task.whole(), asked, self.device, seed=options.seed)
@@ -317,11 +336,13 @@ class _Job:
                 self._sketches(*self._as_read(view, reads), places, len(compare.readings)) for reads in compare.readings
             ]
             began = time.perf_counter()
-            index, queries = side_by_side(pairs, compare.how)
-            found = compared(index, queries, compare.how, compare.damping)
-            total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
-            if compare.together:
-                turns = named_jointly(found, compare.together, chosen, places)
+            with progress("comparing", 1, self.options.progress) as advance:
+                index, queries = side_by_side(pairs, compare.how)
+                found = compared(index, queries, compare.how, compare.damping)
+                total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
+                if compare.together:
+                    turns = named_jointly(found, compare.together, chosen, places)
+                advance(1)
             self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
         values[:, places] = total / count
         if chosen is not None:
@@ -358,7 +379,8 @@ class _Job:
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
         ask: Callable[[nn.Module, Batch], Tensor] = lambda model, batch: -asked.measure(model, batch)  # noqa: E731
-        queries = sketcher.rows(self.images, range(len(self.names)), self.batch_size, ask)
+        with progress("images", len(self.names), self.options.progress) as advance:
+            queries = sketcher.rows(self.images, range(len(self.names)), self.batch_size, ask, advance)
         for name, length in zip(self.names, queries.norm(dim=1).tolist(), strict=True):
             if not 0 < length < float("inf"):
                 raise QueryError(
@@ -389,15 +411,17 @@ class _Job:
 
     def pixels(self) -> Array:
         """Return the cosine of images (latents) as they are fed, centred on the training set's mean, ``(Q, N)``."""
-        train, images = (self._fed(feed) for feed in (self.train, self.images))
+        with progress("pixels", len(self.ids) + len(self.names), self.options.progress) as advance:
+            train, images = (self._fed(feed, advance) for feed in (self.train, self.images))
         middle = train.mean(0)
         return (unit(images - middle).double() @ unit(train - middle).double().T).numpy()
 
-    def _fed(self, feed: Feed) -> Tensor:
+    def _fed(self, feed: Feed, advance: Advance) -> Tensor:
         task = self.task
 
         def flat(model: nn.Module, batch: Batch) -> Tensor:
             taken = task.images_of(batch) if isinstance(task, Diffusion) else _first(batch)
+            advance(len(taken))
             return taken.flatten(1).float().cpu()
 
         with torch.no_grad():

@@ -17,12 +17,13 @@ from forwardinf.use.truth import Removal
 
 FORMAT = "forwardinf.evaluation/1"
 CONTROL = "control: "
+SHOWN = 4  # rows that the result names itself
 COLUMNS = ("scores", "truth", "metric", "mean", "low", "high", "queries", "ceiling")
 CURVE = ("scores", "k", "queries", "fall", "low", "high", "random_fall", "excess", "excess_low", "excess_high", "flipped",
          "random_flipped")  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Evaluation:
     """What :func:`evaluate` returns.
 
@@ -49,6 +50,16 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
     threshold: float | None = None
     false_positive_rate: float | None = None
+
+    def __repr__(self) -> str:
+        own = self.table[~self.table["scores"].str.contains(CONTROL, regex=False)]
+        lines = [f"{row['scores']}: {row['truth']} {row['metric']} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] "
+                 f"over {row['queries']} queries" for row in own.head(SHOWN).to_dict("records")]  # fmt: skip
+        more = [f"{len(own) - SHOWN} more rows"] if len(own) > SHOWN else []
+        beside = [f"{len(self.baselines)} rows of controls"] if len(self.baselines) else []
+        falls = [f"{len(self.curve)} removals"] if len(self.curve) else []
+        see = ".table, .curve, .baselines, .save(path)"
+        return f"Evaluation({'; '.join([*lines, *more, *falls, *beside])}; see {see})"
 
     @property
     def baselines(self) -> pd.DataFrame:

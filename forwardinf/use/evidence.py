@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forwardinf.core.progress import Advance
 from forwardinf.use.responses import unit
 
 NEIGHBOURS = 20  # that a query's background is read from
@@ -130,7 +131,13 @@ def counted_views(z: Mapping[str, object]) -> int:
 
 
 def matches(
-    queries: Views, train: Views, k: int, *, also: list[list[int]] | None = None, only: list[list[int]] | None = None
+    queries: Views,
+    train: Views,
+    k: int,
+    *,
+    also: list[list[int]] | None = None,
+    only: list[list[int]] | None = None,
+    advance: Advance = lambda done: None,
 ) -> Matches:
     """Return each query's k best training examples.
 
@@ -140,13 +147,17 @@ def matches(
         k: How many.
         also: For each query, rows that are candidates whatever the views say.
         only: For each query, the only candidates.
+        advance: Told of queries done.
 
     Cost: (Q + 512)·N·Σd multiplications. Memory: 64 MiB of cosines at a time and view.
     """
     names = [name for name in queries if name in train]
     size = len(train[names[0]])
     usual = {name: background(train[name]) for name in names}
-    parts = list(_blocks(queries, train, usual, size, k, also, only))
+    parts = []
+    for part in _blocks(queries, train, usual, size, k, also, only):
+        parts.append(part)
+        advance(len(part.rows))
     return Matches(
         torch.cat([part.rows for part in parts]), torch.cat([part.score for part in parts]),
         {name: torch.cat([part.z[name] for part in parts]) for name in names},

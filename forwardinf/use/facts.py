@@ -14,19 +14,22 @@ from torch import nn
 from forwardinf.core.borrow import borrowed
 from forwardinf.core.errors import DataError, SettingError, choose
 from forwardinf.core.examples import Id
-from forwardinf.core.progress import Setting
+from forwardinf.core.progress import ARITHMETIC, Setting, Stages, stages
+from forwardinf.core.progress import progress as shown
 from forwardinf.core.settings import Perturbation
 from forwardinf.job.options import Options, as_perturbation
 from forwardinf.score.scores import Scores
-from forwardinf.use.asking import CURVATURES, READINGS, Asking
+from forwardinf.use.asking import CURVATURES, FIT, READINGS, Asking
 from forwardinf.use.fuse import as_fusion, reciprocal
 from forwardinf.use.jointly import Turn, alone
-from forwardinf.use.sketch import HOW, check_damping
-from forwardinf.use.traced import Traced, ranked
+from forwardinf.use.lexical import available
+from forwardinf.use.sketch import HOW, ROOM, check_damping
+from forwardinf.use.traced import Traced, expect_attribution, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 STAGE = 100  # candidates that each first stage names
+CHANGES = 40  # forwards that finding a question's push, and its top documents under it, count for in the progress
 STAGES = ("two-stage", "bm25", "neighbours")
 TABLE = ["question", "rank", "train", "score", "share", "bm25", "fused"]
 
@@ -154,9 +157,10 @@ def trace(
     fusion = as_fusion(fuse)
     options = Options(batch_size=batch_size, device=device, cache_dir=cache_dir, progress=progress, seed=seed)
     globs = tuple([parameters] if isinstance(parameters, str) else parameters) if parameters is not None else None
-    with borrowed(model) as model:
+    with stages("trace", progress) as whole, borrowed(model) as model:
         job = Asking(model, options, train, tokenizer, text, documents, max_length, ids, globs, reading, curvature)
-        job.ask(questions, answers, span, contrast, new_tokens, question_ids)
+        with shown("answers", 1, progress):
+            job.ask(questions, answers, span, contrast, new_tokens, question_ids)
         stage = candidates if isinstance(candidates, str) else None
         if stage is not None and stage not in STAGES:
             raise choose("trace(candidates=)", stage, STAGES)
@@ -164,6 +168,8 @@ def trace(
             "bm25": fusion is not None or stage in ("two-stage", "bm25"),
             "neighbours": stage in ("two-stage", "neighbours"),
         }
+        states = 1 + len(checkpoints or ())
+        _expect(whole, job, needs, baselines, perturbation, states, spans)
         free = job.free(needs, baselines)
         chosen = _chosen(stage, candidates, free, job)
         turns: list[Turn] = []
@@ -188,6 +194,27 @@ def trace(
             cost=job.cost(time.perf_counter() - began),
             shown=job.shown(table),
         )  # fmt: skip
+
+
+def _expect(
+    whole: Stages, job: Asking, needs: Mapping[str, bool], baselines: bool, perturbation: Any, states: int, spans: int
+) -> None:
+    """Say what the call will do, for its progress."""
+    size, rows = job.units, len(job.rows)
+    if needs["bm25"] or (baselines and available()):
+        whole.expect("BM25", size + len(job.asked), "texts")
+    if needs["neighbours"] or baselines:
+        whole.expect("hidden states", size)
+    for _ in range(states):
+        if perturbation is None:
+            width = ROOM // (4 * size)  # numbers that a sketch may have
+            whole.expect("fitting", 0 if job.curvature == "none" else 4 * min(FIT, size))
+            whole.expect("gradients", 4 * size)
+            whole.expect("questions", 4 * rows)
+            whole.expect("comparing", size * width * min(size, width) + min(size, width) ** 3 / 3, ARITHMETIC)
+        else:
+            expect_attribution(whole, as_perturbation(perturbation), size, rows)
+    whole.expect("changes of tokens", CHANGES * len(job.asked) if spans else 0)
 
 
 def _told(how: str | None, curvature: str) -> str:

@@ -17,27 +17,35 @@ from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.examples import Collate, Examples, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import row_digest
-from forwardinf.core.progress import Setting, progress
+from forwardinf.core.progress import ARITHMETIC, EIGENVECTORS, Advance, Setting, Stages, progress, stages
 from forwardinf.core.task import LABELS, Classification
 from forwardinf.job.options import Options
 from forwardinf.score.scores import Scores
-from forwardinf.use.evidence import STANDS_OUT, Matches, Views, as_views, counted_views, matches, whitening
+from forwardinf.use.evidence import SAMPLE, STANDS_OUT, Matches, Views, as_views, counted_views, matches, whitening
 from forwardinf.use.fdr import LEAST_CLEAN, LEAST_QUERIES, Null, benjamini_hochberg, from_clean, from_test_set
-from forwardinf.use.features import NAMES, Features, features, find_layers
-from forwardinf.use.opened import Opened, checked_count, checked_share, opened
+from forwardinf.use.features import MOST_WIDTH, NAMES, Features, features, find_layers
+from forwardinf.use.opened import NONE, Opened, checked_count, checked_share, opened
 from forwardinf.use.responses import Probes, probe_count, responses, unit
-from forwardinf.use.tables import Found, id_index, id_values
+from forwardinf.use.tables import ByQuery, Found, id_index, id_values
 
 COLUMNS = ("query", "rank", "train", "cosine", "share", "input_similarity", "feature_similarity", "same_content", "score",
            "is_leak", "evidence")  # fmt: skip
+UNITS = {
+    "cosine": "of the responses to the same perturbations; 1 = the training example responds as the query does",
+    "share": "1 (100 %) = the pair's reaction is as large as the query's own",
+    "input_similarity": "cosine of the inputs", "feature_similarity": "cosine of a layer's features",
+    "score": "how far the pair stands out among the query's nearest neighbours, in multiples of what is usual for neighbours, "
+             "added over the views",
+}  # fmt: skip
 NEAR = 20  # neighbours of a query in each free view that are read when not all are
 ALL_PAIRS_UP_TO = 2 * 10**9
 BUDGET = 2**26  # numbers in the table of training responses
+PROBES = 2048  # responses of each example, fewer where they would not fit
 
 
-@dataclass(frozen=True, eq=False)
-class Leaks(Found):
-    """What :func:`leaks` returns.
+@dataclass(frozen=True, eq=False, repr=False)
+class Leaks(ByQuery, Found):
+    """What :func:`leaks` returns. ``found[query]`` is one query's pairs, ``found.top(k, query=[…])`` those of several.
 
     Attributes:
         p_values: For each query, the chance that a clean query's best match scores as high; NaN where uncalibrated.
@@ -46,6 +54,31 @@ class Leaks(Found):
 
     p_values: pd.Series[float] | None = None
     fdr: float = 0.05
+
+    @property
+    def query_ids(self) -> list[Id]:
+        """The queries' ids, in order."""
+        ids: list[Id] = self.table["query"].unique().tolist() if self.p_values is None else self.p_values.index.tolist()
+        return ids
+
+    @property
+    def decided(self) -> str:
+        """How many queries have a copy, in words."""
+        found = int(self.table.groupby("query", sort=False)["is_leak"].any().sum())
+        among = f" among {len(self.pictured['train']):,} training examples" if "train" in self.pictured else ""
+        return f"{found:,} of {len(self):,} queries have a copy{among}"
+
+    @property
+    def rule(self) -> str:
+        """What was decided by, in words."""
+        return f"score of at least {self.threshold:.3g}, or the same content"
+
+    @property
+    def rate(self) -> str:
+        """How often a clean query is accused, in words."""
+        if self.false_positive_rate is None:
+            return "uncalibrated, no false-positive rate"
+        return f"false-discovery rate {100 * self.fdr:.2g} %, {super().rate}"
 
 
 @dataclass(frozen=True)
@@ -129,34 +162,32 @@ def leaks(
     """
     options = Options(batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed)
     began, q, count = time.perf_counter(), checked_share("fdr", fdr), checked_count("k", k)
-    with borrowed(model) as model:
+    with stages("leaks", progress) as whole, borrowed(model) as model:
         given = opened(model, task, options, collate_fn, parameters)
-        sides = {"train": _side(given, train, "train", ids), "queries": _side(given, queries, "queries", query_ids)}
+        feeds = {"train": given.feed(train, "train", ids), "queries": given.feed(queries, "queries", query_ids)}
         if clean is not None:
-            sides["clean"] = _side(given, clean, "clean", None)
-            if len(sides["clean"].content) < LEAST_CLEAN:
-                raise DataError("clean", expected=f"at least {LEAST_CLEAN} examples", got=str(len(sides["clean"].content)),
+            feeds["clean"] = given.feed(clean, "clean")
+            if len(feeds["clean"].examples) < LEAST_CLEAN:
+                raise DataError("clean", expected=f"at least {LEAST_CLEAN} examples", got=str(len(feeds["clean"].examples)),
                                 do="Pass more, or none: the queries are then their own null.")  # fmt: skip
+        named = _candidates(candidates, feeds)
+        _expect(whole, feeds, named)
+        sides = {name: _side(given, feed) for name, feed in feeds.items()}
+        if "clean" in sides:
             _refuse_leaked(sides["clean"], sides["train"])
-        named = _candidates(candidates, sides)
-        read, only = _rows(named, sides)
+        read, only = _rows(given, named, sides)
         views, raw = _views(given, sides, read)
-    place = {row: at for at, row in enumerate(read)}
-    found: dict[str, Matches] = {}
-    notes = [*sides["train"].feed.examples.notes, *sides["queries"].feed.examples.notes]
-    for name in ("queries", "clean"):
-        if name in sides:
-            also = _same(sides[name], sides["train"], place)
-            found[name] = matches(views[name], views["train"], min(count, len(read)), also=also,
-                                  only=only if name == "queries" else None)  # fmt: skip
-    null = _null(found, notes)
-    table, p_values, threshold = _table(found["queries"], raw, sides, read, null, q)
+        notes = [*feeds["train"].examples.notes, *feeds["queries"].examples.notes]
+        found = _matched(given, sides, views, read, only, count)
+        null = _null(found, notes)
+        table, p_values, threshold = _table(found["queries"], raw, sides, read, null, q)
+        baselines = _baselines(given, table, sides, count)
     cost = {"seconds": round(time.perf_counter() - began, 3), "probes": raw["train"].shape[1], "gradients_read": len(read),
             "pairs": len(read) * len(sides["queries"].content)}  # fmt: skip
     rate = None if null is None else float(null.p_value(threshold))
     return Leaks(
-        "leaks", table, "is_leak", threshold, rate, _told(null, q), _baselines(table, sides, count),
-        {"cosine": "1 = reacts as the query", "share": "1 = reacts as the query", "score": "mean excesses over the neighbours"},
+        "leaks", table, "is_leak", threshold, rate, _told(null, q), baselines,
+        UNITS,
         notes, cost, {"train": sides["train"].feed.examples, "queries": sides["queries"].feed.examples}, p_values, q,
     )  # fmt: skip
 
@@ -174,17 +205,42 @@ def response_cosine(scores: Scores) -> Tensor:
 # -- what is read --------------------------------------------------------------------------------------------------------
 
 
-def _side(given: Opened, data: Any, name: str, ids: str | Sequence[Id] | None) -> _Side:
-    feed = given.feed(data, name, ids)
+def _expect(whole: Stages, feeds: Mapping[str, Feed], named: list[list[int]] | str) -> None:
+    """Say what the call will do, for its progress: see the cost in :func:`leaks`."""
+    sizes = {name: len(feed.examples) for name, feed in feeds.items()}
+    asked = sum(sizes.values()) - sizes["train"]
+    read = sizes["train"] if named == "all" else min(sizes["train"], NEAR * len(NAMES) * asked)
+    for name, size in sizes.items():
+        whole.expect(f"{name}: features", size)
+    if named != "all":
+        whole.expect("neighbours", asked * sizes["train"] * len(NAMES) * MOST_WIDTH, ARITHMETIC)
+    for name, size in sizes.items():
+        whole.expect(f"{name}: responses", 4 * (read if name == "train" else size))
+    width, smaller = PROBES, min(PROBES, read)
+    whole.expect("whitening", (read + asked + read) * width * smaller + EIGENVECTORS * smaller**3, ARITHMETIC)
+    for name, size in sizes.items():
+        if name != "train":
+            whole.expect(
+                f"{name}: matching", (size + SAMPLE) * read * (2 * width + len(NAMES) * MOST_WIDTH), ARITHMETIC
+            )
+    whole.expect("free alternatives", sizes["queries"] * sizes["train"] * len(NAMES) * MOST_WIDTH, ARITHMETIC)
+
+
+def _side(given: Opened, feed: Feed) -> _Side:
+    name = feed.examples.name
     with progress(f"{name}: features", len(feed.examples), given.options.progress) as advance:
         found = features(feed, given.batch_size, advance, find_layers(feed))
-    return _Side(feed, found, content(feed.examples, given.task))
+    with progress(f"{name}: contents", len(feed.examples), given.options.progress) as advance:
+        return _Side(feed, found, content(feed.examples, given.task, advance))
 
 
-def content(examples: Examples, task: Any) -> list[bytes]:
+def content(examples: Examples, task: Any, advance: Advance = NONE) -> list[bytes]:
     """Return the digest of each example's inputs, label apart where the task tells which it is."""
-    kinds: dict[type, bytes] = {}
-    return [row_digest(_inputs(examples[row], task), kinds) for row in range(len(examples))]
+    found, kinds = list[bytes](), dict[type, bytes]()
+    for row in range(len(examples)):
+        found.append(row_digest(_inputs(examples[row], task), kinds))
+        advance(1)
+    return found
 
 
 def _inputs(example: Any, task: Any) -> Any:
@@ -204,9 +260,9 @@ def _refuse_leaked(clean: _Side, train: _Side) -> None:
                         got=f"{len(bad)} that are, bit for bit", do="Leave them out: they would hide leaks.")  # fmt: skip
 
 
-def _candidates(candidates: Any, sides: Mapping[str, _Side]) -> list[list[int]] | str:
+def _candidates(candidates: Any, feeds: Mapping[str, Feed]) -> list[list[int]] | str:
     """Return ``"all"``, ``"neighbours"``, or the training rows of each query."""
-    rows, asked = sides["train"].feed.examples, sides["queries"].feed.examples
+    rows, asked = feeds["train"].examples, feeds["queries"].examples
     if isinstance(candidates, str):
         if candidates == "auto":
             return "all" if len(rows) * len(asked) <= ALL_PAIRS_UP_TO else "neighbours"
@@ -225,20 +281,26 @@ def _candidates(candidates: Any, sides: Mapping[str, _Side]) -> list[list[int]] 
         plain = candidates.tolist() if hasattr(candidates, "tolist") else candidates
         lists = [[int(value) for value in entry] for entry in plain]
     if len(lists) != len(asked) or not all(lists):
-        raise DataError("candidates", expected=f"at least one for each of {len(asked)} queries", got="another number")
+        got = f"lists for {len(lists)}" if len(lists) != len(asked) else f"none for {asked.ids[lists.index([])]!r}"
+        raise DataError("candidates", expected=f"at least one for each of {len(asked)} queries", got=got)
     if any(not 0 <= row < len(rows) for entry in lists for row in entry):
-        raise DataError("candidates", expected="training ids, or positions that there are", got="another one")
+        raise DataError("candidates", expected=f"training ids, or positions that there are, from 0 to {len(rows) - 1}",
+                        got="an unknown id, or a position outside")  # fmt: skip
     return lists
 
 
-def _rows(named: list[list[int]] | str, sides: Mapping[str, _Side]) -> tuple[list[int], list[list[int]] | None]:
+def _rows(
+    given: Opened, named: list[list[int]] | str, sides: Mapping[str, _Side]
+) -> tuple[list[int], list[list[int]] | None]:
     """Return the training rows whose gradients are read, and for each query the places of its own candidates."""
     if named == "all":
         return list(range(len(sides["train"].content))), None
     wanted: set[int] = set()
-    for name in ("queries", "clean"):
-        if name in sides:
-            wanted |= _nearest_rows(sides[name], sides["train"])
+    with progress("neighbours", 1, given.options.progress) as advance:
+        for name in ("queries", "clean"):
+            if name in sides:
+                wanted |= _nearest_rows(sides[name], sides["train"])
+        advance(1)
     if isinstance(named, str):
         return sorted(wanted), None
     read = sorted(wanted | {row for entry in named for row in entry})
@@ -263,19 +325,36 @@ def _nearest_rows(asked: _Side, train: _Side) -> set[int]:
 
 def _views(given: Opened, sides: Mapping[str, _Side], read: list[int]) -> tuple[dict[str, Views], dict[str, Tensor]]:
     """Return the views and the plain responses of every side; of the training set, those that are read."""
-    probes = Probes(given.parameters, probe_count(len(read), BUDGET, most=2048), given.options.seed)
+    probes = Probes(given.parameters, probe_count(len(read), BUDGET, most=PROBES), given.options.seed)
     raw: dict[str, Tensor] = {}
     for name, side in sides.items():
         rows = read if name == "train" else range(len(side.content))
         with progress(f"{name}: responses", len(rows), given.options.progress) as advance:
             raw[name] = responses(side.feed, given.parameters, probes, rows=rows, advance=advance).values
-    whiten = whitening(unit(raw["train"]))
-    at = torch.tensor(read)
-    views = {}
-    for name, side in sides.items():
-        own = {view: values[at] if name == "train" else values for view, values in side.features.items()}
-        views[name] = as_views(own, raw[name], whiten)
+    at, views = torch.tensor(read), {}
+    with progress("whitening", 1, given.options.progress) as advance:
+        whiten = whitening(unit(raw["train"]))
+        for name, side in sides.items():
+            own = {view: values[at] if name == "train" else values for view, values in side.features.items()}
+            views[name] = as_views(own, raw[name], whiten)
+        advance(1)
     return views, raw
+
+
+def _matched(
+    given: Opened, sides: Mapping[str, _Side], views: Mapping[str, Views], read: list[int], only: list[list[int]] | None,
+    count: int,
+) -> dict[str, Matches]:  # fmt: skip
+    """Return the best training examples of every query, and of every clean example."""
+    place = {row: at for at, row in enumerate(read)}
+    found: dict[str, Matches] = {}
+    for name in ("queries", "clean"):
+        if name in sides:
+            also = _same(sides[name], sides["train"], place)
+            with progress(f"{name}: matching", len(sides[name].content), given.options.progress) as advance:
+                found[name] = matches(views[name], views["train"], min(count, len(read)), also=also,
+                                      only=only if name == "queries" else None, advance=advance)  # fmt: skip
+    return found
 
 
 def _same(asked: _Side, train: _Side, place: Mapping[int, int]) -> list[list[int]]:
@@ -295,10 +374,14 @@ def _null(found: Mapping[str, Matches], notes: list[str]) -> Null | None:
     best = found["queries"].score[:, 0].numpy()
     if len(best) >= LEAST_QUERIES:
         notes.append(
-            "no clean examples: the middle of the queries is the null, which holds while fewer than 15 % leaked"
+            "no clean examples were given: the middle of the queries' own scores stands for what is clean, "
+            "which holds while fewer than 15 % of the queries leaked"
         )
         return from_test_set(best)
-    notes.append(f"uncalibrated: pass clean= examples, or at least {LEAST_QUERIES} queries, for a false-positive rate")
+    notes.append(
+        f"uncalibrated: for a false-positive rate pass clean=, at least {LEAST_CLEAN} examples that are not in the training set, "
+        f"or at least {LEAST_QUERIES} queries"
+    )
     return None
 
 
@@ -366,19 +449,21 @@ def _evidence(found: Matches, query: int, rank: int, same: bool, null: Null | No
     return ", ".join(told) + (" (uncalibrated)" if told and null is None else "")
 
 
-def _baselines(table: pd.DataFrame, sides: Mapping[str, _Side], count: int) -> pd.DataFrame:
+def _baselines(given: Opened, table: pd.DataFrame, sides: Mapping[str, _Side], count: int) -> pd.DataFrame:
     """Return, for each query and rank, what each free view alone would have named."""
     asked, rows = sides["queries"], sides["train"]
     frame: dict[str, Any] = {"query": table["query"], "rank": table["rank"]}
     place = {value: at for at, value in enumerate(asked.feed.examples.ids)}
     at = [(place[query], rank - 1) for query, rank in zip(frame["query"], frame["rank"], strict=True)]
-    for view in NAMES:
-        if view in asked.features and view in rows.features:
+    views = [view for view in NAMES if view in asked.features and view in rows.features]
+    with progress("free alternatives", len(views), given.options.progress) as advance:
+        for view in views:
             size = len(rows.content)
             best = matches({view: unit(asked.features[view])}, {view: unit(rows.features[view])}, min(count, size))
             near = [rows.feed.examples.ids[int(best.rows[query, rank])] for query, rank in at]
             frame[f"{view}_neighbour"] = id_values(near)
             frame[f"{view}_similarity"] = [float(best.cosine[view][query, rank]) for query, rank in at]
+            advance(1)
     known = set(rows.content)
     frame["same_content"] = [asked.content[query] in known for query, _ in at]
     return pd.DataFrame(frame)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.errors import ModelError
+from forwardinf.core.progress import EIGENVECTORS
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # in units of the kernel's mean diagonal
 SMALLEST = 1e-10  # eigenvalues below this share of the largest are rounding
@@ -95,6 +96,12 @@ def leave_one_out(features: Tensor, labels: Tensor, classes: int) -> Without:
             best = Without(predicted, fitted, leverage, ridge, error, onehot, features, scale, vectors, values)
     assert best is not None
     return best
+
+
+def multiplications(rows: int, width: int) -> float:
+    """Return what :func:`leave_one_out` multiplies, about: products and eigenvectors of the smaller side."""
+    smaller = min(rows, width)
+    return 2 * rows * width * smaller + EIGENVECTORS * smaller**3
 
 
 def margin(predicted: Tensor, labels: Tensor) -> Tensor:

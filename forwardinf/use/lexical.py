@@ -6,7 +6,7 @@ The only file that knows bm25s (the extra ``text``).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Lexical:
         0
     """
 
-    def __init__(self, documents: Sequence[str]) -> None:
+    def __init__(self, documents: Iterable[str]) -> None:
         """Index the documents."""
         bm25s = import_extra("bm25s", extra="text", need="BM25")
         split = [words(text) for text in documents]

@@ -15,26 +15,28 @@ from torch import Tensor, nn
 from forwardinf.core.borrow import borrowed
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
-from forwardinf.core.progress import Setting
+from forwardinf.core.progress import ARITHMETIC, Advance, Setting, Stages, stages
+from forwardinf.core.progress import progress as shown
 from forwardinf.core.settings import Perturbation
 from forwardinf.job.options import Options
 from forwardinf.method import self_influence
-from forwardinf.use.leave_one_out import Without, leave_one_out
+from forwardinf.use.leave_one_out import Without, leave_one_out, multiplications
 from forwardinf.use.opened import checked_count, opened
-from forwardinf.use.readings import Readings, checked_size, readings
+from forwardinf.use.readings import WIDTH, Readings, checked_size, expect_readings, readings
 from forwardinf.use.tables import Found, id_index, id_values
 
 LEAST = 20
 MEMORIZED, INFLUENTIAL = 0.25, 0.15  # Feldman & Zhang 2020: what counts as memorised, and as a pair of high influence
 BLOCK = 2**24
 UNITS = {
-    "memorization": "probability of its own label, with it minus without it", "loss": "nats",
+    "memorization": "predicted probability of its own label, with the example in the training set minus without it",
+    "loss": "nats",
     "gradient_norm": "nats per unit of length",
-    "influence": "probability of the query's label, with the training example minus without",
+    "influence": "predicted probability of the query's label, with the training example minus without it",
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Memorized(Found):
     """What :func:`memorized` returns.
 
@@ -43,6 +45,16 @@ class Memorized(Found):
     """
 
     pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def decided(self) -> str:
+        """How many training examples are memorised, in words."""
+        return f"{int(self.table[self.decision].sum()):,} of {len(self.table):,} training examples are memorised"
+
+    @property
+    def rule(self) -> str:
+        """What was decided by, in words."""
+        return f"memorization of at least {self.threshold:.3g}"
 
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
@@ -112,20 +124,26 @@ def memorized(
     """
     options = Options(batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed)
     began, count = time.perf_counter(), checked_count("k", k)
-    with borrowed(model) as model:
-        given = opened(model, task, options, collate_fn, parameters)
-        feed = given.feed(train, "train", ids)
-        checked_size(feed, LEAST)
-        own, centre = readings(given, feed)
-        asked, test = None, None
-        if queries is not None:
-            asked = given.feed(queries, "queries", query_ids)
-            test, _ = readings(given, asked, centre)
-    strength = self_influence(
-        model, train, task=task, direction=Perturbation("gfim", reading="auto"), parameters=parameters, ids=ids,
-        collate_fn=collate_fn, num_workers=num_workers, batch_size=batch_size, device=device, progress=progress, seed=seed,
-    )  # fmt: skip
-    others = leave_one_out(own.logits, own.labels, own.classes)
+    with stages("memorized", progress) as whole:
+        with borrowed(model) as model:
+            given = opened(model, task, options, collate_fn, parameters)
+            feed = given.feed(train, "train", ids)
+            checked_size(feed, LEAST)
+            asked = None if queries is None else given.feed(queries, "queries", query_ids)
+            _expect(whole, feed, asked)
+            own, centre = readings(given, feed)
+            test = None if asked is None else readings(given, asked, centre)[0]
+        strength = self_influence(
+            model, train, task=task, direction=Perturbation("gfim", reading="auto"), parameters=parameters, ids=ids,
+            collate_fn=collate_fn, num_workers=num_workers, batch_size=batch_size, device=device, progress=progress, seed=seed,
+        )  # fmt: skip
+        with shown("predictions by the others", 1, progress) as advance:
+            others = leave_one_out(own.logits, own.labels, own.classes)
+            advance(1)
+        pairs = pd.DataFrame(columns=["query", "train", "influence"])
+        if asked is not None and test is not None:
+            with shown("pairs", len(asked.examples), progress) as advance:
+                pairs = _pairs(others, test, feed, asked, count, advance)
     known = memorization(others, own.labels)
     table = pd.DataFrame(
         {"memorization": known, "self_influence": strength.values, "loss": own.loss.numpy(),
@@ -135,12 +153,9 @@ def memorized(
     baselines = pd.DataFrame({"gradient_norm": own.self_influence.sqrt().numpy(), "loss": table["loss"],
                               "leverage": others.leverage.numpy()}, index=table.index)  # fmt: skip
     pictured = {"train": feed.examples} | ({"queries": asked.examples} if asked is not None else {})
-    pairs = pd.DataFrame(columns=["query", "train", "influence"])
-    if asked is not None and test is not None:
-        pairs = _pairs(others, test, feed, asked, count)
     cost = {"seconds": round(time.perf_counter() - began, 3), "examples": len(table), "ridge": others.ridge}
     units = UNITS | {"self_influence": f"{strength.unit} per unit step"}
-    return Memorized("memorized", table, "is_memorized", MEMORIZED, None, "threshold of Feldman & Zhang 2020; no rate",
+    return Memorized("memorized", table, "is_memorized", MEMORIZED, None, "threshold of Feldman & Zhang 2020",
                      baselines, units, feed.examples.notes, cost, pictured, pairs)  # fmt: skip
 
 
@@ -152,7 +167,20 @@ def memorization(others: Without, labels: Tensor) -> np.ndarray[Any, np.dtype[np
     return (others.fitted - others.predicted).gather(1, labels[:, None])[:, 0].numpy()
 
 
-def _pairs(others: Without, test: Readings, feed: Feed, asked: Feed, count: int) -> pd.DataFrame:
+def _expect(whole: Stages, feed: Feed, asked: Feed | None) -> None:
+    """Say what the call will do, for its progress."""
+    size = len(feed.examples)
+    for part in (feed, asked):
+        if part is not None:
+            expect_readings(whole, part)
+    whole.expect("fitting", 4 * size)
+    whole.expect("self-influence", 4 * size)
+    whole.expect("predictions by the others", multiplications(size, WIDTH), ARITHMETIC)
+    if asked is not None:
+        whole.expect("pairs", len(asked.examples) * size * (WIDTH + 2 * min(size, WIDTH)), ARITHMETIC)
+
+
+def _pairs(others: Without, test: Readings, feed: Feed, asked: Feed, count: int, advance: Advance) -> pd.DataFrame:
     """Return each query's strongest pairs, of its own label."""
     queries, trains, influences = list[Id](), list[Id](), list[float]()
     step, size = max(1, BLOCK // len(feed.examples)), min(count, len(feed.examples))
@@ -164,4 +192,5 @@ def _pairs(others: Without, test: Readings, feed: Feed, asked: Feed, count: int)
             queries += [asked.examples.ids[start + place]] * size
             trains += [feed.examples.ids[int(row)] for row in best.indices[place]]
             influences += best.values[place].tolist()
+        advance(len(found))
     return pd.DataFrame({"query": id_values(queries), "train": id_values(trains), "influence": influences})

@@ -23,7 +23,7 @@ FORMAT = "forwardinf.verify/1"
 TOP = 50  # of the top-k overlap, or half the examples where there are fewer than a hundred
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mirror:
     """One experiment: both influences of M training examples (or groups) on Q tests.
 
@@ -46,6 +46,10 @@ class Mirror:
     rows: list[Any]
     published: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        alike = f"Pearson {self.pearson.mean():.3f}, Spearman {self.spearman.mean():.3f}"
+        return f"Mirror({self.data}, {self.experiment}: {len(self.tests)} × {len(self.rows)}, {alike})"
 
     @property
     def pearson(self) -> Array:

@@ -15,24 +15,30 @@ from torch import Tensor, nn
 from forwardinf.core.borrow import borrowed
 from forwardinf.core.errors import DataError
 from forwardinf.core.examples import Collate, Id
-from forwardinf.core.progress import Setting
+from forwardinf.core.feed import Feed
+from forwardinf.core.progress import ARITHMETIC, Advance, Setting, Stages, stages
+from forwardinf.core.progress import progress as shown
 from forwardinf.job.options import Options
 from forwardinf.use.consensus import Array, ranks, weights
 from forwardinf.use.fdr import LEAST_CLEAN
-from forwardinf.use.leave_one_out import Without, leave_one_out, margin
+from forwardinf.use.features import MOST_WIDTH, NAMES
+from forwardinf.use.leave_one_out import Without, leave_one_out, margin, multiplications
 from forwardinf.use.neighbours import neighbours_labels
 from forwardinf.use.opened import opened
-from forwardinf.use.readings import Readings, checked_size, readings
+from forwardinf.use.readings import WIDTH, Readings, checked_size, expect_readings, readings
 from forwardinf.use.tables import Found, id_index
 
 LEAST = 20
 FIT = "fit"
 CLEAN = "clean_reaction"
-UNITS = {"label_score": "0 = surely wrong, 1 = surely right", "loss": "nats", "self_influence": "nats per unit step",
-         "leave_one_out": "best other class minus given, predicted by the others"}  # fmt: skip
+UNITS = {
+    "label_score": "0 = the most doubtful label, 1 = the least; from ranks, so not a probability", "loss": "nats",
+    "self_influence": "nats per unit step",
+    "leave_one_out": "best other class minus the given one, predicted by all other examples; above 0 = another class fits better",
+}  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mislabeled(Found):
     """What :func:`mislabeled` returns.
 
@@ -41,6 +47,21 @@ class Mislabeled(Found):
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def decided(self) -> str:
+        """How many labels look wrong, in words."""
+        return f"{int(self.table[self.decision].sum()):,} of {len(self.table):,} labels look wrong"
+
+    @property
+    def rule(self) -> str:
+        """What was decided by, in words."""
+        return f"label_score of at most {self.threshold:.3g}"
+
+    @property
+    def rate(self) -> str:
+        """How often a right label is accused, in words."""
+        return super().rate + (" (clean= would give one)" if self.false_positive_rate is None else "")
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the rows, as plain values."""
@@ -111,18 +132,21 @@ def mislabeled(
     """
     options = Options(batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed)
     began = time.perf_counter()
-    with borrowed(model) as model:
-        given = opened(model, task, options, collate_fn, parameters)
-        feed = given.feed(train, "train", ids)
-        checked_size(feed, LEAST)
-        own, centre = readings(given, feed)
-        known = None
-        if clean is not None:
-            trusted = given.feed(clean, "clean")
-            if len(trusted.examples) < LEAST_CLEAN:
+    with stages("mislabeled", progress) as whole:
+        with borrowed(model) as model:
+            given = opened(model, task, options, collate_fn, parameters)
+            feed = given.feed(train, "train", ids)
+            checked_size(feed, LEAST)
+            trusted = None if clean is None else given.feed(clean, "clean")
+            if trusted is not None and len(trusted.examples) < LEAST_CLEAN:
                 raise DataError("clean", expected=f"at least {LEAST_CLEAN} examples", got=str(len(trusted.examples)))
-            known, _ = readings(given, trusted, centre)
-    others = {view: leave_one_out(values, own.labels, own.classes) for view, values in own.views().items()}
+            _expect(whole, feed, trusted)
+            own, centre = readings(given, feed)
+            known = None if trusted is None else readings(given, trusted, centre)[0]
+        with shown("predictions by the others", len(own.views()), progress) as advance:
+            others = _by_others(own, advance)
+        with shown("neighbours", len(own.features), progress) as advance:
+            baselines = _baselines(own, id_index(feed.examples.ids), advance)
     detectors = _detectors(own, others, known)
     share = dict(zip(detectors, weights(np.stack(list(detectors.values()))), strict=True))
     doubt = np.asarray(sum(share[name] * values for name, values in detectors.items()))
@@ -149,13 +173,35 @@ def mislabeled(
         "examples": len(table),
         "ridge": {v: o.ridge for v, o in others.items()},
     }
-    told = "count of issues by confident learning" + (
-        "; rate on the clean examples" if known is not None else "; no clean examples: no rate"
+    told = "how many labels are wrong: by confident learning" + (
+        f"; the rate: on {len(known.labels):,} clean examples"
+        if known is not None
+        else "; no clean examples, so no rate"
     )
     return Mislabeled(
-        "mislabeled", table, "is_label_issue", threshold, rate, told, _baselines(own, table.index), UNITS, notes, cost,
+        "mislabeled", table, "is_label_issue", threshold, rate, told, baselines, UNITS, notes, cost,
         {"train": feed.examples}, {name: round(float(value), 4) for name, value in share.items()},
     )  # fmt: skip
+
+
+def _expect(whole: Stages, feed: Feed, clean: Feed | None) -> None:
+    """Say what the call will do, for its progress."""
+    size = len(feed.examples)
+    for part in (feed, clean):
+        if part is not None:
+            expect_readings(whole, part)
+    others = multiplications(size, WIDTH) + len(NAMES) * multiplications(size, MOST_WIDTH)
+    whole.expect("predictions by the others", others, ARITHMETIC)
+    whole.expect("neighbours", len(NAMES) * MOST_WIDTH * size**2, ARITHMETIC)
+
+
+def _by_others(own: Readings, advance: Advance) -> dict[str, Without]:
+    """Return, by view, what the other examples say of each label."""
+    found = {}
+    for view, values in own.views().items():
+        found[view] = leave_one_out(values, own.labels, own.classes)
+        advance(1)
+    return found
 
 
 def _detectors(own: Readings, others: Mapping[str, Without], clean: Readings | None) -> dict[str, Array]:
@@ -224,16 +270,17 @@ def _remarks(own: Readings, others: Mapping[str, Without]) -> list[str]:
     right = float((own.probabilities.argmax(1) == own.labels).double().mean())
     there = float((others["responses"].predicted.argmax(1) == own.labels).double().mean())
     if right - there > 0.1:
-        return [f"the model fits {right:.0%} of the labels, the others predict {there:.0%}: it has memorised some, so that "
-                "its loss says little"]  # fmt: skip
+        return [f"the model fits {100 * right:.0f} % of the labels, and the other examples predict {100 * there:.0f} %: it has "
+                "memorised some labels, so a low loss does not mean that a label is right"]  # fmt: skip
     return []
 
 
-def _baselines(own: Readings, index: Any) -> pd.DataFrame:
+def _baselines(own: Readings, index: Any, advance: Advance) -> pd.DataFrame:
     """Return what is free: the loss, the model's own margin, what the nearest neighbours are labelled. High = wrong."""
     columns = {"loss": own.loss.numpy(), "model_margin": margin(own.probabilities, own.labels).numpy(),
                "self_influence": own.self_influence.numpy()}  # fmt: skip
     for view, values in own.features.items():
         near = neighbours_labels(values, own.labels, own.classes)
         columns[f"{view}_neighbours"] = margin(near, own.labels).numpy()
+        advance(1)
     return pd.DataFrame(columns, index=index)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from forwardinf.core.errors import SettingError, TaskError
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
-from forwardinf.core.progress import Advance
+from forwardinf.core.progress import Advance, progress
 from forwardinf.core.task import Task, as_task
 from forwardinf.job.options import Options, device_of, open_examples
 from forwardinf.perturb.select import Parameters, select
@@ -42,7 +42,8 @@ class Opened:
     def feed(self, data: Any, name: str, ids: str | Sequence[Id] | None = None) -> Feed:
         """Return data in any form, sealed (a row that changes later is an error) and named."""
         rows = open_examples(data, name, self.task, self.collate, self.options)
-        rows.seal(range(len(rows)), NONE, self.task.parts if self.task.packed else None, ids)
+        with progress(f"{name}: hashing", len(rows), self.options.progress) as advance:
+            rows.seal(range(len(rows)), advance, self.task.parts if self.task.packed else None, ids)
         if rows.units != len(rows):
             raise TaskError(type(self.task).__name__, expected="one example in each row", got="several documents packed in one",
                             do="Pass the documents one by one.")  # fmt: skip
@@ -69,8 +70,10 @@ def losses(feed: Feed, batch_size: int, advance: Advance = NONE) -> Tensor:
 
 
 @torch.no_grad()
-def predictions(feed: Feed, batch_size: int) -> tuple[Tensor, Tensor]:
+def predictions(feed: Feed, batch_size: int, advance: Advance = NONE) -> tuple[Tensor, Tensor]:
     """Return (probabilities ``(N, C)`` float64, labels ``(N,)`` int64) of a classifier.
+
+    ``advance`` is told of examples done.
 
     Raises:
         TaskError: The task has no logits or no label, or its logits are not ``(B, C)``.
@@ -91,6 +94,7 @@ def predictions(feed: Feed, batch_size: int) -> tuple[Tensor, Tensor]:
             raise TaskError(f"task {type(task).__name__}", expected="logits (B, C) and one class for each example",
                             got=f"logits {tuple(logits.shape)} and labels {got}")  # fmt: skip
         labels.append(label.flatten().cpu())
+        advance(len(logits))
         return logits
 
     rows = range(len(feed.examples))

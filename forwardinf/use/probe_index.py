@@ -26,7 +26,8 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, read_table, write_json, write_table
 from forwardinf.core.fingerprint import code_digest, differences, digest, model_digest
 from forwardinf.core.noise import seed_of
-from forwardinf.core.progress import Setting, progress
+from forwardinf.core.progress import ARITHMETIC, Setting, Stages, progress, stages
+from forwardinf.core.progress import progress as shown
 from forwardinf.core.ridge import Ridge, tempers
 from forwardinf.core.task import FunctionTask, Task, as_task
 from forwardinf.core.uses import as_uses
@@ -88,6 +89,14 @@ class ProbeIndex:
         self._files = ResponseFiles(self.path)
         self._ridges: dict[tuple[Any, ...], Ridge] = {}
         self._last: tuple[str, Tensor, Tensor, Tensor] | None = None  # the last queries' responses and losses
+
+    def __repr__(self) -> str:
+        missing = len(self._files.todo(whole_rows=self.settings["how"] == "projected"))
+        whole = f"; {missing} pieces are missing: make the call that was interrupted again" if missing else ""
+        size = f"{self.size:,} training examples × {self.probes:,} probes, {self.settings['how']}"
+        return (
+            f"ProbeIndex({str(self.path)!r}: {size}, {self.nbytes / 2**20:,.1f} MiB{whole}; see .query(model, queries))"
+        )
 
     # -- making it ---------------------------------------------------------------------------------------------------
 
@@ -167,7 +176,7 @@ class ProbeIndex:
             "parameters": patterns,
         }
         where = Path(path).expanduser()
-        with _opened(model, task, settings, options) as reader:
+        with stages("index", progress) as whole, _opened(model, task, settings, options) as reader:
             rows, data = reader.read(train, "train", collate_fn, ids)
             made_from = reader.made_from
             if (where / "index.json").is_file():
@@ -176,7 +185,7 @@ class ProbeIndex:
                             {"settings": settings, "data": data, **made_from})  # fmt: skip
             else:
                 index = cls._new(where, settings, made_from, reader.task.unit)
-            index._add(reader, rows, data, max(probes, index.probes))
+            index._add(reader, rows, data, max(probes, index.probes), whole)
         return index
 
     def append(
@@ -200,12 +209,12 @@ class ProbeIndex:
         options = Options(
             batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=self.settings["seed"]
         )
-        with _opened(model, task, self.settings, options) as reader:
+        with stages("index", progress) as whole, _opened(model, task, self.settings, options) as reader:
             rows, data = reader.read(train, "train", collate_fn, ids)
             if ids is None and data not in self._digests:
                 rows.examples.ids = [self.size + place for place in rows.examples.ids if isinstance(place, int)]
             self._same(self._made_from, reader.made_from)
-            self._add(reader, rows, data, self.probes)
+            self._add(reader, rows, data, self.probes, whole)
 
     # -- what it is --------------------------------------------------------------------------------------------------
 
@@ -294,21 +303,29 @@ class ProbeIndex:
         options = Options(batch_size=batch_size, device=device, on_bad_query=on_bad_query, progress=progress,
                           seed=self.settings["seed"])  # fmt: skip
         table = self.responses(probes)
-        with _opened(model, task, self.settings, options) as reader:
-            made_from = reader.made_from  # a query may be asked otherwise: its task need not be the index's
-            self._same({name: self._made_from[name] for name in OF_MODEL}, {name: made_from[name] for name in OF_MODEL})
-            rows, asked_digest = reader.read(queries, "queries", collate_fn, query_ids)
-            own_way, count = how or self.settings["how"], table.shape[1]
-            key = None if made_from["task"] is None else digest(asked_digest, made_from, own_way)
-            if key is None or self._last is None or self._last[0] != key or self._last[1].shape[1] < count:
-                self._last = None
-                rows = replace(rows, asked={})
-                baseline = -rows.measures(range(len(rows.examples)), reader.few(rows))
-                self._last = key or "", *reader.queries(rows, count, forward=own_way == "forward"), baseline
-            _, asked, own, baseline = self._last
-            asked, own = asked[:, :count], own[:, :count]
-        usable = self._usable(asked, rows.examples.ids, options)
-        values, rise, cross = self._compared(table, asked[usable], own, compare, damping, temper)
+        own_way, count = how or self.settings["how"], table.shape[1]
+        with stages("query", progress) as whole:
+            with _opened(model, task, self.settings, options) as reader:
+                made_from = reader.made_from  # a query may be asked otherwise: its task need not be the index's
+                self._same(
+                    {name: self._made_from[name] for name in OF_MODEL}, {name: made_from[name] for name in OF_MODEL}
+                )
+                rows, asked_digest = reader.read(queries, "queries", collate_fn, query_ids)
+                every = range(len(rows.examples))
+                whole.expect("queries", len(every) * (4 if own_way == "projected" else 2 * count))
+                whole.expect("comparing", len(table) * count * (count + len(every)) + count**3 / 3, ARITHMETIC)
+                key = None if made_from["task"] is None else digest(asked_digest, made_from, own_way)
+                if key is None or self._last is None or self._last[0] != key or self._last[1].shape[1] < count:
+                    self._last = None
+                    rows = replace(rows, asked={})
+                    baseline = -rows.measures(every, reader.few(rows))
+                    self._last = key or "", *reader.queries(rows, count, forward=own_way == "forward"), baseline
+                _, asked, own, baseline = self._last
+                asked, own = asked[:, :count], own[:, :count]
+            usable = self._usable(asked, rows.examples.ids, options)
+            with shown("comparing", 1, progress) as advance:
+                values, rise, cross = self._compared(table, asked[usable], own, compare, damping, temper)
+                advance(1)
         size = len(asked)
         tempered = compare == "whitened" and temper > 0
         nothing = np.full(size, math.nan)
@@ -373,9 +390,13 @@ class ProbeIndex:
     def _table(self, number: int) -> Path:
         return self.path / f"train-{number:03d}.parquet"
 
-    def _add(self, reader: _Reader, rows: Feed, data: str, probes: int) -> None:
-        """Fill what is missing of these examples: the whole of them where they are new."""
+    def _add(self, reader: _Reader, rows: Feed, data: str, probes: int, whole: Stages) -> None:
+        """Fill what is missing of these examples: the whole of them where they are new. ``whole``: the call's progress."""
         every = range(len(rows.examples))
+        if data not in self._digests:
+            whole.expect("losses", len(every))
+        a_pass = 4 if self.settings["how"] == "projected" else probes * (1 + self.settings["two_sided"])
+        whole.expect("responses", a_pass * len(every))
         rows, size = reader.tuned(rows)
         if data not in self._digests:
             noise_floor(rows, every, size)
@@ -383,7 +404,8 @@ class ProbeIndex:
             twice = [value for value in rows.examples.ids if value in taken]
             if twice:
                 raise DataError("index.append(ids=)", expected="ids that are not taken", got=repr(twice[0]))
-            losses = rows.losses(every, size)
+            with progress("losses", len(every), reader.options.progress) as advance:
+                losses = rows.losses(every, size, advance)
             write_table(
                 self._table(len(self._digests)), {"id": id_column(rows.examples.ids), "loss": losses.numpy()}, TRAIN
             )
@@ -397,7 +419,7 @@ class ProbeIndex:
         projected = self.settings["how"] == "projected"
         todo = [tile for tile in self._files.todo(whole_rows=projected) if first <= tile[0] and tile[1] <= last]
         total = sum((stop - start) if projected else (to - at) for start, stop, at, to in todo)
-        with progress("index", total, reader.options.progress) as advance:
+        with progress("responses", total, reader.options.progress) as advance:
             for tile in todo:
                 start, stop, at, to = tile
                 if projected:
@@ -447,7 +469,8 @@ class _Reader:
         """Return (feed, digest of the content) of data in any form."""
         rows: Examples = open_examples(data, name, self.task, collate, self.options)
         task = self.task.whole() if name == "queries" else self.task
-        found = rows.seal(range(len(rows)), lambda done: None, task.parts if task.packed else None, ids)
+        with progress("hashing", len(rows), self.options.progress) as advance:
+            found = rows.seal(range(len(rows)), advance, task.parts if task.packed else None, ids)
         return Feed(self.model, task, rows, self.device, seed=self.options.seed), found
 
     def tuned(self, rows: Feed) -> tuple[Feed, int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from forwardinf.core.errors import DataError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
-from forwardinf.core.progress import progress
+from forwardinf.core.progress import Stages, progress
 from forwardinf.core.task import Classification
 from forwardinf.use.features import Features, features, find_layers
 from forwardinf.use.opened import Opened, predictions
@@ -60,9 +60,11 @@ def readings(given: Opened, feed: Feed, centre: Features | None = None) -> tuple
 
     Cost: 2 F for predictions and features, about 4 F for the loss and for each of at most four directions of the logits.
     """
-    probabilities, labels = predictions(feed, given.batch_size)
+    size, name = len(feed.examples), feed.examples.name
+    with progress(f"{name}: predictions", size, given.options.progress) as advance:
+        probabilities, labels = predictions(feed, given.batch_size, advance)
     asks = directions(given, probabilities.shape[1])
-    size, total, name = len(feed.examples), (len(asks) + 1) * len(feed.examples), feed.examples.name
+    total = (len(asks) + 1) * size
     with progress(f"{name}: features", size, given.options.progress) as advance:
         raw = features(feed, given.batch_size, advance, find_layers(feed))
     with progress(f"{name}: responses", total, given.options.progress) as advance:
@@ -73,6 +75,14 @@ def readings(given: Opened, feed: Feed, centre: Features | None = None) -> tuple
     means = {view: values.mean(0) for view, values in raw.items()} if centre is None else centre
     centred = {view: unit(values - means[view]) for view, values in raw.items() if view in means}
     return Readings(probabilities, labels, loss.asked, loss.square, torch.cat(logits, 1), loss.values, centred), means
+
+
+def expect_readings(whole: Stages, feed: Feed) -> None:
+    """Say what :func:`readings` will do of these examples, for a call's progress."""
+    size, name = len(feed.examples), feed.examples.name
+    whole.expect(f"{name}: predictions", size)
+    whole.expect(f"{name}: features", size)
+    whole.expect(f"{name}: responses", 4 * (DIRECTIONS + 1) * size)
 
 
 def directions(given: Opened, classes: int) -> list[Ask]:

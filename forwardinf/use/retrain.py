@@ -14,7 +14,7 @@ from forwardinf.core import noise
 from forwardinf.core.errors import DataError, FileError, RunMismatch, SettingError
 from forwardinf.core.files import read_json, sweep, write_json, written
 from forwardinf.core.fingerprint import code_digest, differences, digest
-from forwardinf.core.progress import Setting, progress
+from forwardinf.core.progress import Setting, progress, spoken
 from forwardinf.score.agreement import Array
 
 FORMAT = "forwardinf.retrainings/1"
@@ -99,11 +99,6 @@ def retrain(
         raise DataError("retraining", expected="the same outputs of every model", got=f"{len(shapes)} different kinds")
     return {name: np.stack([np.stack([done[m, s][name] for s in range(len(seeds[0]))]) for m in range(len(rows))])
             for name in done[0, 0]}  # fmt: skip
-
-
-def spoken(seconds: float) -> str:
-    """Return a time as people say it: ``"40 s"``, ``"12 min"``."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _train(train_fn: Train, rows: Array, seed: int, ask: Ask) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,10 @@ import pandas as pd
 import pyarrow as pa
 
 from forwardinf.core import machine
+from forwardinf.core.errors import SettingError
+from forwardinf.core.examples import Id
 from forwardinf.core.files import write_json, write_table
+from forwardinf.core.ids import places_of, several
 from forwardinf.score.store import id_column
 from forwardinf.score.store import id_index as id_index
 from forwardinf.score.store import id_values as id_values
@@ -25,7 +28,63 @@ IDS = ("query", "question", "image", "train", "id")
 DRAWN_BY = "forwardinf.view.uses"
 
 
-@dataclass(frozen=True, eq=False)
+class ByQuery:
+    """What results with rows for each query have in common: they are asked by the query's id.
+
+    ``len(found)`` is the number of queries, ``found[query]`` the rows of one, ``for query in found`` yields the ids.
+    """
+
+    table: pd.DataFrame
+    asked_by = "query"  # the column that holds the queries' ids
+
+    @property
+    def query_ids(self) -> list[Id]:
+        """The queries' ids, in order."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Return how many queries there are."""
+        return len(self.query_ids)
+
+    def __iter__(self) -> Iterator[Id]:
+        """Yield the queries' ids."""
+        return iter(self.query_ids)
+
+    def __contains__(self, query: object) -> bool:
+        """Tell whether there is a query of this id."""
+        return query in self.query_ids
+
+    def __getitem__(self, query: Id) -> pd.DataFrame:
+        """Return the rows of one query, by its id, best first.
+
+        Raises:
+            UnknownId: There is no such query; says which was probably meant. It is a KeyError too.
+        """
+        return self._rows(places_of(f"found[{self.asked_by}]", [query], self.query_ids))
+
+    def top(self, k: int = 10, query: Id | Iterable[Id] | None = None) -> pd.DataFrame:
+        """Return the k best rows of each query.
+
+        Args:
+            k: How many of each, of those in the table.
+            query: The id of one query, or of several, in that order; None: all.
+
+        Raises:
+            UnknownId: There is no such query; says which was probably meant.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise SettingError("top(k=)", expected="a whole number ≥ 1", got=repr(k))
+        every = range(len(self.query_ids))
+        rows = self._rows(every if query is None else places_of("top(query=)", several(query), self.query_ids))
+        return rows[rows["rank"] <= k].reset_index(drop=True)
+
+    def _rows(self, places: Iterable[int]) -> pd.DataFrame:
+        groups = self.table.groupby(self.asked_by, sort=False).groups
+        wanted = [groups[self.query_ids[place]] for place in places if self.query_ids[place] in groups]
+        return self.table.loc[[row for rows in wanted for row in rows]].reset_index(drop=True)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Found:
     """What :func:`forwardinf.leaks`, :func:`forwardinf.mislabeled` and :func:`forwardinf.memorized` have in common.
 
@@ -55,6 +114,27 @@ class Found:
     cost: Mapping[str, Any] = field(default_factory=dict)
     pictured: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        there = ", ".join(f".{name}" for name, frame in self.frames.items() if len(frame))
+        return f"{type(self).__name__}({self.decided}; {self.rule}; {self.rate}; see {there}, .report(path))"
+
+    @property
+    def decided(self) -> str:
+        """How many of how many are what the use looks for, in words."""
+        return f"{int(self.table[self.decision].sum()):,} of {len(self.table):,} rows: {self.decision}"
+
+    @property
+    def rule(self) -> str:
+        """What was decided by, in words."""
+        return f"threshold {self.threshold:.3g}"
+
+    @property
+    def rate(self) -> str:
+        """How often a clean row is accused, in words."""
+        if self.false_positive_rate is None:
+            return "no false-positive rate"
+        return f"false-positive rate {100 * self.false_positive_rate:.2g} %"
+
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
         """All tables by name."""
@@ -78,14 +158,15 @@ class Found:
         """Write each table as Parquet and the rest as ``use.json`` into a folder; files are whole or absent."""
         return save(folder, self.frames, self.facts())
 
-    def report(self, path: str | Path, show: Any = None) -> Path:
-        """Write one HTML file with the tables, and pictures of what was found.
+    def report(self, path: str | Path, show: Any = None, *, tokenizer: Any = None) -> Path:
+        """Write one HTML file with the tables, and pictures or text of what was found.
 
         Args:
             path: The file.
             show: ``show(example)`` gives a PIL image or text.
+            tokenizer: Turns token ids into text; default: the one that the data or the task was made with.
         """
-        return import_module(DRAWN_BY).report(self, path, show=show)  # type: ignore[no-any-return]
+        return import_module(DRAWN_BY).report(self, path, show=show, tokenizer=tokenizer)  # type: ignore[no-any-return]
 
 
 def save(folder: str | Path, frames: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> Path:

@@ -17,6 +17,7 @@ from forwardinf.core.prediction import NOT_COUNTED
 Row = dict[str, Any]
 Span = str | tuple[int, int] | None
 Offsets = list[tuple[int, int]]
+FAR = 8  # characters that decoding may put between two tokens
 
 
 def encodes(model: nn.Module) -> bool:
@@ -41,7 +42,8 @@ class Texts:
         """Tokenise what is text."""
         self.tokenizer, self.both, self.max_length = tokenizer, both, max_length
         self.tokenised = _has_tokens(data)
-        self._pairs: dict[int, str] = {}
+        self._pairs: dict[int, tuple[str, str]] = {}
+        self.cut = 0  # texts longer than max_length
         self._given = [] if self.tokenised else list(_rows(data))
         self.data = data if self.tokenised else [self._row(one, text, row) for row, one in enumerate(self._given)]
         self._text: dict[int, str] = {}
@@ -71,7 +73,7 @@ class Texts:
             if self.both:
                 raise DataError(f"train, row {row}", expected="what goes in and what comes out, for an encoder-decoder",
                                 got="one text", do="Pass rows with two columns and text=(input, output).")  # fmt: skip
-            return {"input_ids": self.tokenizer(one, **self._cut)["input_ids"], "text": one}
+            return {"input_ids": self._shortened(self.tokenizer(one, **self._cut)["input_ids"], one), "text": one}
         names = (text,) if isinstance(text, str) else text
         strange = [name for name in names if not isinstance(one, Mapping) or not isinstance(one.get(name), str)]
         if strange:
@@ -81,9 +83,18 @@ class Texts:
             )
         if isinstance(text, str):
             return self._row(one[text], text, row)
-        made = answer_row(self.tokenizer, one[text[0]], one[text[1]], None, self.both, closed=True)
-        self._pairs[row] = f"{one[text[0]]} {one[text[1]]}"
-        return {name: ids[: self.max_length] for name, ids in made.items()} | {"text": one[text[1]]}
+        prompt, answer = self._pairs[row] = one[text[0]], one[text[1]]
+        made = answer_row(self.tokenizer, prompt, answer, None, self.both, closed=True)
+        self.cut += self.max_length is not None and max(map(len, made.values())) > self.max_length
+        whole = answer if self.both else prompt + joint_of(prompt, answer) + answer
+        return {name: ids[: self.max_length] for name, ids in made.items()} | {"text": whole}
+
+    def _shortened(self, ids: list[int], whole: str) -> list[int]:
+        """Return the ids as they are; a text that they do not reach the end of is counted."""
+        if self.max_length is not None and len(ids) == self.max_length:
+            one_more = self.tokenizer(whole, truncation=True, max_length=self.max_length + 1)["input_ids"]
+            self.cut += len(one_more) > len(ids)
+        return ids
 
     @property
     def _cut(self) -> dict[str, Any]:
@@ -96,15 +107,41 @@ class Texts:
             if isinstance(one, Mapping) and isinstance(one.get("text"), str):
                 self._text[row] = one["text"]
             elif self.tokenizer is not None:
-                ids = [int(token) for token in _ids(one, self.both) if int(token) >= 0]
-                self._text[row] = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+                self._text[row] = self._decoded(_ids(one, self.both))
             else:
                 self._text[row] = ""
         return self._text[row]
 
     def searched(self, examples: Examples, row: int) -> str:
         """Return what lexical search reads of a row: its text, of a pair both sides."""
-        return self._pairs[row] if row in self._pairs else self.text(examples, row)
+        return " ".join(self._pairs[row]) if row in self._pairs else self.text(examples, row)
+
+    def before(self, examples: Examples, row: int) -> str:
+        """Return what an encoder reads before a row's text; nothing for a decoder, whose text is whole."""
+        if not self.both:
+            return ""
+        if row in self._pairs:
+            return self._pairs[row][0]
+        return "" if self.tokenizer is None else self._decoded(examples[row]["input_ids"])
+
+    def counted(self, examples: Examples, row: int) -> list[tuple[int, int]] | None:
+        """Return which characters of a row's text the loss counts; None: all of them."""
+        one = examples[row]
+        labels = None if self.both or not isinstance(one, Mapping) else one.get("labels")
+        if labels is None or all(int(label) != NOT_COUNTED for label in labels):
+            return None
+        found: list[tuple[int, int]] = []
+        for (start, end, _), label in zip(self.pieces(examples, row), labels, strict=False):
+            if int(label) == NOT_COUNTED or start == end:
+                continue
+            if found and found[-1][1] <= start and not self.text(examples, row)[found[-1][1] : start].strip():
+                found[-1] = (found[-1][0], end)  # nothing but a space between them
+            else:
+                found.append((start, end))
+        return found
+
+    def _decoded(self, ids: Any) -> str:
+        return str(self.tokenizer.decode([int(token) for token in ids if int(token) >= 0], skip_special_tokens=True))
 
     def pieces(self, examples: Examples, row: int) -> list[tuple[int, int, str]]:
         """Return (start, end, text) of every token of the row (of its answer, for an encoder-decoder)."""
@@ -113,11 +150,13 @@ class Texts:
         found = _offsets(self.tokenizer, whole, self.both)
         if found is not None and found[0][: len(ids)] == ids:
             return [(start, end, whole[start:end]) for start, end in found[1][: len(ids)]]
-        at, parts = 0, []  # a prompt before it, or ids that came as they are: decoded one by one
+        at, parts = 0, []  # ids that came as they are: each is looked for where the one before it ended
         for token in ids:
-            told = str(self.tokenizer.decode([token])) if self.tokenizer is not None and token >= 0 else ""
-            parts.append((at, at + len(told), told))
-            at += len(told)
+            told = str(self.tokenizer.decode([token])).strip() if self.tokenizer is not None and token >= 0 else ""
+            start = whole.find(told, at) if told else -1
+            here = 0 <= start <= at + FAR
+            parts.append((start, start + len(told), told) if here else (at, at, told))  # a special token stands nowhere
+            at = start + len(told) if here else at
         return parts
 
 
@@ -144,7 +183,7 @@ def answer_row(
         if closed and span is None:
             labels = told[0]
         return {"input_ids": ids, "labels": labels}
-    joint = "" if not prompt or prompt[-1].isspace() or answer[:1].isspace() else " "
+    joint = joint_of(prompt, answer)
     start = len(prompt) + len(joint)
     told = _offsets(tokenizer, prompt + joint + answer, False)
     if told is None:
@@ -157,6 +196,11 @@ def answer_row(
         size = max((at + 1 for at, label in enumerate(labels) if label != NOT_COUNTED), default=len(ids))
         ids, labels = ids[:size], labels[:size]
     return {"input_ids": ids, "labels": labels}
+
+
+def joint_of(prompt: str, answer: str) -> str:
+    """Return what is put between a decoder's prompt and answer."""
+    return "" if not prompt or prompt[-1].isspace() or answer[:1].isspace() else " "
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from forwardinf.core.ids import Id
+from forwardinf.core.progress import Stages
+from forwardinf.core.settings import Perturbation
 from forwardinf.score.scores import Scores
-from forwardinf.use.tables import records, save
+from forwardinf.use.tables import ByQuery, records, save
 
 DRAWN_BY = "forwardinf.view.trace"  # the view stands above: named, not imported, so that floors stay floors
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Traced:
-    """What :func:`forwardinf.trace` and :func:`forwardinf.trace_images` have in common.
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Traced(ByQuery):
+    """What :func:`forwardinf.trace` and :func:`forwardinf.trace_images` return.
+
+    ``found[question]`` is the rows of one question (image), ``found.top(k, query=[…])`` those of several, by their ids.
 
     Attributes:
         use: ``"trace"`` or ``"trace-images"``.
@@ -32,7 +37,8 @@ class Traced:
         how: How scores were made.
         notes: What a person should know.
         cost: Seconds and passes.
-        shown: What a report may show: questions with answers and texts, or pictures.
+        shown: What a report may show: questions with answers; texts, what was read before them and what of them counts; or
+            pictures.
     """
 
     use: str
@@ -46,6 +52,22 @@ class Traced:
     notes: Sequence[str] = ()
     cost: Mapping[str, Any] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        asked, size = len(self), len(self.scores.ids)
+        what = f"{asked:,} {self.asked_by}{'s' if asked != 1 else ''} × {size:,} training examples"
+        there = ", ".join(f".{name}" for name, frame in self.frames.items() if len(frame))
+        return f"Traced({what}, {self.how}; positive = proponent; see {there}, .scores, .report(path))"
+
+    @property
+    def asked_by(self) -> str:  # type: ignore[override]
+        """The column of what was asked: ``"question"`` or ``"image"``."""
+        return "image" if self.use == "trace-images" else "question"
+
+    @property
+    def query_ids(self) -> list[Id]:
+        """The questions' (images') ids, in order."""
+        return self.scores.query_ids
 
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
@@ -78,6 +100,15 @@ class Traced:
             k: How many of each question.
         """
         return import_module(DRAWN_BY).report(self, Path(path), show, k)  # type: ignore[no-any-return]
+
+
+def expect_attribution(whole: Stages, rule: Perturbation, size: int, queries: int) -> None:
+    """Say what :func:`attribute` will do as a part of another call, for its progress."""
+    whole.expect("fitting", 4 * size if rule.direction not in ("plain", "sign") else 0)
+    whole.expect("queries", 10 * queries)
+    whole.expect("baseline", size)
+    each = queries * (2 if rule.both_sides else 1)
+    whole.expect("reading", size * (min(each, 5) if rule.kind == "linear" else each))
 
 
 def ranked(values: Any, k: int) -> Any:

@@ -27,7 +27,7 @@ SEEDS = (57, 12, 140, 125, 114)  # the published ones
 DRAWN_BY = "forwardinf.view.scatter"  # by name: imports go down only
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """What :func:`forwardinf.verify` returns.
 
@@ -36,6 +36,10 @@ class Verification:
     """
 
     mirrors: list[Mirror]
+
+    def __repr__(self) -> str:
+        told = [repr(one).removeprefix("Mirror(").removesuffix(")") for one in self.mirrors]
+        return f"Verification({'; '.join(told)}; see .table, .per_query, .plot(path))"
 
     @property
     def table(self) -> pd.DataFrame:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, SupportsFloat
 
 # C0 and C1 controls, line and paragraph separators, directional overrides and isolates, halves of surrogate pairs,
 # non-characters. Joiners and plain direction marks stay: emoji, Persian and Hebrew need them.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\uffff]")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+MOST_SHARE = 10.0
+BEYOND = "an example whose gradient is far larger than the query's own can have a share above 100 %"
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -92,6 +97,19 @@ def percent(value: SupportsFloat | None, *, minus: str = "−") -> str:
         return f"{minus if x < 0 else ''}<0.01 %"
     decimals = 0 if size >= 9.95 or size == 0 else 1 if size >= 0.995 else 2
     return f"{minus if x < 0 else ''}{size:,.{decimals}f} %"
+
+
+def share(value: SupportsFloat | None, *, minus: str = "−") -> str:
+    """A score as a share of the query's own rise: in per cent, ``>10×`` where it is beyond ten times that (:data:`BEYOND`)."""
+    x = math.nan if value is None else float(value)
+    if math.isfinite(x) and abs(x) <= MOST_SHARE:
+        return percent(x, minus=minus)
+    return percent(None, minus=minus) if math.isnan(x) else f"<{minus}10×" if x < 0 else ">10×"
+
+
+def beyond(shares: Iterable[Any]) -> bool:
+    """Tell whether a share is above 100 %, so that a reader is told how that can be."""
+    return any(is_number(value) and abs(float(value)) > 1.005 for value in shares)
 
 
 def cell(value: Any, *, minus: str = "−", limit: int = 100) -> str:

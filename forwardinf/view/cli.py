@@ -199,7 +199,7 @@ def resume(
 def top(
     folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
     k: Top = 10,
-    query: Annotated[str | None, typer.Option(help="One query's id; default: all.")] = None,
+    query: Annotated[list[str] | None, typer.Option(help="A query's id; repeatable. Default: all queries.")] = None,
     opponents: Annotated[bool, typer.Option("--opponents", help="The most negative instead.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -208,15 +208,18 @@ def top(
     from forwardinf.view.told import kept
 
     scores, told = load_scores(folder), kept(folder)
-    wanted: Any = query
-    if query is not None and query not in scores.query_ids and query.lstrip("-").isdecimal():
-        wanted = int(query)
+    wanted = None if not query else [_id(one, scores.query_ids) for one in query]
     table = scores.bottom(k, wanted) if opponents else scores.top(k, wanted)
     if as_json:
         _out(_records(table if told is None else told.beside(table, scores)))
     else:
         _asked_texts(table, scores, told)
         _table(table, scores, "opponents" if opponents else "proponents", told)
+
+
+def _id(told: str, ids: list[Any]) -> int | str:
+    """Return an id as typed, or the whole number that it is, where no id is spelt so."""
+    return int(told) if told not in ids and told.lstrip("-").isdecimal() else told
 
 
 @app.command("self-influence")

@@ -18,7 +18,7 @@ SHOWN = 6  # rows of each use
 
 LEGEND = (
     "Each test image is asked: which training images made the model predict what it predicts? A proponent (positive) supports "
-    "the prediction. Share 1: it reacts exactly as the query itself does, as a copy would."
+    "the prediction. A share of 100 %: it reacts exactly as the query itself does, as a copy would."
 )
 
 

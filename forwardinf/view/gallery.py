@@ -12,11 +12,13 @@ import numpy as np
 from forwardinf.score.scores import Scores
 from forwardinf.view.pictures import picture
 from forwardinf.view.report import Card, Example, QuerySection, ReportPage, Table, write_report
+from forwardinf.view.words import Language, language_of
 
 MOST_QUERIES = 50  # a page is for looking; the scores hold the rest
 BINS = 60
 
 Show = Callable[[Any], Any]
+Draw = Callable[[Any], Example]
 
 
 def report(
@@ -29,6 +31,7 @@ def report(
     captions: Callable[[Any], str] | None = None,
     tables: Sequence[Table] = (),
     summary: Sequence[tuple[str, object]] = (),
+    tokenizer: Any = None,
 ) -> Path:
     """Write the report; see :meth:`Scores.report`.
 
@@ -41,7 +44,9 @@ def report(
         captions: ``captions(example)`` gives the line under a picture; default: its label, where it has one.
         tables: Further tables, shown before the queries.
         summary: Further facts for the head of the page.
+        tokenizer: Turns token ids into text; default: the one that data or task know.
     """
+    draw = _drawing(scores, show, tokenizer)
     shown = scores.query_ids[:MOST_QUERIES]
     notes = list(scores.notes)
     if len(shown) < len(scores.query_ids):
@@ -51,7 +56,7 @@ def report(
         summary=[("queries", len(scores.query_ids)), ("training examples", len(scores.ids)), ("kind", scores.kind),
                  ("unit", _unit(scores)), *summary],
         notes=notes,
-        sections=[_section(scores, q, k, show, captions) for q in range(len(shown))],
+        sections=[_section(scores, q, k, draw, captions) for q in range(len(shown))],
         tables=list(tables),
         run_card=run_card(scores),
         kind=scores.kind if scores.kind in ("finite", "linear", "probe") else "finite",  # type: ignore[arg-type]
@@ -77,7 +82,13 @@ def run_card(scores: Scores) -> Mapping[str, object]:
     }
 
 
-def _section(scores: Scores, q: int, k: int, show: Show | None, captions: Callable[[Any], str] | None) -> QuerySection:
+def _drawing(scores: Scores, show: Show | None, tokenizer: Any) -> Draw:
+    """Return how an example is drawn."""
+    language = Language(tokenizer) if scores.pictured is None else language_of(scores.pictured[0], tokenizer)
+    return lambda example: None if example is None else picture(example, show=show, language=language)
+
+
+def _section(scores: Scores, q: int, k: int, draw: Draw, captions: Callable[[Any], str] | None) -> QuerySection:
     name = scores.query_ids[q]
     queries = scores.pictured[1] if scores.pictured is not None else None
     example = queries[q] if queries is not None and len(queries) == len(scores.query_ids) else None
@@ -85,13 +96,13 @@ def _section(scores: Scores, q: int, k: int, show: Show | None, captions: Callab
     there = rows[np.isfinite(rows)]
     return QuerySection(
         query_id=name,
-        example=_drawn(example, show),
+        example=draw(example),
         caption=_caption(example, captions),
         rise=_number(scores.rise[q]),
         unit=_unit(scores),
         status=scores.status[q],
-        proponents=_cards(scores, name, k, show, captions, best=True),
-        opponents=_cards(scores, name, k, show, captions, best=False) if scores.signed else (),
+        proponents=_cards(scores, name, k, draw, captions, best=True),
+        opponents=_cards(scores, name, k, draw, captions, best=False) if scores.signed else (),
         histogram=_histogram(there) if len(there) else None,
     )
 
@@ -102,7 +113,7 @@ def _histogram(scores: Any) -> tuple[list[float], list[float]]:
 
 
 def _cards(
-    scores: Scores, query: Any, k: int, show: Show | None, captions: Callable[[Any], str] | None, *, best: bool
+    scores: Scores, query: Any, k: int, draw: Draw, captions: Callable[[Any], str] | None, *, best: bool
 ) -> list[Card]:
     table = scores.top(k, query=query) if best else scores.bottom(k, query=query)
     if scores.signed:  # a proponent below zero is none
@@ -113,7 +124,7 @@ def _cards(
         example = _train_example(scores, place[row["train"]])
         cards.append(
             Card(row["train"], int(row["rank"]), float(row["score"]), _number(row["share"]), _number(row["baseline"]),
-                 _number(row["uncertainty"]), _drawn(example, show), _caption(example, captions))
+                 _number(row["uncertainty"]), draw(example), _caption(example, captions))
         )  # fmt: skip
     return cards
 
@@ -123,10 +134,6 @@ def _train_example(scores: Scores, unit: int) -> Any:
         return None
     examples = scores.pictured[0]
     return examples[examples.rows_of([unit])[0]]
-
-
-def _drawn(example: Any, show: Show | None) -> Example:
-    return None if example is None else picture(example, show=show)
 
 
 def _caption(example: Any, captions: Callable[[Any], str] | None) -> str:

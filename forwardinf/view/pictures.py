@@ -15,26 +15,28 @@ from PIL import Image
 
 from forwardinf.core.errors import SettingError
 from forwardinf.view.clean import number, shorten
+from forwardinf.view.words import TEXTS, Language, Words, of_row
 
 Show = Callable[[Any], "Image.Image | str"]
+Shown = Image.Image | str | Words
+PLAIN = Language()
 
 SMALL = 64  # a longest side up to this is enlarged, pixel by pixel
 ENLARGED = 128  # to at most this
 LARGEST = 256  # and a longer one than this is reduced to it
 PICTURES = ("pixel_values", "image", "img", "images", "pixels", "x", "input", "inputs")
-TEXTS = ("text", "sentence", "prompt", "caption", "content", "question", "document")
-TOKENS = ("input_ids", "tokens", "ids")
 
 
-def picture(example: Any, *, show: Show | None = None) -> Image.Image | str:
-    """Turn an example into a PIL image or a short text; never fails for want of an idea, then it names the type.
+def picture(example: Any, *, show: Show | None = None, language: Language = PLAIN) -> Shown:
+    """Turn an example into a PIL image or a text; never fails for want of an idea, then it names the type.
 
     Args:
         example: Tensor or array (C, H, W), (H, W, C) or (H, W), PIL image, text, tuple (input, label), dict, …
         show: The user's own way to show an example; it takes precedence.
+        language: How token ids are to be read.
     """
     if show is None:
-        return _draw(example, depth=0)
+        return _draw(example, language, depth=0)
     if not callable(show):
         raise SettingError("show", expected="a function from an example to a PIL image or text", got=repr(show))
     shown = show(example)
@@ -83,20 +85,20 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _draw(example: Any, depth: int) -> Image.Image | str:
+def _draw(example: Any, language: Language, depth: int) -> Shown:
     if isinstance(example, Image.Image):
         return example
     if isinstance(example, str):
-        return shorten(example) or "(empty text)"
+        return example.strip() or "(empty text)"
     if isinstance(example, bytes | bytearray):
         return f"{len(example):,} bytes"
     if depth < 4:
         if isinstance(example, Mapping):
-            return _of_fields(example, depth + 1)
+            return _of_fields(example, language, depth + 1)
         if isinstance(example, list | tuple):
-            return _of_parts(example, depth + 1)
+            return _of_parts(example, language, depth + 1)
         if (array := _array(example)) is not None:
-            return _of_array(array, channels_first=not isinstance(example, np.ndarray))
+            return _of_array(array, language, channels_first=not isinstance(example, np.ndarray))
     if isinstance(example, Real) and not isinstance(example, bool | Integral):
         return number(float(example))
     return shorten(reprlib.repr(example))
@@ -112,20 +114,22 @@ def _array(example: Any) -> npt.NDArray[Any] | None:
     return np.asarray(example) if hasattr(example, "__array__") and hasattr(example, "shape") else None
 
 
-def _of_fields(example: Mapping[Any, Any], depth: int) -> Image.Image | str:
-    """Pictures first, by name and then by look; then text, then token ids, then every field on a line."""
-    drawn = {name: _draw(value, depth) for name, value in example.items() if value is not None}
+def _of_fields(example: Mapping[Any, Any], language: Language, depth: int) -> Shown:
+    """Pictures first, by name and then by look; then text and its answer, token ids, then every field on a line."""
+    drawn = {name: _draw(value, language, depth) for name, value in example.items() if value is not None}
     named = [drawn[name] for name in PICTURES if name in drawn]
     for one in (*named, *drawn.values()):
         if isinstance(one, Image.Image):
             return one
-    for name in (*TEXTS, *TOKENS):
-        if name in drawn and (name in TOKENS or isinstance(example[name], str)):
+    if (words := of_row(example, language)) is not None:
+        return words
+    for name in TEXTS:
+        if name in drawn and isinstance(example[name], str):
             return drawn[name]
     return shorten("\n".join(f"{name}: {value}" for name, value in drawn.items())) or "(no fields)"
 
 
-def _of_parts(example: list[Any] | tuple[Any, ...], depth: int) -> Image.Image | str:
+def _of_parts(example: list[Any] | tuple[Any, ...], language: Language, depth: int) -> Shown:
     """Read (input, label) as the input, and a list of numbers as the array it is."""
     if not example:
         return "(empty)"
@@ -134,16 +138,16 @@ def _of_parts(example: list[Any] | tuple[Any, ...], depth: int) -> Image.Image |
             array = np.asarray(example)
         except ValueError:  # ragged
             return shorten(reprlib.repr(example))
-        return _of_array(array, channels_first=True)
-    drawn = [_draw(part, depth) for part in example]
+        return _of_array(array, language, channels_first=True)
+    drawn = [_draw(part, language, depth) for part in example]
     for one in drawn:
         if isinstance(one, Image.Image):
             return one
     texts = [one for part, one in zip(example, drawn, strict=True) if isinstance(part, str)]
-    return shorten("\n".join(texts)) if texts else drawn[0]  # type: ignore[arg-type]
+    return "\n".join(map(str, texts)) if texts else drawn[0]
 
 
-def _of_array(array: npt.NDArray[Any], *, channels_first: bool) -> Image.Image | str:
+def _of_array(array: npt.NDArray[Any], language: Language, *, channels_first: bool) -> Shown:
     while array.ndim > 1 and array.shape[0] == 1 and (array.ndim != 3 or 1 in array.shape[1:]):
         array = array[0]  # a batch of one
     told = f"{' × '.join(map(str, array.shape))} {array.dtype}"
@@ -152,7 +156,7 @@ def _of_array(array: npt.NDArray[Any], *, channels_first: bool) -> Image.Image |
     if array.ndim == 0:
         return number(array.item())
     if array.ndim == 1:
-        return _row(array)
+        return _row(array, language)
     if array.ndim == 2 and min(array.shape) > 1:
         return Image.fromarray(_bytes(array))
     if array.ndim == 3:
@@ -164,10 +168,10 @@ def _of_array(array: npt.NDArray[Any], *, channels_first: bool) -> Image.Image |
     return told
 
 
-def _row(array: npt.NDArray[Any]) -> str:
-    """Spell whole numbers as token ids, others as values; the first few."""
+def _row(array: npt.NDArray[Any], language: Language) -> str:
+    """Spell whole numbers as the text that they are the tokens of, or as token ids; others as values, the first few."""
     if array.dtype.kind in "bui":
-        return "ids " + " ".join(str(int(x)) for x in array[:24]) + (" …" if len(array) > 24 else "")
+        return language.told(array.astype(np.int64).tolist())
     rest = f" … ({len(array):,} values)" if len(array) > 8 else ""
     return "  ".join(number(x) for x in array[:8]) + rest
 

@@ -23,22 +23,19 @@ from PIL import Image
 
 from forwardinf.core.errors import FileError, SettingError
 from forwardinf.core.files import written
-from forwardinf.view.clean import cell, is_number, number, percent, shorten, visible
+from forwardinf.view.clean import beyond, cell, is_number, number, share, shorten, visible
 from forwardinf.view.pictures import data_uri
+from forwardinf.view.words import LONGEST, Words, cut
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Example = Image.Image | str | None
-LONGEST_TEXT = 2_000  # characters of one example
+Example = Image.Image | str | Words | None
 
 
 @dataclass(frozen=True)
 class Card:
-    """One training example beside a query. ``rank`` counts from 1 within its row; numbers that are not had are None.
-
-    ``marks`` is a text in pieces, each with how strongly it is to be marked, 0 to 4; it takes the place of the example.
-    """
+    """One training example beside a query. ``rank`` counts from 1 within its row; numbers that are not had are None."""
 
     train_id: object
     rank: int
@@ -48,7 +45,6 @@ class Card:
     uncertainty: float | None = None
     example: Example = None
     caption: str = ""
-    marks: Sequence[tuple[str, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class QuerySection:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a title. A cell is text, a number, a truth value, a picture or None."""
+    """Rows under a title. A cell is text, words, a number, a truth value, a picture or None; ``share`` is told in per cent."""
 
     title: str
     columns: Sequence[str]
@@ -95,8 +91,10 @@ class Table:
 class ReportPage:
     """A whole report, top to bottom.
 
-    ``kind`` says what a score is (the legend explains it; ``jointly``: of a set named one by one). ``sections_first``: what was
-    asked stands above the tables. ``signed=False`` is for published settings whose scores are
+    ``kind`` says what a score is (the legend explains it; ``jointly``: of a set named one by one). ``one_scale``: bars of all
+    queries compare. ``asked``: what a query is called; ``about``: what is
+    explained of it. ``sections_first``: what was asked stands above the tables.
+    ``signed=False`` is for published settings whose scores are
     magnitudes: the page then speaks of the strongest effects, and of no opponents.
     """
 
@@ -109,7 +107,15 @@ class ReportPage:
     kind: Literal["finite", "linear", "probe", "compared"] = "finite"
     signed: bool = True
     jointly: bool = False
+    one_scale: bool = False
+    asked: str = "query"
+    about: str = "prediction"
     sections_first: bool = False
+
+    @property
+    def asked_all(self) -> str:
+        """What several queries are called."""
+        return "Queries" if self.asked == "query" else f"{self.asked.capitalize()}s"
 
 
 def write_report(path: str | os.PathLike[str], page: ReportPage) -> Path:
@@ -128,7 +134,8 @@ def render(page: ReportPage) -> str:
     style = files("forwardinf.view").joinpath("report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return _template().render(page=page, style=Markup(style), policy=policy, units=_units(page))
+    return _template().render(page=page, style=Markup(style), policy=policy, units=_units(page), beyond=_beyond(page),
+                              grey=_grey(page))  # fmt: skip
 
 
 @cache
@@ -139,13 +146,17 @@ def _template() -> jinja2.Template:
     )
     house.filters.update(
         number=number,
-        percent=percent,
+        share=share,
         uri=data_uri,
-        text=lambda x: shorten(str(x), LONGEST_TEXT),
-        cell=lambda x: cell(x, limit=LONGEST_TEXT),
+        text=lambda x: shorten(str(x), LONGEST),
+        pieces=lambda x: cut(x).pieces,
+        cell=lambda x, name="": share(x) if name == "share" and is_number(x) else cell(x, limit=LONGEST),
     )
     house.tests.update(
-        picture=lambda x: isinstance(x, Image.Image), number=is_number, known=lambda x: x is not None and x == x
+        picture=lambda x: isinstance(x, Image.Image),
+        words=lambda x: isinstance(x, Words),
+        number=is_number,
+        known=lambda x: x is not None and x == x,
     )
     house.globals.update(chart=chart, reach=_reach, at=_at)
     return house.from_string(source)
@@ -215,9 +226,27 @@ def chart(section: QuerySection, height: float = 56) -> Chart | None:
     return Chart(bars, marks, zero, low, high, int(sum(counts)))
 
 
-def _reach(section: QuerySection) -> float:
-    """What a bar of full length stands for: the strongest card of the query, with its uncertainty."""
-    ends = [abs(card.score) + _known(card.uncertainty) for card in (*section.proponents, *section.opponents)]
+def _beyond(page: ReportPage) -> bool:
+    """Whether a share above 100 % stands on the page, so that a reader is told how that can be."""
+    cards = [card.share for section in page.sections for card in (*section.proponents, *section.opponents)]
+    cells = [
+        row[table.columns.index("share")] for table in page.tables if "share" in table.columns for row in table.rows
+    ]
+    return beyond([*cards, *cells])
+
+
+def _grey(page: ReportPage) -> bool:
+    """Whether a text on the page is read in part without being counted."""
+    shown = [card.example for section in page.sections for card in (*section.proponents, *section.opponents)]
+    shown += [section.example for section in page.sections]
+    cells = [cell for table in page.tables for row in table.rows for cell in row]
+    return any(isinstance(one, Words) and one.partly_counted for one in (*shown, *cells))
+
+
+def _reach(sections: Sequence[QuerySection]) -> float:
+    """What a bar of full length stands for: the strongest card of these queries, with its uncertainty."""
+    cards = [card for section in sections for card in (*section.proponents, *section.opponents)]
+    ends = [abs(card.score) + _known(card.uncertainty) for card in cards]
     return max((x for x in ends if math.isfinite(x)), default=0.0) or 1.0
 
 

@@ -16,14 +16,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from forwardinf.view.clean import cell, for_terminal, is_number, number, percent
+from forwardinf.view.clean import BEYOND, beyond, cell, for_terminal, is_number, number, share
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Rows = Iterable[Mapping[str, Any]]
 SIGNED = frozenset({"score", "share", "influence", "total"})  # columns that print their plus, and are coloured by sign
-PERCENT = frozenset({"share"})
+PERCENT = frozenset({"share"})  # as shares of the query's own rise
 LONGEST_CELL = 100
 
 
@@ -97,6 +97,8 @@ def _print(
     *, group: str | None = None, footer: str = "", signed: bool = True,
 ) -> None:  # fmt: skip
     above, below = [[_clean(text, console)] * bool(text) for text in (title, footer)]
+    if beyond(row.get("share") for row in rows):
+        below.append(_clean(BEYOND, console))
     if not rows:
         _plain(console, [*above, "no rows"])
         return
@@ -154,7 +156,7 @@ def _style(name: str, value: Any, signed: bool) -> str:
 
 def _cell(name: str, value: Any, signed: bool) -> str:
     if name in PERCENT and is_number(value):
-        return percent(value, minus="-")
+        return share(value, minus="-")
     if name in SIGNED and signed and is_number(value):
         return number(value, signed=True, minus="-")
     return _value(value)

@@ -13,7 +13,7 @@ from forwardinf.core.files import read_table, write_table
 from forwardinf.core.token_rows import TokenRows
 from forwardinf.score.scores import Scores
 from forwardinf.view.clean import shorten
-from forwardinf.view.pictures import TEXTS
+from forwardinf.view.words import TEXTS
 
 FORMAT = "forwardinf.texts/1"
 NAME = "texts.parquet"

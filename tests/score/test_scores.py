@@ -73,8 +73,46 @@ def test_one_query_may_be_asked_by_its_id():
     found = scores(query_ids=["x", "y"])
     pd.testing.assert_frame_equal(found.top(3, query="y"), found.top(3).query("query == 'y'").reset_index(drop=True))
     assert found.bottom(1, query="x")["train"].tolist() == [1]
-    with pytest.raises(fi.SettingError, match="expected a query id like 'x', 'y', got 'z'"):
+    with pytest.raises(fi.UnknownId, match="expected an id: 'x', 'y', got 'z'"):
         found.top(1, query="z")
+
+
+def test_several_queries_may_be_asked_in_any_order():
+    found = scores(query_ids=["x", "y"])
+    assert found.top(1, query=["y", "x"])["query"].tolist() == ["y", "x"]
+    assert found.bottom(1, query=np.array(["y"]))["train"].tolist() == [0]
+    assert scores().top(1, query=range(2))["query"].tolist() == [0, 1]
+    assert len(found.top(1, query=[])) == 0
+    with pytest.raises(fi.UnknownId, match="Did you mean 'x1'"):
+        scores(query_ids=["x1", "y"]).bottom(1, query=["y", "x"])
+
+
+# -- as a mapping from query ids to scores -----------------------------------------------------------------------------
+
+
+def test_scores_are_asked_by_query_id_and_never_by_position():
+    found = scores(query_ids=[1, 0])
+    assert found[0].tolist() == VALUES[1].tolist()
+    assert found[np.int64(1)].tolist() == VALUES[0].tolist()
+    assert len(found) == 2
+    assert list(found) == [1, 0]
+    assert {query: found[query].tolist() for query in found} == {1: VALUES[0].tolist(), 0: VALUES[1].tolist()}
+    assert 0 in found
+    assert 2 not in found
+    for wrong in (2, -1, "0", slice(None), (0, 1), True):
+        with pytest.raises(KeyError, match=r"scores\[query\]: expected an id: 1, 0"):
+            found[wrong]
+    with pytest.raises(fi.UnknownId, match="Ids are not positions: the one at 0 is 'x'"):
+        scores(query_ids=["x", "y"])[0]
+
+
+def test_numpy_sees_the_values():
+    found = scores(query_ids=["x", "y"])
+    assert np.array_equal(np.asarray(found), VALUES)
+    assert np.asarray(found, dtype=np.float64).dtype == np.float64
+    taken = np.array(found)
+    taken[0, 0] = 99
+    assert found.values[0, 0] == 3
 
 
 def test_asking_for_more_than_there_are_gives_all():
@@ -282,8 +320,8 @@ def test_what_is_kept_is_what_all_scores_would_show(toy, k):
 
 def test_all_values_of_a_run_that_kept_the_best_are_refused_and_the_setting_named(toy):
     some = toy(keep=2)
-    for ask in (lambda: some.values, lambda: some.share, some.to_pandas, some.total, some.to_quanda, some.to_dattri,
-                lambda: some.by_train(range(12))):  # fmt: skip
+    for ask in (lambda: some.values, lambda: some[0], lambda: np.asarray(some), lambda: some.share, some.to_pandas,
+                some.total, some.to_quanda, some.to_dattri, lambda: some.by_train(range(12))):  # fmt: skip
         with pytest.raises(fi.SettingError, match="keep=2") as caught:
             ask()
         assert "keep='all'" in caught.value.do

@@ -12,7 +12,7 @@ from torch import nn
 import forwardinf as fi
 from forwardinf.score.bank import Bank
 from forwardinf.use.controls import redrawn
-from forwardinf.use.retrain import half_subsets, retrain, spoken
+from forwardinf.use.retrain import half_subsets, retrain
 
 N, Q, DECAY = 40, 6, 1.0
 
@@ -311,7 +311,6 @@ def test_the_time_is_said_first(capsys):
     evaluate(subsets=3, progress=True)
     told = capsys.readouterr().err
     assert "subsets: training 3 times, about 0 s" in told
-    assert (spoken(89), spoken(600)) == ("89 s", "10 min")
 
 
 def test_half_subsets_are_halves_differ_and_repeat():

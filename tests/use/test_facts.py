@@ -330,6 +330,111 @@ def test_hostile_text_is_escaped_in_the_report_and_in_the_terminal(tmp_path):
     assert "alert(" in told.get()
 
 
+def printed(found, k=3, width=400):
+    """Return what the terminal shows of a trace, without colours."""
+    from rich.console import Console
+
+    from forwardinf.view.trace import show_trace
+
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as told:
+        show_trace(found, console, k)
+    return told.get()
+
+
+def stories():
+    """Return (prompt, answer) rows for a decoder."""
+    return [{"prompt": " ".join(text.split()[:-1]), "answer": text.split()[-1]} for text in texts()]
+
+
+def levels(found, place):
+    from forwardinf.view.trace import marked
+
+    return marked(found, 0, place).pieces
+
+
+def test_prompts_and_answers_are_shown_whole_and_words_are_marked_where_they_stand(tmp_path):
+    found = traced(train=stories(), text=("prompt", "answer"), spans=2)
+    first = found.table["train"].iloc[0]
+    assert first in stated()
+    assert found.shown["texts"][first] == texts()[first]
+    row = found.spans[found.spans["rank"] == 1]
+    for start, end, told in zip(row["start"], row["end"], row["text"], strict=True):
+        if told not in ("<s>", "</s>"):
+            assert texts()[first][start:end] == told
+    pieces = levels(found, first)
+    assert "".join(told for told, _ in pieces) == texts()[first].replace(" quito", " → quito")
+    assert pieces[0][1] == -1  # read, not counted
+    assert ("quito", 4) in pieces
+    page = found.report(tmp_path / "t.html").read_text(encoding="utf-8")
+    assert '<mark class="m4">quito</mark>' in page
+    assert "is read by the model but not counted" in page
+    assert texts()[first].replace(" quito", " → quito") in printed(found)
+    assert "is read by the model but not counted" in printed(found)
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_an_encoder_decoders_input_stands_before_its_answer(tmp_path, as_ids):
+    train, settings = pairs(), {"text": ("question", "answer")}
+    if as_ids:
+        train, settings = [{"input_ids": tokenizer()(row["question"])["input_ids"],
+                            "labels": tokenizer()(row["answer"])["input_ids"]} for row in train], {}  # fmt: skip
+    found = fi.trace(encoder_decoder(), train, ["where lives hal ?"], tokenizer=tokenizer(), answers=["quito"], spans=1,
+                     progress=False, **settings)  # fmt: skip
+    pieces = levels(found, found.table["train"].iloc[0])
+    assert pieces[0] == ("where lives hal ? → ", -1)
+    assert ("quito", 4) in pieces
+    page = found.report(tmp_path / "t.html").read_text(encoding="utf-8")
+    assert '<span class="read">where lives hal ? → </span><mark class="m4">quito</mark>' in page
+    assert "where lives hal ? → quito" in printed(found)
+
+
+def test_rows_of_token_ids_are_shown_as_words_and_marked_where_they_stand():
+    ids = tokenizer()(texts())["input_ids"]
+    rows = [{"input_ids": row[1:-1], "labels": [-100] * (len(row) - 3) + row[-2:-1]} for row in ids]
+    found = traced(train=rows, spans=1)
+    first = found.table["train"].iloc[0]
+    assert "".join(told for told, _ in levels(found, first)) == texts()[first].replace(" quito", " → quito")
+    assert ("quito", 4) in levels(found, first)
+
+
+def test_a_text_that_is_not_a_pair_has_no_arrow():
+    found = traced(spans=1)
+    assert "→" not in "".join(told for told, _ in levels(found, found.table["train"].iloc[0]))
+    assert "not counted" not in printed(found)
+
+
+def test_long_documents_are_cut_in_the_terminal_and_it_is_said():
+    long = "hal lives in quito " * 100
+    found = traced(train=[*texts(), long], max_length=16, spans=0, candidates=[[len(texts())]])
+    assert "(characters 1 to 600 of 1,900)" in printed(found)
+    assert "1 of 49 training texts are longer than max_length=16 tokens: what comes after was not read" in found.notes
+    assert not any("max_length" in note for note in traced(max_length=16, spans=0, baselines=False).notes)
+    rows = [*stories(), {"prompt": "hal lives in " * 10, "answer": "quito"}]
+    found = traced(train=rows, text=("prompt", "answer"), max_length=16, spans=0, candidates=[[0]], baselines=False)
+    assert any(note.startswith("1 of 49 training texts") for note in found.notes)
+
+
+def test_shares_beyond_ten_times_are_told_so_and_the_number_is_kept():
+    found = traced(spans=0, baselines=False)
+    found.table.loc[0, "share"] = 25.57
+    assert ">10×" in printed(found)
+    assert "2,557" not in printed(found)
+    assert "far larger than the query's own" in printed(found)
+    assert found.to_dict()["table"][0]["share"] == 25.57
+
+
+def test_the_words_that_say_how_are_explained_on_the_page(tmp_path):
+    page = traced(spans=0, baselines=False).report(tmp_path / "t.html").read_text(encoding="utf-8")
+    assert "unit-whitened through kfac, margin" in page
+    assert "gradients at equal length, whitened by all training examples, of each token&#39;s log-odds" in page
+    assert "through the model&#39;s curvature (kfac)" in page
+    assert "Nothing to show" not in page
+    assert "Bars compare across the page." in page
+    pushed = traced(perturbation=fi.Perturbation(rise=0.5), spans=0, baselines=False).report(tmp_path / "p.html")
+    assert "that is" not in pushed.read_text(encoding="utf-8")
+
+
 def test_what_is_saved_can_be_read(tmp_path):
     found = traced(spans=1)
     found.save(tmp_path / "found")

@@ -142,6 +142,7 @@ def test_an_interrupted_filling_goes_on(tmp_path, how, monkeypatch):
     monkeypatch.setattr(ResponseFiles, "put", killed)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, given, how=how)
+    assert "pieces are missing: make the call that was interrupted again" in repr(fi.ProbeIndex(tmp_path / "index"))
     with pytest.raises(fi.FileError, match="pieces missing"):
         fi.ProbeIndex(tmp_path / "index").responses()
     index = build(tmp_path, given, how=how)

@@ -204,6 +204,8 @@ def test_top_reads_a_folder_without_the_model(here, run):
     assert [row["rank"] for row in rows] == [1, 2]
     code, out, _ = run("top", "runs/a", "-k", "1", "--opponents", "--json")
     assert all(row["score"] < 0 for row in json.loads(out))
+    code, out, _ = run("top", "runs/a", "-k", "1", "--query", "2", "--query", "0", "--json")
+    assert [row["query"] for row in json.loads(out)] == [2, 0]
     code, _, err = run("top", "runs/a", "--query", "99")
     assert code == 2
     assert "99" in err

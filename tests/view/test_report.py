@@ -7,6 +7,7 @@ import pytest
 from pages import digits_page, read, words
 
 from forwardinf.core.errors import SettingError
+from forwardinf.view.clean import share
 from forwardinf.view.report import Card, QuerySection, ReportPage, Table, chart, render
 
 
@@ -145,3 +146,66 @@ def test_missing_values_of_every_library_are_a_dash():
 def test_the_template_and_its_style_are_in_the_package():
     for name in ("report.html.j2", "report.css"):
         assert files("forwardinf.view").joinpath(name).is_file()
+
+
+# -- shares ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.0, "100 %"), (0.41, "41 %"), (2.5, "250 %"), (10.0, "1,000 %"), (25.57, ">10×"), (-25.57, "<−10×"), (1e30, ">10×"),
+     (np.inf, ">10×"), (-np.inf, "<−10×"), (np.nan, "–"), (None, "–")],
+)  # fmt: skip
+def test_a_share_beyond_ten_times_the_querys_own_is_no_percentage(value, text):
+    assert share(value) == text
+
+
+def test_a_share_above_a_hundred_per_cent_is_explained_where_there_is_one():
+    def told(value):
+        cards = [Card("a", 1, 0.3, value), Card("b", 2, 0.2, 0.1)]
+        return words(render(ReportPage("t", sections=[QuerySection("q", proponents=cards)])))
+
+    why = "An example whose gradient is far larger than the query’s own can have a share above 100 %"
+    assert ">10×" in told(25.57)
+    assert "2,557" not in told(25.57)
+    assert why in told(25.57)
+    assert why in told(1.5)
+    assert why not in told(1.0)
+    assert why not in told(None)
+
+
+def test_shares_in_a_table_are_told_as_everywhere():
+    table = Table("T", ["train", "share", "score"], [[1, 25.57, 25.57], [2, 0.5, 0.5], [3, None, None]])
+    told = words(render(ReportPage("t", tables=[table])))
+    assert "1>10×25.6" in told
+    assert "250 %0.500" in told
+
+
+def test_a_bar_is_never_longer_than_its_track_whatever_the_share():
+    page = render(
+        ReportPage(
+            "t", sections=[QuerySection("q", proponents=[Card("a", 1, 1e9, 1e9), Card("b", 2, float("inf"), 2.0)])]
+        )
+    )
+    assert all(0 <= width <= 100 for width in fills(page))
+
+
+# -- one scale ---------------------------------------------------------------------------------------------------------
+
+
+def test_bars_compare_within_one_query_or_over_the_page():
+    sections = [QuerySection("p", proponents=[Card("a", 1, 4.0)]), QuerySection("q", proponents=[Card("a", 1, 1.0)])]
+    own, one = (render(ReportPage("t", sections=sections, one_scale=scale)) for scale in (False, True))
+    assert fills(own) == [100, 100]
+    assert fills(one) == [100, 25]
+    assert "Bars compare within one query." in words(own)
+    assert "Bars compare across the page." in words(one)
+
+
+def test_a_page_speaks_of_what_was_asked():
+    sections = [QuerySection(n, proponents=[Card("a", 1, 4.0)]) for n in range(4)]
+    told = words(render(ReportPage("t", sections=sections, asked="question", about="answer", kind="compared")))
+    assert "It supports the answer; removing it" in told
+    assert "Questions" in told
+    assert "Query" not in told
+    assert "quer" not in told.lower().replace("queries", "")

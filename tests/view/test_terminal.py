@@ -224,3 +224,13 @@ def test_numbers_and_plain_text_in_a_csv_cell_stay(text):
 )  # fmt: skip
 def test_any_text_becomes_a_file_name_and_never_a_path(text, name):
     assert file_name(text) == name
+
+
+def test_a_share_beyond_ten_times_is_told_so_and_why():
+    frame = FRAME.assign(share=[25.57, -0.04, np.nan])
+    out = told(scores_table, frame, terminal=False).splitlines()
+    assert ">10×" in out[1]
+    assert out[-1] == "an example whose gradient is far larger than the query's own can have a share above 100 %"
+    assert "far larger" not in told(scores_table, FRAME, terminal=False)
+    assert "<-10×" in told(scores_table, frame.assign(share=[-25.57, 0, 0]), terminal=True)
+    assert "far larger" in told(table, [{"share": 3.0}], terminal=False)
