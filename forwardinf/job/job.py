@@ -24,9 +24,9 @@ from forwardinf.core.files import write_json
 from forwardinf.core.progress import Advance, progress
 from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
+from forwardinf.job.before import Before
 from forwardinf.job.options import Options
 from forwardinf.perturb.push import OFF_RATE, Pusher, Query
-from forwardinf.read.baseline import Baseline
 from forwardinf.read.cut import Cut, find_cut
 from forwardinf.read.engine import Engine
 from forwardinf.read.factored import FactoredEngine
@@ -55,8 +55,7 @@ class Job:
     plan: Plan
     keep_rule: int | str
     asked: list[Query]
-    baseline_file: Path | None
-    baseline: Baseline
+    baseline: Before
     query_baseline: Tensor
     folder: Folder | None
     notes: list[str]
@@ -101,9 +100,12 @@ class Job:
         """Return what the engine reads of a unit: a row for each perturbation (losses, or exact scores)."""
         engine = self._engine(self.train if unit.of == "train" else self.queries)
         try:
-            return engine.read(perturbations, unit.rows, self._advance)
+            found = engine.read(perturbations, unit.rows, self._advance)
         finally:
             self.forwards += engine.forwards
+        if isinstance(engine, FactoredEngine) and unit.of == "train" and self.candidates is None:
+            self.baseline.put(unit.rows, engine.losses)
+        return found
 
     def directions(self, queries: tuple[int, ...]) -> Directions:
         """Return the directions of a block of queries; the last block is kept for its next shard."""
@@ -158,7 +160,7 @@ class Job:
                         replace(feed, channels_last=self.plan.pass_channels_last),
                         self.pusher.parameters,
                         size,
-                        self._halved,
+                        self.halved,
                     )
                     for feed in (self.train, self.queries)
                 )
@@ -176,7 +178,7 @@ class Job:
         """Return the same losses under the model as it was."""
         if unit.of == "queries":
             return self.query_baseline
-        return self.baseline.losses[torch.from_numpy(self.train.examples.units_of(unit.rows))]
+        return self.baseline.of(unit.rows)
 
     def keep(self, unit: Unit, scores: Mapping[int, Tensor], bends: Mapping[int, Tensor] | None = None) -> None:
         """Take a unit's scores, by query: write them (or hold them in memory), only what the keep rule wants.
@@ -218,11 +220,11 @@ class Job:
     def _engine(self, feed: Feed) -> Engine:
         size = self.plan.batch_size_at(self._unit)
         if self.plan.engine == "trunk" and feed is self.train:
-            return TrunkEngine(feed, size, *self._kept_trunk(size), self._halved)
+            return TrunkEngine(feed, size, *self._kept_trunk(size), self.halved)
         if not self.plan.exact:
-            return ForwardEngine(feed, size, self._halved)
+            return ForwardEngine(feed, size, self.halved)
         placed = replace(feed, channels_last=self.plan.pass_channels_last)
-        return FactoredEngine(placed, self.pusher.parameters, size, self._halved)
+        return FactoredEngine(placed, self.pusher.parameters, size, self.halved)
 
     def _kept_trunk(self, size: int) -> tuple[Cut, TrunkFiles]:
         """Return where the forward is cut and what is kept of its trunk: in the cache, or for this call only."""
@@ -238,7 +240,8 @@ class Job:
             self._trunk = cut, files
         return self._trunk
 
-    def _halved(self, size: int) -> None:
+    def halved(self, size: int) -> None:
+        """Go on with fewer examples at a time from this unit on, in a resumed run too."""
         self.plan = self.plan.revised(self._unit, size)
         self.notes.append(f"out of memory: {size} examples at a time from unit {self._unit} on")
         if self.folder is not None:
@@ -248,6 +251,9 @@ class Job:
 
     def scores(self) -> Scores:
         """Join what was read into the result; mark the run folder as finished."""
+        self.baseline.read(
+            ForwardEngine(self.train, self.plan.batch_size_at(0)), lambda done: None
+        )  # what no pass has left
         size = len(self.asked)
         dense, best = gather(self._found("train"), size, self.train.examples.units, self.keep_rule)
         cross, _ = gather(self._found("queries"), size, size, "all")

@@ -111,7 +111,7 @@ def prepare_self(
             OwnEngine(trial, chosen, squares, size).values(piece, size)
 
         asked = None if options.batch_size == "auto" else options.batch_size
-        tuning = tune(feed, range(len(rows)), asked, min(10.0, max(0.2, 5e-4 * len(rows))), None, work)
+        tuning = tune(feed, range(len(rows)), asked, len(rows), None, work)
         size, feed = tuning.batch_size, replace(feed, channels_last=tuning.channels_last)
     setup = time.perf_counter()
     code = code_digest(spoken, getattr(spoken, "version", None))

@@ -26,6 +26,7 @@ from forwardinf.core.fingerprint import code_digest, digest, model_digest, notes
 from forwardinf.core.progress import progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Classification, as_task
+from forwardinf.job.before import Before
 from forwardinf.job.estimate import fit_seconds, query_seconds
 from forwardinf.job.job import Job
 from forwardinf.job.options import Options, device_of, open_examples, settled
@@ -35,12 +36,13 @@ from forwardinf.perturb.makers import passes_of
 from forwardinf.perturb.push import OFF_RATE, Pusher, Query, directions_together
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.read import plan as planning
-from forwardinf.read.baseline import Baseline, baseline_key, load_baseline, read_baseline, save_baseline
+from forwardinf.read.baseline import baseline_key, load_baseline
 from forwardinf.read.check import noise_floor
-from forwardinf.read.choose import Asked, choose_engine
+from forwardinf.read.choose import FEW, Asked, choose_engine
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
-from forwardinf.read.plan import Plan, make_plan, shards
+from forwardinf.read.like import same_speed
+from forwardinf.read.plan import LEFT, Plan, make_plan
 from forwardinf.read.predict import misclassified
 from forwardinf.read.trunk import TrunkFiles
 from forwardinf.read.tune import tune
@@ -117,16 +119,18 @@ def prepare(
         plan = Plan.from_dict(read_json(folder.path / "plan.json", planning.FORMAT, what="a plan"))
     else:
         first = Feed(model, spoken.whole(), questions, device, seed=options.seed, asked={}, recorders=feed.recorders)
-        plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, (first, members[0]), whole, options)
+        plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, (first, members[0]), options)
         notes += [note] if note else []
     feed = replace(feed, channels_last=plan.channels_last)
-    key = baseline_key(feed, whole, data, code, plan.batch_size)
+    placed = replace(feed, channels_last=plan.pass_channels_last) if plan.exact else feed
+    key = baseline_key(placed, whole, data, code, plan.batch_size_at(0))
     name = digest(key, None if chosen is None else list(read_rows)) if key is not None and cache is not None else None
     path = cache / "baselines" / f"{name}.safetensors" if name is not None and cache is not None else None
     known = load_baseline(path)
     trunks = cache / "trunks" / digest(key) if key is not None and cache is not None else None
     if not kept:
-        plan = replace(plan, baseline="read" if known is None else "cached")
+        passing = plan.exact and chosen is None and rule.direction != "hold"
+        plan = replace(plan, baseline="cached" if known is not None else LEFT if passing else "read")
         if plan.engine == "trunk" and trunks is not None:
             there = TrunkFiles(trunks / plan.cut).count(plan.batch_size)
             plan = replace(plan, trunk_rows=min(there * plan.batch_size, len(rows)))
@@ -153,7 +157,7 @@ def prepare(
         if options.engine == "auto" and plan.engine == "forward" and any(query.status == OFF_RATE for query in asked):
             notes.append("a short push moves the losses otherwise than their gradients say (half precision, detached terms, "
                          "gradients of its own): read by gradients")  # fmt: skip
-            plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, (asking, members[0]), whole,
+            plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, (asking, members[0]),
                                replace(options, engine="factored"))  # fmt: skip
             notes += [note] if note else []
             pusher = Pusher(asking, fitting, exact=True, together=plan.pass_batch_size, members=members)
@@ -161,11 +165,11 @@ def prepare(
         clock["queries_s"] = time.perf_counter() - began - pusher.fit_seconds
 
     clock["setup_s"] = time.perf_counter() - clock["started"] - pusher.fit_seconds
-    unread = Baseline(torch.empty(0), floor)
+    before = Before(rows, read_rows, plan.shard_rows, floor, known, folder, path)
     aside = frozenset(row for query in asked if not query.usable for row in query.rows)
     read_as_rows = replace(asking, asked=None, skipped=aside)
     job = Job(feed, read_as_rows, pusher, rule, options, members, names, chosen, made_from, plan, keep_rule,
-              asked, path, known or unread, torch.empty(0), folder, notes, clock)  # fmt: skip
+              asked, before, torch.empty(0), folder, notes, clock)  # fmt: skip
     if block is not None and all(query.usable for query in asked):  # what checking has made need not be made again
         job._block = tuple(range(len(names))), block
     pusher.take = None
@@ -177,7 +181,7 @@ def prepare(
             _claim(folder, made_from, about, options)
             _save_queries(folder, job)
             write_json(folder.path / "plan.json", plan.to_dict())
-        _start(job, read_rows, known, unread)
+        _start(job)
     return job
 
 
@@ -199,19 +203,22 @@ def _checked(
 
 def _plan(
     feed: Feed, rows: Sequence[int], chosen: list[Ints] | None, queries: int, rule: Perturbation, parameters: Parameters,
-    first: tuple[Feed, list[int]], model: str, options: Options,
+    first: tuple[Feed, list[int]], options: Options,
 ) -> tuple[Plan, str]:  # fmt: skip
     """Return (engine, batch size, layout and pieces: found on a few batches, or recalled; a note, or nothing)."""
     reading = len(rows) if chosen is None else round(sum(map(len, chosen)) / max(len(chosen), 1))
     sides, cache = 2 if rule.both_sides else 1, options.cache
     batch_size = None if options.batch_size == "auto" else options.batch_size
     shard_rows = None if options.shard_rows == "auto" else options.shard_rows
-    sample = feed.examples[rows[0]] if len(rows) else None
-    known = digest(model, code_digest(feed.task), _shape(sample), len(rows) if len(rows) < 1024 else "many", options.batch_size,
-                   str(feed.device), torch.get_num_threads(), torch.__version__, machine.describe()["processor"])  # fmt: skip
-    budget = min(20.0, max(0.5, 0.02 * len(rows) * sides * queries / 100))
+    by_passes = options.engine == "factored" or (
+        options.engine == "auto" and rule.kind == "linear" and queries * sides > FEW
+    )
+    reading = len(rows) * (
+        1 + (FEW if by_passes else queries * sides)
+    )  # the baseline, and what forward passes will read
+    known = same_speed(feed, len(rows), options.batch_size, by_passes)
     kept = None if cache is None else cache / "tuning" / f"{known}.json"
-    tuning = tune(feed, rows, batch_size, budget, kept)
+    tuning = tune(feed, rows, batch_size, reading, kept)
     making = passes_of(rule.direction, queries, directions_together(parameters), rule.steps) * len(feed.examples)
     plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, direction_rows=making)
     moved = digest(known, sorted(parameters), rule.direction)
@@ -233,36 +240,16 @@ def _plan(
     return choose_engine(asked, plan, feed, parameters, rows, fill)
 
 
-def _start(job: Job, rows: Sequence[int], known: Baseline | None, unread: Baseline) -> None:
-    """Read the baseline (or recall it), guard the shards, read the queries' own losses."""
+def _start(job: Job) -> None:
+    """Recall or read the baseline, but for what an exact pass will leave; guard the shards, read the queries' own losses."""
     began = time.perf_counter()
-    pieces = shards(rows, job.plan.shard_rows)
     for unit in job.units():
         if unit.of == "train" and isinstance(unit.rows, range):
             job.train.examples.guard(unit.rows)
-    engine = ForwardEngine(job.train, job.plan.batch_size_at(0))
-    with progress("baseline", 0 if known else len(rows), job.options.progress) as advance:
-        losses = known.losses if known else torch.empty(0)
-        units_of = job.train.examples.units_of
-
-        def kept(shard: int) -> Tensor | None:
-            if known is not None:
-                return losses[torch.from_numpy(units_of(pieces[shard]))]
-            found = job.folder.base(shard) if job.folder is not None else None
-            return None if found is None else torch.from_numpy(found)
-
-        def keep(shard: int, found: Tensor) -> None:
-            if job.folder is not None:
-                job.folder.write_base(shard, units_of(pieces[shard]), found.numpy())
-
-        losses = read_baseline(engine, pieces, kept, keep, advance)
-    if known is not None and job.folder is not None:
-        for shard, piece in enumerate(pieces):
-            if job.folder.base(shard) is None:
-                keep(shard, losses[torch.from_numpy(units_of(piece))])
-    job.baseline = Baseline(losses, unread.floor)
-    if known is None and job.baseline_file is not None:
-        save_baseline(job.baseline_file, job.baseline)
+    engine, missing = ForwardEngine(job.train, job.plan.batch_size_at(0), job.halved), job.baseline.recall()
+    if job.plan.baseline != LEFT:
+        with progress("baseline", missing, job.options.progress) as advance:
+            job.baseline.read(engine, advance)
     if isinstance(job.queries.task, Classification) and job.queries.task.query == "label":
         wrong = len(misclassified(job.queries, job.plan.batch_size))
         if wrong:
@@ -366,14 +353,3 @@ def _load_queries(folder: Folder) -> list[Query]:
               record.get("direction_norm", math.nan))
         for record in records
     ]  # fmt: skip
-
-
-def _shape(example: Any) -> Any:
-    """Return the shapes inside an example: what the speed of a reading depends on."""
-    if isinstance(example, Tensor | np.ndarray):
-        return [list(example.shape), str(example.dtype)]
-    if isinstance(example, Mapping):
-        return {str(name): _shape(value) for name, value in example.items()}
-    if isinstance(example, tuple | list):
-        return [len(example), *map(_shape, example[:2])]
-    return type(example).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
 from forwardinf.read.check import Floor
-from forwardinf.read.forward import ForwardEngine
 
 FORMAT = "forwardinf.baseline/2"
 
@@ -62,32 +60,3 @@ def save_baseline(path: Path, baseline: Baseline) -> None:
     header = {"format": FORMAT, "floor": repr(baseline.floor.loss), "root_floor": repr(baseline.floor.root)}
     with written(path) as part:
         save_file({"losses": np.ascontiguousarray(baseline.losses.numpy())}, part, metadata=header)
-
-
-def read_baseline(
-    engine: ForwardEngine,
-    pieces: Sequence[Sequence[int]],
-    kept: Callable[[int], Tensor | None],
-    keep: Callable[[int, Tensor], None],
-    advance: Callable[[int], None],
-) -> Tensor:
-    """Return the losses of all units, reading the shards that are not kept yet.
-
-    Args:
-        engine: Reads, with the model as it is.
-        pieces: Rows of each shard.
-        kept: A shard's losses from an interrupted run, or None.
-        keep: Takes each shard's losses as they are read.
-        advance: Progress.
-    """
-    examples = engine.feed.examples
-    losses = torch.full((examples.units,), float("nan"), dtype=torch.float64)
-    for shard, rows in enumerate(pieces):
-        found = kept(shard)
-        if found is None:
-            found = engine.losses(rows, advance)
-            keep(shard, found)
-        else:
-            advance(len(rows))
-        losses[torch.from_numpy(examples.units_of(rows))] = found
-    return losses

@@ -1,4 +1,4 @@
-"""Law 9: before anything is scored, two batches are read twice; and how much a reading depends on its company."""
+"""Law 9: before anything is scored, a few rows are read twice; and how much a reading depends on its company."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from forwardinf.core.root import root
 
 AGAIN = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
-ALONE = 8  # rows of each batch that are read one at a time
+FEW = 8  # rows that are read twice as a batch
+ALONE = 4  # of them, read one at a time
 ULPS = 4  # a loss cannot be read better than a few roundings of the model's own dtype
 
 
@@ -41,43 +42,57 @@ class Floor:
 def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> Floor:
     """Return how far a loss moves when only its batch changes; refuse what cannot be read twice.
 
-    Two batches are read twice as they are (they must agree to rounding), once more in halves, and a few of their rows
-    alone, as queries are read: those differences are the noise under which no score means anything.
+    The first batch is read whole; its first rows, and the last ones there are, are read twice as a small batch (those must
+    agree to rounding) and a few of them alone, as queries are read. Those differences are the noise under which no score
+    means anything. Cost: about a batch and forty rows.
 
     Raises:
         NoiseError: Two readings of the same batch differ, or an example's loss depends on the others in its batch.
         DataError: The collate draws at random.
     """
-    dtype = next((p.dtype for p in feed.model.parameters() if p.is_floating_point()), torch.float32)
     size = min(batch_size, len(rows))
-    batches = [rows[:size]] if len(rows) < 2 * size else [rows[:size], rows[len(rows) - size :]]
-    floor = Floor(0.0, 0.0)
-    for batch in batches:
-        _same_collate(feed.examples, batch)
-        first, again = feed.losses(batch, size), feed.losses(batch, size)
-        apart = _apart(first, again)
-        if apart > AGAIN.get(dtype, 5e-3):
-            raise NoiseError(
-                f"two readings of rows {batch[0]} to {batch[-1]}", expected="the same losses",
-                got=f"losses that differ by {float((first - again).abs().max()):.2g}",
-                do="Something draws at random in the forward or is not deterministic: turn it off, or key it by example "
-                "(forwardinf.core.noise.normal).",
-            )  # fmt: skip
-        rounding = ULPS * torch.finfo(dtype).eps
-        floor = floor.raised(*(rounding * each.abs().mean().clamp_max(1.0) for each in (first, root(first))))
-        for fewer, at_once in ((batch, max(1, (size + 1) // 2)), (batch[:ALONE], 1)):
-            other = feed.losses(fewer, at_once)
-            same = first[: len(other)]
-            if _apart(same, other) > COMPANY.get(dtype, 2e-1):
-                raise NoiseError(
-                    f"rows {batch[0]} to {batch[-1]} read {size} and {at_once} at a time",
-                    expected="losses that belong to the example",
-                    got=f"losses that differ by {float((same - other).abs().max()):.2g}",
-                    do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised "
-                    "over the batch, padding that is not masked): make it per example.",
-                )  # fmt: skip
-            floor = floor.raised((same - other).abs().max(), (root(same) - root(other)).abs().max())
+    first = rows[:size]
+    _same_collate(feed.examples, first)
+    floor = _of_a_batch(feed, first[:FEW], Floor(0.0, 0.0), feed.losses(first, size)[: _units(feed, first[:FEW])])
+    if len(rows) > size:
+        last = rows[max(size, len(rows) - FEW) :]
+        _same_collate(feed.examples, last)
+        floor = _of_a_batch(feed, last, floor)
     return floor
+
+
+def _of_a_batch(feed: Feed, rows: Sequence[int], floor: Floor, in_company: Tensor | None = None) -> Floor:
+    """Return the floor raised by what these rows' losses are, read together twice, in greater company, and alone."""
+    dtype = next((p.dtype for p in feed.model.parameters() if p.is_floating_point()), torch.float32)
+    first, again = feed.losses(rows, len(rows)), feed.losses(rows, len(rows))
+    if _apart(first, again) > AGAIN.get(dtype, 5e-3):
+        raise NoiseError(
+            f"two readings of rows {rows[0]} to {rows[-1]}", expected="the same losses",
+            got=f"losses that differ by {float((first - again).abs().max()):.2g}",
+            do="Something draws at random in the forward or is not deterministic: turn it off, or key it by example "
+            "(forwardinf.core.noise.normal).",
+        )  # fmt: skip
+    rounding = ULPS * torch.finfo(dtype).eps
+    floor = floor.raised(*(rounding * each.abs().mean().clamp_max(1.0) for each in (first, root(first))))
+    others = {"alone": feed.losses(rows[:ALONE], 1)}
+    if in_company is not None:
+        others["in a whole batch"] = in_company
+    for how, other in others.items():
+        same = first[: len(other)]
+        if _apart(same, other) > COMPANY.get(dtype, 2e-1):
+            raise NoiseError(
+                f"rows {rows[0]} to {rows[-1]} read {len(rows)} at a time and {how}",
+                expected="losses that belong to the example",
+                got=f"losses that differ by {float((same - other).abs().max()):.2g}",
+                do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised "
+                "over the batch, padding that is not masked): make it per example.",
+            )  # fmt: skip
+        floor = floor.raised((same - other).abs().max(), (root(same) - root(other)).abs().max())
+    return floor
+
+
+def _units(feed: Feed, rows: Sequence[int]) -> int:
+    return len(feed.examples.units_of(rows))
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

@@ -142,7 +142,7 @@ def _measured(
     asked: Asked, plan: Plan, feed: Feed, parameters: Parameters, rows: Sequence[int], recorder: Recorder,
     fill: Callable[[Directions], None],
 ) -> Plan:  # fmt: skip
-    """Time passes with a full block of directions, at several batch sizes and in both layouts."""
+    """Time passes with a full block of directions."""
     block = query_block(parameters, plan.queries, feed.device)
     engine = FactoredEngine(feed, parameters, 1)
     directions = engine.directions(block)
@@ -152,9 +152,9 @@ def _measured(
         engine.feed = trial
         engine.scores(directions, piece, size)
 
-    budget = min(15.0, max(0.2, 0.05 * plan.seconds["reading"]))
     path = None if asked.kept is None else asked.kept.with_suffix(f".pass-{block}.json")
     alone = recorder.reason or feed.examples.units != len(feed.examples)  # one at a time, whatever the batch
-    tuning = tune(feed, rows, asked.batch_size or (ALONE if alone else None), budget, path, work)
+    reading = len(rows) * math.ceil(plan.queries / block)
+    tuning = tune(feed, rows, asked.batch_size or (ALONE if alone else None), reading, path, work)
     return factored_plan(plan, tuning, rows=len(rows), block=block, shard_rows=asked.shard_rows, error=recorder.error,
                          direction_bytes=directions.nbytes, whitened=asked.whitened)  # fmt: skip

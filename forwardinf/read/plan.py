@@ -12,6 +12,7 @@ from forwardinf.read.tune import Tuning
 
 FORMAT = "forwardinf.plan/1"
 UNIT_SECONDS = 10.0  # what a killed run loses at most, about
+LEFT = "with the scores"  # a baseline that the pass with gradients leaves
 ENGINES = ("auto", "forward", "factored", "trunk")
 
 
@@ -53,7 +54,7 @@ class Plan:
         seconds_per_row: Of a plain forward, measured while tuning.
         eager_seconds_per_row: The floor F per row: best batch size, ordinary layout.
         revisions: ``[unit number, batch size]``: memory ran out there, and from there on this many at a time.
-        baseline: ``"read"`` or ``"cached"``.
+        baseline: ``"read"``, ``"cached"``, or ``"with the scores"``: a pass with gradients leaves it.
         pass_batch_size: Factored: examples at a time of a forward and backward.
         pass_channels_last: Factored: memory layout of images.
         pass_seconds_per_row: Factored: of one pass with a block of directions, measured.
@@ -115,7 +116,7 @@ class Plan:
     @property
     def seconds(self) -> dict[str, float]:
         """Expected seconds: of the fit, the queries, the baseline, the queries' directions, the readings, and in all."""
-        baseline = 0.0 if self.baseline == "cached" else self.rows * self.seconds_per_row
+        baseline = 0.0 if self.baseline in ("cached", LEFT) else self.rows * self.seconds_per_row
         reading = self.forwards * (self.pass_seconds_per_row if self.exact else self.seconds_per_row)
         if self.engine == "trunk":  # what is not kept yet is a whole forward in the first reading
             first = min(max(self.rows - self.trunk_rows, 0), self.forwards)

@@ -1,4 +1,4 @@
-"""Find the batch size and memory layout at which this model reads fastest, on a few batches of its own data."""
+"""Find the batch size and memory layout at which this model reads fastest, on a few rows of its own data."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from forwardinf.core.files import read_json, write_json
 from forwardinf.core.memory import out_of_memory
 
 FORMAT = "forwardinf.tuning/1"
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+SHARE = 0.08  # of the rows that will be read may be read to find out how: a better setting must win them back
+FIRST, LARGEST = 32, 512  # batch sizes: tried first, and last
+SHORT = 0.3  # seconds that a search may take whatever its share is
+ENOUGH = 0.05  # seconds of a setting's readings after which one was enough
 TURNS = 3
+WORTH = 0.95  # another setting must be 5 % faster: differences below that are noise, and memory is not free
 Work = Callable[[Feed, Sequence[int], int], Any]
-WORTH = 0.97  # a larger batch must be 3 % faster: differences below that are noise, and memory is not free
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Tuning:
         batch_size: Examples at a time.
         channels_last: Images laid out pixel by pixel.
         seconds_per_row: Measured at that setting (F* / N).
-        eager_seconds_per_row: At the best batch size in the ordinary layout (F / N).
+        eager_seconds_per_row: In the ordinary layout, at the size that was tried first (F / N, or a little above).
     """
 
     batch_size: int
@@ -42,18 +45,20 @@ class Tuning:
 
 
 def tune(
-    feed: Feed, rows: Sequence[int], batch_size: int | None, budget: float, kept: Path | None,
-    work: Work | None = None,
-) -> Tuning:  # fmt: skip
-    """Return the fastest setting found within about ``budget`` seconds.
+    feed: Feed, rows: Sequence[int], batch_size: int | None, reading: int, kept: Path | None, work: Work | None = None
+) -> Tuning:
+    """Return the fastest setting that could be found for a small share of what will be read.
 
     Args:
         feed: Model and data. Its own layout is ignored.
         rows: The rows to be read; the first few are tried.
         batch_size: Asked for by the user: only the layout is tried then (and halves of it where memory runs out).
-        budget: Seconds. At least one size of each layout is tried whatever it says.
-        kept: A file that holds an earlier result for the same model, machine and threads, or takes this one.
+        reading: How many rows will be read in all: ``SHARE`` of them may be read here. One size is tried whatever it is.
+        kept: A file that holds an earlier result for a model of the same form, machine and threads, or takes this one.
         work: What is timed: reads some rows, so many at a time. Default: their losses, by forward passes.
+
+    Raises:
+        ModelError: Not even one example fits into memory.
     """
     if kept is not None and kept.is_file():
         try:
@@ -61,63 +66,81 @@ def tune(
             return Tuning(**found["tuning"])
         except (FileError, KeyError, TypeError):
             kept.unlink(missing_ok=True)  # a damaged cache entry is worth nothing
-    search = _Search(work or (lambda trial, piece, size: trial.losses(piece, size)))
-    tuning = search.best(feed, rows, batch_size, time.monotonic() + budget)
+    search = _Search(feed, rows, int(SHARE * reading), work or (lambda trial, piece, size: trial.losses(piece, size)))
+    tuning = search.best(batch_size)
     if kept is not None:
         write_json(kept, {"format": FORMAT, "tuning": asdict(tuning)})
     return tuning
 
 
 class _Search:
-    """Times one kind of work at one setting after another."""
+    """Times one kind of work at one setting after another, while it can afford it."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, feed: Feed, rows: Sequence[int], allowance: int, work: Work) -> None:
+        self.feed, self.rows, self.allowance, self.work = feed, rows, allowance, work
+        self.spent, self.began = 0, time.monotonic()
 
-    def best(self, feed: Feed, rows: Sequence[int], batch_size: int | None, until: float) -> Tuning:
-        """Try layouts and sizes; see :func:`tune`."""
-        layouts = (False, True) if any(isinstance(m, nn.Conv2d) for m in feed.model.modules()) else (False,)
-        best: dict[bool, tuple[float, int]] = {}
-        for channels_last in layouts:
-            trial = replace(feed, channels_last=channels_last)
-            for sizes in _sizes(len(rows), batch_size):
-                if channels_last in best and (best[channels_last][1] > 2 * sizes[0] or time.monotonic() > until):
-                    break  # it likes them large, or long enough
-                for size in sizes:
-                    took = self.seconds_per_row(trial, rows[:size], size)
-                    if took is None:  # out of memory: larger ones would be too, smaller ones may fit
-                        if size > sizes[-1]:
-                            continue
-                        break
-                    if channels_last not in best or took < WORTH * best[channels_last][0]:
-                        best[channels_last] = took, size
-                    if took > 1.25 * best[channels_last][0] or time.monotonic() > until or batch_size:
-                        break  # past the best size, or long enough, or what was asked for
-        if False not in best:
+    def best(self, asked: int | None) -> Tuning:
+        """Try both layouts at one size, then other sizes in the better one."""
+        size = asked or self._first()
+        eager = self._timed(size, False)
+        while eager is None and size > 1:
+            size //= 2
+            eager = self._timed(size, False)
+        if eager is None:
             raise ModelError("reading", expected="room for one example", got="out of memory",
                              do="Use a device with more memory.")  # fmt: skip
-        layout = True in best and best[True][0] < WORTH * best[False][0]
-        return Tuning(best[layout][1], layout, best[layout][0], best[False][0])
+        best, layout = eager, False
+        if any(isinstance(module, nn.Conv2d) for module in self.feed.model.modules()) and (
+            asked or self._affords(size)
+        ):
+            other = self._timed(size, True)
+            if other is not None and other < WORTH * eager:
+                best, layout = other, True
+        if not asked:
+            best, size = self._climbed(best, size, layout)
+        return Tuning(size, layout, best, eager)
 
-    def seconds_per_row(self, feed: Feed, rows: Sequence[int], size: int) -> float | None:
-        """Return the median over a few readings of one batch, or None where it does not fit into memory."""
-        times = []
-        for _ in range(TURNS + 1):  # the first turn warms up
+    def _first(self) -> int:
+        """Return the size tried first: both layouts of it, warmed up, are to fit into the allowance."""
+        most = max(1, min(FIRST, self.allowance // 4, len(self.rows)))
+        return int(2 ** (most.bit_length() - 1))
+
+    def _climbed(self, best: float, size: int, layout: bool) -> tuple[float, int]:
+        """Return (seconds per row, size): doubled while that is faster, or else halved."""
+        first = size
+        for factor in (2.0, 0.5):
+            trial = int(factor * first)
+            while 1 <= trial <= min(LARGEST, len(self.rows)) and self._affords(trial):
+                took = self._timed(trial, layout)
+                if took is None or took > WORTH * best:
+                    break
+                best, size, trial = took, trial, int(factor * trial)
+            if size != first:
+                break
+        return best, size
+
+    def _affords(self, size: int) -> bool:
+        return self.spent + 2 * size <= self.allowance or time.monotonic() - self.began < SHORT
+
+    def _timed(self, size: int, channels_last: bool) -> float | None:
+        """Return the median seconds per row of a few readings of one batch, or None where it does not fit into memory."""
+        trial, rows = replace(self.feed, channels_last=channels_last), self.rows[:size]
+        times, all_of_them = list[float](), 0.0
+        for turn in range(TURNS + 1):  # the first one warms up
             start = time.perf_counter()
             try:
-                self.work(feed, rows, size)
+                self.work(trial, rows, size)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 return None
-            if feed.device.type == "cuda":
-                torch.cuda.synchronize(feed.device)
-            times.append((time.perf_counter() - start) / len(rows))
+            if self.feed.device.type == "cuda":
+                torch.cuda.synchronize(self.feed.device)
+            took = time.perf_counter() - start
+            self.spent += len(rows)
+            times.append(took / len(rows))
+            all_of_them += took
+            if turn and all_of_them > ENOUGH:
+                break
         return statistics.median(times[1:])
-
-
-def _sizes(rows: int, asked: int | None) -> list[list[int]]:
-    """Return batch sizes to try: from 16 up, then (for models that like it small) from 8 down; or from ``asked`` down."""
-    if asked:
-        return [[max(1, asked >> halvings) for halvings in range(asked.bit_length())]]
-    return [[size for size in SIZES if 16 <= size <= max(rows, 16)], [size for size in reversed(SIZES) if size < 16]]

@@ -476,7 +476,7 @@ class _Reader:
     def tuned(self, rows: Feed) -> tuple[Feed, int]:
         """Return (the feed in its fastest layout, batch size)."""
         asked = None if self.options.batch_size == "auto" else self.options.batch_size
-        found = tune(rows, range(len(rows.examples)), asked, min(10.0, max(0.2, 5e-4 * len(rows.examples))), None)
+        found = tune(rows, range(len(rows.examples)), asked, len(rows.examples), None)
         return replace(rows, channels_last=found.channels_last), found.batch_size
 
     def few(self, rows: Feed) -> int:

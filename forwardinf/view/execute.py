@@ -87,7 +87,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "training_rows": found.rows, "training_examples": job.train.examples.units, "readings_per_query": found.sides,
         "batch_size": found.batch_size, "channels_last": found.channels_last, "baseline": found.baseline,
         "forwards": found.forwards, "seconds": {name: round(value, 3) for name, value in found.seconds.items()},
-        "in_F": {"baseline": 0.0 if found.baseline == "cached" else 1.0, "reading": round(found.seconds["reading"] / floor, 2),
+        "in_F": {"baseline": 1.0 if found.baseline == "read" else 0.0, "reading": round(found.seconds["reading"] / floor, 2),
                  "F_star_over_F": round(found.seconds_per_row / found.eager_seconds_per_row, 3)},
         "direction_bytes": found.direction_bytes, "score_bytes_on_disk": 4 * stored,
         "moved_parameters": sum(p.numel() for p in job.pusher.parameters.values()), "perturbation": job.perturbation.to_dict(),

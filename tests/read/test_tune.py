@@ -10,6 +10,8 @@ from forwardinf.core.errors import ModelError
 from forwardinf.core.task import Classification
 from forwardinf.read.tune import tune
 
+PLENTY = 10**6  # rows to be read: everything can be afforded
+
 
 class Sleepy(nn.Module):
     """Takes ``each`` seconds a call and ``per(rows)`` on top; counts its calls."""
@@ -35,46 +37,50 @@ def asked(model, rows=600):
 
 def test_it_picks_the_size_that_reads_fastest():
     steep = Sleepy(0.004, lambda rows: 0.0 if rows <= 64 else 0.02 * rows / 64)
-    assert tune(asked(steep), range(600), None, 20.0, None).batch_size == 64
+    assert tune(asked(steep), range(600), None, PLENTY, None).batch_size == 64
     assert 512 not in steep.sizes, "past the best it stops"
 
 
 def test_it_picks_a_small_size_where_the_model_likes_it_small():
-    found = tune(asked(Sleepy(0.001, lambda rows: 0.0002 * rows**2)), range(600), None, 20.0, None)
-    assert found.batch_size <= 4
+    found = tune(asked(Sleepy(0.001, lambda rows: 0.0002 * rows**2)), range(600), None, PLENTY, None)
+    assert found.batch_size <= 8
 
 
 @pytest.mark.parametrize("room", [600, 100, 5, 1])
 def test_it_picks_what_fits(room):
-    found = tune(asked(Sleepy(0.004, room=room)), range(600), None, 20.0, None)
+    found = tune(asked(Sleepy(0.004, room=room)), range(600), None, PLENTY, None)
     assert found.batch_size == max(size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if size <= room)
     with pytest.raises(ModelError, match="room for one example"):
-        tune(asked(Sleepy(0.001, room=0)), range(600), None, 20.0, None)
+        tune(asked(Sleepy(0.001, room=0)), range(600), None, PLENTY, None)
 
 
 def test_a_size_that_was_asked_for_is_kept_unless_it_does_not_fit():
     model = Sleepy(0.0005)
-    assert tune(asked(model), range(600), 48, 20.0, None).batch_size == 48
+    assert tune(asked(model), range(600), 48, PLENTY, None).batch_size == 48
     assert set(model.sizes) == {48}
-    assert tune(asked(Sleepy(0.0005, room=20)), range(600), 48, 20.0, None).batch_size == 12
+    assert tune(asked(Sleepy(0.0005, room=20)), range(600), 48, PLENTY, None).batch_size == 12
 
 
-def test_it_stops_when_its_time_is_up():
-    model = Sleepy(0.05)
-    tune(asked(model), range(600), None, 0.01, None)
-    assert set(model.sizes) == {16}
+def test_it_reads_no_more_than_can_be_won_back():
+    model = Sleepy(0.2)
+    tune(asked(model), range(600), None, 1600, None)
+    assert sum(model.sizes) <= 0.08 * 1600
+    assert max(model.sizes) == 32
+    few = Sleepy(0.2)
+    tune(asked(few), range(600), None, 200, None)
+    assert sum(few.sizes) <= 0.08 * 200
 
 
 def test_few_rows_are_enough():
     model = Sleepy(0.001)
-    assert tune(asked(model, 3), range(3), None, 1.0, None).batch_size <= 16
-    assert max(model.sizes) == 3
+    assert tune(asked(model, 3), range(3), None, PLENTY, None).batch_size <= 3
+    assert max(model.sizes) <= 3
 
 
 def test_it_remembers(tmp_path):
-    first = tune(asked(Sleepy(0.002)), range(600), None, 0.05, tmp_path / "t" / "kept.json")
+    first = tune(asked(Sleepy(0.002)), range(600), None, 1000, tmp_path / "t" / "kept.json")
     model = Sleepy(0.002)
-    assert tune(asked(model), range(600), None, 0.05, tmp_path / "t" / "kept.json") == first
+    assert tune(asked(model), range(600), None, 1000, tmp_path / "t" / "kept.json") == first
     assert not model.sizes
 
 
@@ -84,7 +90,7 @@ def test_a_damaged_memory_is_made_anew(tmp_path, text):
     path = tmp_path / "kept.json"
     path.write_text(text)
     model = Sleepy(0.0005)
-    found = tune(asked(model), range(600), 48, 0.05, path)
+    found = tune(asked(model), range(600), 48, 1000, path)
     assert model.sizes
     assert json.loads(path.read_text())["tuning"]["batch_size"] == found.batch_size == 48
 
@@ -102,7 +108,7 @@ def test_a_call_remembers_its_tuning_for_the_next(cache):
 
 def test_the_layout_is_tried_for_convolutions_only():
     given = case("cnn")
-    plain = tune(asked(Sleepy(0.0005)), range(600), 16, 1.0, None)
+    plain = tune(asked(Sleepy(0.0005)), range(600), 16, PLENTY, None)
     assert not plain.channels_last
     seen = set()
     handle = given.model.conv1.register_forward_pre_hook(
@@ -110,6 +116,6 @@ def test_the_layout_is_tried_for_convolutions_only():
     )
     images = given.train[0].repeat(1, 1, 1, 1)
     given.train = images.expand(-1, 1, -1, -1), given.train[1]
-    tune(feed(given), range(40), 16, 1.0, None)
+    tune(feed(given), range(40), 16, PLENTY, None)
     handle.remove()
     assert seen
