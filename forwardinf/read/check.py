@@ -51,11 +51,11 @@ def noise_floor(feed: Feed, rows: Sequence[int], batch_size: int) -> Floor:
         DataError: The collate draws at random.
     """
     size = min(batch_size, len(rows))
-    first = rows[:size]
+    first, few = rows[:size], rows[: min(FEW, size)]
     _same_collate(feed.examples, first)
-    floor = _of_a_batch(feed, first[:FEW], Floor(0.0, 0.0), feed.losses(first, size)[: _units(feed, first[:FEW])])
+    floor = _of_a_batch(feed, few, Floor(0.0, 0.0), feed.losses(first, size)[: len(feed.examples.units_of(few))])
     if len(rows) > size:
-        last = rows[max(size, len(rows) - FEW) :]
+        last = rows[max(size, len(rows) - min(FEW, size)) :]
         _same_collate(feed.examples, last)
         floor = _of_a_batch(feed, last, floor)
     return floor
@@ -89,10 +89,6 @@ def _of_a_batch(feed: Feed, rows: Sequence[int], floor: Floor, in_company: Tenso
             )  # fmt: skip
         floor = floor.raised((same - other).abs().max(), (root(same) - root(other)).abs().max())
     return floor
-
-
-def _units(feed: Feed, rows: Sequence[int]) -> int:
-    return len(feed.examples.units_of(rows))
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
