@@ -84,7 +84,7 @@ class ResponseFiles:
         names = self.pieces.names("part-")
         for number in range(len(self.parts), len(names)):
             piece = self._sound(f"part-{number:03d}")
-            ids = json.loads(bytes(piece.tensors["ids"].tolist()).decode())
+            ids = json.loads(piece.tensors["ids"].numpy().tobytes())
             self.parts.append(Part(str(piece.about["data"]), ids, piece.tensors["losses"]))
         self.probes = max([int(name.removeprefix("probes-")) for name in self.pieces.names("probes-")], default=0)
 
@@ -155,9 +155,13 @@ class ResponseFiles:
     def _tiles(self) -> list[Tile]:
         return [Tile(*map(int, name.split("-")[1:])) for name in self.pieces.names("tile-")]
 
+    def of(self, part: int) -> list[Tile]:
+        """Return the tiles of a part that are there."""
+        return [tile for tile in self._tiles() if tile.part == part]
+
     def sound(self, part: int) -> list[Tile]:
         """Read a part's tiles: what is damaged is missing from then on. Return them."""
-        return [tile for tile in self._tiles() if tile.part == part and self.pieces.get(tile.name) is None]
+        return [tile for tile in self.of(part) if self.pieces.get(tile.name) is None]
 
     def drop(self, tile: Tile) -> None:
         """Count a tile as missing: it is put anew."""

@@ -34,9 +34,12 @@ class Kept:
         """Return the same place for another form of the rows."""
         return Kept(self.pieces, f"{self.name}-{more}", self.note)
 
-    def take(self, name: str, holds: Callable[[Tensor], bool], make: Callable[[], Tensor]) -> Tensor:
-        """Return a matrix that is kept, if it holds; else make it, and keep it where that can be done."""
-        full = f"{name}-{self.name}"
+    def take(self, kind: str, holds: Callable[[Tensor], bool], make: Callable[[], Tensor], which: str = "") -> Tensor:
+        """Return a matrix that is kept, if it holds; else make it, and keep it where that can be done.
+
+        ``which`` of a kind: of these only the first is kept, or every damping would leave a file.
+        """
+        full = f"{kind}-{self.name}{which}"
         found = self.pieces.get(full) if full in self.pieces else None
         if found is not None and holds(found.tensors["matrix"]):
             return found.tensors["matrix"]
@@ -44,6 +47,8 @@ class Kept:
             self.pieces.damaged.add(full)
             self.note(f"{full}: what was kept does not belong to the rows; made anew")
         made = make()
+        if which and self.pieces.names(f"{kind}-{self.name}"):
+            return made
         try:
             self.pieces.put(full, {"matrix": made})
         except FileError as error:
@@ -54,8 +59,8 @@ class Kept:
 class Whitening:
     """(GᵀG + λN)⁻¹, factored through the smaller of GᵀG and GGᵀ.
 
-    Cost: N·M·min(N, M) multiplications for the products, once for an index; min(N, M)³/3 for the factor, once for a damping;
-    with both kept, reading them and a check by two products, about 4 N·M.
+    Cost: N·M·min(N, M) multiplications for the products, once for an index; min(N, M)³/3 for the factor, which is
+    kept for the first damping. With both kept: reading them, and a check by two products, 4 N·M.
 
     Attributes:
         ridge: λN.
@@ -81,10 +86,10 @@ class Whitening:
                              do="A model that fits every example exactly has none: use an earlier checkpoint.")  # fmt: skip
         self.ridge = damping * square
         self._inner: Tensor | None = None
-        self._root = self._take(f"factor-{self.ridge:.12g}", self._is_root, self._factored)
+        self._root = self._take("factor", self._is_root, self._factored, f"-{self.ridge:.12g}")
 
-    def _take(self, name: str, holds: Callable[[Tensor], bool], make: Callable[[], Tensor]) -> Tensor:
-        return make() if self._kept is None else self._kept.take(name, holds, make)
+    def _take(self, kind: str, holds: Callable[[Tensor], bool], make: Callable[[], Tensor], which: str = "") -> Tensor:
+        return make() if self._kept is None else self._kept.take(kind, holds, make, which)
 
     @property
     def inner(self) -> Tensor:
@@ -107,7 +112,8 @@ class Whitening:
     def _factored(self) -> Tensor:
         damped = self.inner.clone()
         damped.diagonal().add_(self.ridge)
-        return torch.linalg.cholesky(damped)
+        root: Tensor = torch.linalg.cholesky(damped)
+        return root
 
     def _is_root(self, root: Tensor) -> bool:
         return self._stands_for(root, lambda z: root @ (root.T @ z) - self.ridge * z)
