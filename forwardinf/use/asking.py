@@ -37,7 +37,7 @@ from forwardinf.use.lexical import Lexical, available
 from forwardinf.use.sketch import Ask, Sketcher, compared, place_of, side_of
 from forwardinf.use.spans import token_changes
 from forwardinf.use.states import hidden_states
-from forwardinf.use.texts import Question, Row, Texts, asked, encodes
+from forwardinf.use.texts import Question, Row, Texts, asked, encodes, learned_places
 from forwardinf.use.whitening import Kept
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -128,6 +128,10 @@ class Asking:
         if self.texts.cut:
             self.notes.append(f"{self.texts.cut:,} of {len(self.texts.data):,} training texts are longer than max_length="
                               f"{max_length} tokens: what comes after was not read")  # fmt: skip
+        short = 0 if self.both else sum(length < 2 for length in self.texts.lengths or ())
+        if short:
+            self.notes.append(f"{short:,} of {len(self.texts.data):,} training texts are empty (no token that another stands "
+                              "before): their scores are 0")  # fmt: skip
         self._check_lengths()
         rows = open_examples(self.texts.data, "train", self.task, None, options)
         parts, named = self.task.parts if self.task.packed else None, self.texts.named(ids)
@@ -142,10 +146,8 @@ class Asking:
 
     def _check_lengths(self) -> None:
         """Refuse rows that are longer than the model has learned places for."""
-        inner: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
-        most, lengths = getattr(getattr(inner, "config", None), "max_position_embeddings", None), self.texts.lengths
-        learned = {module.num_embeddings for module in self.model.modules() if isinstance(module, nn.Embedding)}
-        if lengths and not self.both and most in learned and max(lengths) > most:
+        most, lengths = learned_places(self.model), self.texts.lengths
+        if lengths and most is not None and max(lengths) > most:
             row = lengths.index(max(lengths))
             raise DataError(f"train, row {row}", expected=f"at most {most} tokens, the model's places", got=str(max(lengths)),
                             do=f"Cut with max_length={most}, or split it.")  # fmt: skip
@@ -162,11 +164,25 @@ class Asking:
             self.members.append(list(range(len(self.rows), len(self.rows) + count)))
             self.rows.append({**question.row, "weight": float(count)})
             self.rows += [{**row, "weight": -count / len(question.wrong)} for row in question.wrong]
+        self._check_questions()
         self.names: list[Id] = list(question_ids) if question_ids is not None else list(range(len(self.asked)))
         if len(self.names) != len(self.asked) or len(set(self.names)) != len(self.names):
             raise DataError("question_ids", expected=f"{len(self.asked)} unique ids", got=f"{len(self.names)}")
         opened = examples(self.rows, name="questions", task_collate=self.task.collate, seed=self.options.seed)
         self.queries = Feed(self.model, self.task.whole(), opened, self.device, seed=self.options.seed)
+
+    def _check_questions(self) -> None:
+        """Refuse questions that are longer than the model has places for, and those of which no token is asked about."""
+        most = learned_places(self.model)
+        for at, members in enumerate(self.members):
+            for row in (self.rows[member] for member in members):
+                if most is not None and len(row["input_ids"]) > most:
+                    raise DataError(f"question {at}", expected=f"at most {most} tokens with its answer, the model's places",
+                                    got=str(len(row["input_ids"])), do="Shorten the prompt.")  # fmt: skip
+            labels = self.rows[members[0]]["labels"]
+            if all(int(label) < 0 for label in (labels if self.both else labels[1:])):
+                raise DataError(f"question {at}", expected="a token that is asked about and that something stands before",
+                                got="none", do="Give a prompt, or labels.")  # fmt: skip
 
     # -- documents ---------------------------------------------------------------------------------------------------
 

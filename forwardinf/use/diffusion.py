@@ -36,6 +36,7 @@ from forwardinf.use.sketch import (
     DAMPING,
     HOW,
     Sketcher,
+    bytes_of,
     check_damping,
     compared,
     place_of,
@@ -253,6 +254,7 @@ def _expect(
 ) -> None:
     """Say what the call will do, for its progress; a forward pass is one of all timesteps of an image."""
     size, asked = len(job.ids), len(job.names)
+    whole.say(training_images=size, images=asked)
     for _ in range(states):
         if rule is not None:
             expect_attribution(whole, rule, size, asked)
@@ -260,7 +262,10 @@ def _expect(
         for _ in compare.readings:
             whole.expect("gradients", 4 * size)
             whole.expect("images", 4 * asked)
-        width = len(compare.readings) * width_of(job.parameters, job.side(size, len(compare.readings)))
+        side = job.side(size, len(compare.readings))
+        width = len(compare.readings) * width_of(job.parameters, side)
+        whole.say(side=side, numbers_each=width, backward_passes=states * len(compare.readings) * (size + asked),
+                  memory_bytes=bytes_of(size, width), disk_bytes=4 * states * size * width)  # fmt: skip
         whole.expect("comparing", size * width * min(size, width) + min(size, width) ** 3 / 3, ARITHMETIC)
     whole.expect("pixels", size + asked if baselines else 0, "images")
 

@@ -23,7 +23,7 @@ from forwardinf.use.asking import CURVATURES, FIT, READINGS, Asking
 from forwardinf.use.fuse import as_fusion, reciprocal
 from forwardinf.use.jointly import Turn, alone
 from forwardinf.use.lexical import available
-from forwardinf.use.sketch import HOW, check_damping, width_of
+from forwardinf.use.sketch import HOW, bytes_of, check_damping, width_of
 from forwardinf.use.traced import Traced, expect_attribution, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -216,10 +216,17 @@ def _expect(
         whole.expect("BM25", size + len(job.asked), "texts")
     if needs["neighbours"] or baselines:
         whole.expect("hidden states", size)
+    if perturbation is None:
+        side = job.side(None if whole_set else [np.zeros(1)])
+        width, fit = width_of(job.parameters, side), 0 if job.curvature == "none" else min(FIT, size)
+        whole.say(documents=size, questions=len(job.asked), sketched=read, side=side, numbers_each=width,
+                  backward_passes=states * (read + rows + fit), memory_bytes=bytes_of(read, width),
+                  disk_bytes=4 * states * read * width)  # fmt: skip
+    else:
+        whole.say(documents=size, questions=len(job.asked))
     for _ in range(states):
         if perturbation is None:
-            width = width_of(job.parameters, job.side(None if whole_set else [np.zeros(1)]))
-            whole.expect("fitting", 0 if job.curvature == "none" else 4 * min(FIT, size))
+            whole.expect("fitting", 4 * fit)
             whole.expect("gradients", 4 * read)
             whole.expect("questions", 4 * rows)
             whole.expect("comparing", read * width * min(read, width) + min(read, width) ** 3 / 3, ARITHMETIC)

@@ -12,8 +12,8 @@ from given import Packed
 import forwardinf as fi
 from forwardinf.perturb.probes import WIDEST, Probes, tables_of
 from forwardinf.perturb.select import select
-from forwardinf.use.response_files import ResponseFiles
 from forwardinf.score.whiten import whitened
+from forwardinf.use.response_files import ResponseFiles
 
 PROBES = 64
 
