@@ -205,10 +205,10 @@ def test_no_file_stays_open_and_no_damping_leaves_one(tmp_path):
     index = fi.ProbeIndex(tmp_path / "index")
     torch.manual_seed(0)
     model, x, y = torch.nn.Linear(3, 2), torch.randn(6, 3), torch.tensor([0, 1] * 3)
-    open_files, there = len(os.listdir("/proc/self/fd")), contents(tmp_path / "index")
+    open_files, there = len(list(Path("/proc/self/fd").iterdir())), contents(tmp_path / "index")
     for damping in np.linspace(0.1, 2, 20):
         index.query(model, (x[:1], y[:1]), task=fi.Classification(), damping=float(damping), progress=False)
-    assert len(os.listdir("/proc/self/fd")) <= open_files
+    assert len(list(Path("/proc/self/fd").iterdir())) <= open_files
     assert contents(tmp_path / "index") == there
 
 
