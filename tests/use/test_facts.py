@@ -288,7 +288,8 @@ def test_empty_documents_have_score_zero_and_it_is_said():
     ("question", "settings", "told"),
     [("hal lives in " * 10, {}, "question 0.*at most 16 tokens"), ("hal lives in " * 10, {"answers": None}, "below 16 tokens"),
      ("hal lives in", {"contrast": ["rome " * 30]}, "question 0.*at most 16 tokens"),
-     ("", {"tokenizer": None, "answers": None}, "at least one token"), ("", {"tokenizer": None, "answers": ["quito"]}, "stands before"),
+     ("", {"tokenizer": None, "answers": None}, "at least one token"),
+     ("", {"tokenizer": None, "answers": ["quito"]}, "stands before"),
      ({"input_ids": [0, 5], "labels": [-100, -100]}, {"answers": None}, "is asked about")],
 )  # fmt: skip
 def test_a_question_that_cannot_be_asked_is_refused_by_its_place(question, settings, told):
