@@ -13,7 +13,6 @@ from forwardinf.core.recording import Parameters
 from forwardinf.core.uses import Use
 
 Tensors = dict[str, Tensor]
-LARGE = 2**20  # numbers beyond which a gradient is compared in float32: a float64 copy of a large table is dear
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,17 @@ def distances(uses: Sequence[Use], whole: Tensors) -> dict[str, float]:
     """Return, by parameter, how far the gradient by uses of one example is from autograd's; one that is absent is zero."""
     found: Tensors = {}
     for use in uses:
-        own = use.gradient()[0].to(torch.float64 if use.shape.numel() < LARGE else torch.float32)
+        own = use.gradient()[0]
+        own = own if own.element_size() >= 4 else own.float()
         found[use.name] = found[use.name] + own if use.name in found else own
     apart = {name: tensor - whole[name] if name in whole else tensor for name, tensor in found.items()}
-    return lengths({**whole, **apart})
+    return lengths({**{name: tensor for name, tensor in whole.items() if name not in apart}, **apart})
 
 
 def lengths(tensors: Tensors) -> dict[str, float]:
-    """Return the Euclidean norm of each tensor, summed in float64."""
-    return {name: float(torch.linalg.vector_norm(each, dtype=torch.float64)) for name, each in tensors.items()}
+    """Return the Euclidean norm of each tensor, to a few digits: that is all a tolerance asks for."""
+    wide = {name: each if each.element_size() >= 4 else each.float() for name, each in tensors.items()}
+    return {name: float(torch.linalg.vector_norm(each)) for name, each in wide.items()}
 
 
 def total(norms: Mapping[str, float]) -> float:
@@ -62,8 +63,7 @@ def total(norms: Mapping[str, float]) -> float:
     return math.hypot(*norms.values())
 
 
-def wrong_alone(apart: Mapping[str, float], whole: Tensors, tolerance: Tolerance) -> frozenset[str]:
-    """Return parameters that are wrong by their own measure."""
-    own = lengths(whole)
+def wrong_alone(apart: Mapping[str, float], own: Mapping[str, float], tolerance: Tolerance) -> frozenset[str]:
+    """Return parameters that are wrong by their own measure: of how far they are ``apart``, and how long they are."""
     rest = tolerance.rest * total(own)
     return frozenset(name for name, off in apart.items() if not off <= tolerance.own * own.get(name, 0.0) + rest)

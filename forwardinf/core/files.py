@@ -38,24 +38,26 @@ def written(path: Path) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
-        part.chmod(0o666 & ~_umask())
+        part.chmod(0o666 & ~umask())
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise FileError(str(path), expected="room to write", got=str(error), do="Free space, then resume.") from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the process's mask for new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's listing to disk, where that can be done."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

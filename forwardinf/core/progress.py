@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from forwardinf.core.errors import SettingError
+
 Advance = Callable[[int], None]
 Setting = Literal["auto"] | bool
 
@@ -26,6 +28,7 @@ QUIET_SECONDS = 2.0  # work shorter than this says nothing when progress="auto"
 LINE_SECONDS = 5.0
 FORWARDS = "forward passes of one example"
 ARITHMETIC = "multiplications"
+PLAN_SECONDS = 1.0  # a plan measures the speed of forward passes for so long
 EIGENVECTORS = 5  # n³ times this stands for the eigenvectors of an n × n matrix, a third for its Cholesky factor
 
 
@@ -48,6 +51,14 @@ class Stage:
     seconds: float = 0.0
 
 
+class Planned(BaseException):
+    """A call was only to be planned, and has measured how fast it is. ``stages``: what it would have done."""
+
+    def __init__(self, stages: Stages) -> None:
+        super().__init__("planned")
+        self.stages = stages
+
+
 class Stages:
     """The stages of one call, in order, and how long they will take. Built by :func:`stages`.
 
@@ -61,6 +72,7 @@ class Stages:
         self.title, self.screen = title, screen
         self.began = time.monotonic()
         self.expected: list[Stage] = []
+        self.facts: dict[str, Any] = {}
         self._running: Stage | None = None
         self._entered = self._told = self.began  # when the running stage began, and when it last said how far it is
         self._detail = ""
@@ -70,6 +82,10 @@ class Stages:
         """Say what comes next: a stage whose titles begin with ``name``. What is then not done (a cache) costs nothing."""
         if work > 0:
             self.expected.append(Stage(name, work, kind))
+
+    def say(self, **facts: Any) -> None:
+        """Say what else is known before anything is done: rows, passes, memory; for a plan."""
+        self.facts.update(facts)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Advance]:
@@ -87,6 +103,8 @@ class Stages:
                 stage.done = min(max(so_far / total, 0.0), 1.0)
                 self._told = time.monotonic()
                 stage.seconds = self._told - self._entered
+                if _PLANNING.get() and stage.kind == FORWARDS and (stage.seconds >= PLAN_SECONDS or stage.done >= 1.0):
+                    raise Planned(self)
             self.show(last=not self.title and so_far >= total)
 
         if stage is not None:
@@ -100,6 +118,21 @@ class Stages:
             if stage is not None:
                 self._running = None
                 stage.done, stage.seconds = 1.0, time.monotonic() - self._entered
+
+    def plan(self) -> dict[str, Any]:
+        """Return what is to be done, and how many seconds each part takes at the speed measured so far (None: unknown)."""
+        rates = {kind: self._rate(kind) for kind in {stage.kind for stage in self.expected}}
+        parts: dict[str, dict[str, Any]] = {}
+        for stage in self.expected:
+            rate = rates[stage.kind]
+            before = parts.get(stage.name, {"work": 0.0, "of": stage.kind, "seconds": None if rate is None else 0.0})
+            seconds = None if rate is None else before["seconds"] + stage.work * rate
+            parts[stage.name] = {**before, "work": before["work"] + stage.work, "seconds": seconds}
+        known = [part["seconds"] for part in parts.values() if part["seconds"] is not None]
+        for part in parts.values():
+            part["work"] = round(part["work"])
+            part["seconds"] = None if part["seconds"] is None else round(part["seconds"], 3)
+        return {"use": self.title, **self.facts, "parts": parts, "seconds": round(sum(known), 3)}
 
     def left(self) -> float | None:
         """Return the seconds left of the whole, or None where nothing like what is left has been measured."""
@@ -172,6 +205,25 @@ class Screen(Protocol):
 
 
 _WHOLE: ContextVar[Stages | None] = ContextVar("forwardinf_stages", default=None)
+_PLANNING: ContextVar[bool] = ContextVar("forwardinf_planning", default=False)
+
+
+def planned(call: Callable[[], object]) -> dict[str, Any]:
+    """Return what a call with :func:`stages` would do (:meth:`Stages.plan`): it runs until its speed has been measured.
+
+    Data and settings are checked as in the call itself, and errors are its own. The call must not hide its progress.
+
+    Raises:
+        SettingError: It says nothing of what it does, or has nothing to do.
+    """
+    token = _PLANNING.set(True)
+    try:
+        call()
+    except Planned as stopped:
+        return stopped.stages.plan()
+    finally:
+        _PLANNING.reset(token)
+    raise SettingError("plan", expected="a call with forward passes to plan", got="one that had none left to do")
 
 
 @contextmanager

@@ -197,13 +197,14 @@ class Recorder:
         for place, row in enumerate(rows):
             whole, loss, names = self._checked_alone(feed, row, parameters, ask)
             odd |= names
-            size = total(lengths(whole))
+            own = lengths(whole)
+            size = total(own)
             if not math.isfinite(size + loss):
                 continue  # said where it is asked for
             _same_company(feed, row, float(values[place]), loss, parameters)
             apart = distances([use.part(place, place + 1) for use in uses], whole)
             off = total(apart)
-            if off <= tolerance.whole * size and not wrong_alone(apart, whole, tolerance):
+            if off <= tolerance.whole * size and not wrong_alone(apart, own, tolerance):
                 self.error, largest = max(self.error, off), max(largest, size)
             elif off <= KINK * size:
                 kinked += 1
@@ -282,11 +283,11 @@ class Recorder:
         self, recording: Recording, structure: Structure, uses: Sequence[Use], whole: Tensors, parameters: Parameters
     ) -> frozenset[str]:
         """Compare an example's uses with autograd's gradient of it, remember the outcome, return the names that disagree."""
-        size, tolerance = total(lengths(whole)), tolerance_of(parameters, recording.element_size)
-        apart = distances(uses, whole)
+        own, tolerance = lengths(whole), tolerance_of(parameters, recording.element_size)
+        apart, size = distances(uses, whole), total(own)
         names, seen = self.alone.get(structure, (frozenset(recording.unknown_uses), 0))
         if size > 0:
-            wrong = wrong_alone(apart, whole, tolerance)
+            wrong = wrong_alone(apart, own, tolerance)
             if total({name: off for name, off in apart.items() if name not in names | wrong}) > tolerance.whole * size:
                 wrong |= {name for name, off in apart.items() if off > tolerance.whole * size / len(apart)}
             self.alone[structure] = names | wrong, seen + 1

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,13 @@ from forwardinf.perturb.push import Pusher
 from forwardinf.perturb.select import Parameters, select
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.jointly import Turn, jointly
+from forwardinf.use.kept_rows import KeptRows
 from forwardinf.use.lexical import Lexical, available
-from forwardinf.use.sketch import Ask, Sketcher, compared, kept_rows, place_of, widest
+from forwardinf.use.sketch import Ask, Sketcher, compared, place_of, side_of
 from forwardinf.use.spans import token_changes
 from forwardinf.use.states import hidden_states
-from forwardinf.use.texts import Question, Row, Texts, asked, encodes
+from forwardinf.use.texts import Question, Row, Texts, asked, encodes, learned_places
+from forwardinf.use.whitening import Kept
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -108,8 +111,9 @@ class Asking:
     def __init__(
         self, model: nn.Module, options: Options, train: Any, tokenizer: Any, text: str | tuple[str, str],
         documents: str | int | None, max_length: int | None, ids: Any, globs: tuple[str, ...] | None, reading: str,
-        curvature: str,
+        curvature: str, side: int | None = None, memory: int | None = None,
     ) -> None:  # fmt: skip
+        self.asked_side, self.memory = side, memory
         self.model, self.options, self.tokenizer, self.curvature = model, options, tokenizer, curvature
         self.notes: list[str] = []
         self.clock: dict[str, float] = {}
@@ -124,6 +128,10 @@ class Asking:
         if self.texts.cut:
             self.notes.append(f"{self.texts.cut:,} of {len(self.texts.data):,} training texts are longer than max_length="
                               f"{max_length} tokens: what comes after was not read")  # fmt: skip
+        short = 0 if self.both else sum(length < 2 for length in self.texts.lengths or ())
+        if short:
+            self.notes.append(f"{short:,} of {len(self.texts.data):,} training texts are empty (no token that another stands "
+                              "before): their scores are 0")  # fmt: skip
         self._check_lengths()
         rows = open_examples(self.texts.data, "train", self.task, None, options)
         parts, named = self.task.parts if self.task.packed else None, self.texts.named(ids)
@@ -138,10 +146,8 @@ class Asking:
 
     def _check_lengths(self) -> None:
         """Refuse rows that are longer than the model has learned places for."""
-        inner: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
-        most, lengths = getattr(getattr(inner, "config", None), "max_position_embeddings", None), self.texts.lengths
-        learned = {module.num_embeddings for module in self.model.modules() if isinstance(module, nn.Embedding)}
-        if lengths and not self.both and most in learned and max(lengths) > most:
+        most, lengths = learned_places(self.model), self.texts.lengths
+        if lengths and most is not None and max(lengths) > most:
             row = lengths.index(max(lengths))
             raise DataError(f"train, row {row}", expected=f"at most {most} tokens, the model's places", got=str(max(lengths)),
                             do=f"Cut with max_length={most}, or split it.")  # fmt: skip
@@ -158,11 +164,25 @@ class Asking:
             self.members.append(list(range(len(self.rows), len(self.rows) + count)))
             self.rows.append({**question.row, "weight": float(count)})
             self.rows += [{**row, "weight": -count / len(question.wrong)} for row in question.wrong]
+        self._check_questions()
         self.names: list[Id] = list(question_ids) if question_ids is not None else list(range(len(self.asked)))
         if len(self.names) != len(self.asked) or len(set(self.names)) != len(self.names):
             raise DataError("question_ids", expected=f"{len(self.asked)} unique ids", got=f"{len(self.names)}")
         opened = examples(self.rows, name="questions", task_collate=self.task.collate, seed=self.options.seed)
         self.queries = Feed(self.model, self.task.whole(), opened, self.device, seed=self.options.seed)
+
+    def _check_questions(self) -> None:
+        """Refuse questions that are longer than the model has places for, and those of which no token is asked about."""
+        most = learned_places(self.model)
+        for at, members in enumerate(self.members):
+            for row in (self.rows[member] for member in members):
+                if most is not None and len(row["input_ids"]) > most:
+                    raise DataError(f"question {at}", expected=f"at most {most} tokens with its answer, the model's places",
+                                    got=str(len(row["input_ids"])), do="Shorten the prompt.")  # fmt: skip
+            labels = self.rows[members[0]]["labels"]
+            if all(int(label) < 0 for label in (labels if self.both else labels[1:])):
+                raise DataError(f"question {at}", expected="a token that is asked about and that something stands before",
+                                got="none", do="Give a prompt, or labels.")  # fmt: skip
 
     # -- documents ---------------------------------------------------------------------------------------------------
 
@@ -259,37 +279,74 @@ class Asking:
 
         ``together``: how many documents of each question are to be named jointly, by the last state.
         """
-        places = np.arange(self.units)
-        if chosen is not None:
-            draw = np.random.default_rng(self.options.seed)
-            others = draw.choice(self.units, min(FIT, self.units), replace=False)
-            places = np.unique(np.concatenate([*chosen, others]))
-        total, own, count = np.zeros((len(self.asked), len(places))), np.zeros(len(self.asked)), 0
+        total, own, count = np.zeros((len(self.asked), self.units)), np.zeros(len(self.asked)), 0
         turns: list[Turn] = []
         for _ in each_checkpoint(self.model, checkpoints):
-            index, asked = self._sketches(places)
+            sketcher, places = self._sketcher(chosen)
+            index, kept, asked = self._sketches(sketcher, places)
             began = time.perf_counter()
             with progress("comparing", 1, self.options.progress) as advance:
-                found = compared(index, asked, how, damping)
-                total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
+                found = compared(index, asked, how, damping, kept=kept)
+                values = np.full(total.shape, np.nan)
+                values[:, places] = found.scores.numpy()
+                total, own, count = total + values, own + found.own.numpy(), count + 1
                 if together:
                     turns = jointly(found, together, chosen, places)
                 advance(1)
             self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
-        values = np.full((len(self.asked), self.units), np.nan)
-        values[:, places] = total / count
-        return _only(values, chosen), own / count, turns
+        return _only(total / count, chosen), own / count, turns
 
-    def _sketches(self, places: Any) -> tuple[Tensor, Tensor]:
-        """Return the sketched gradients of these documents, and of the questions."""
-        began, cache = time.perf_counter(), self.options.cache
+    def side(self, chosen: list[Array] | None) -> int:
+        """Return how wide sketches are."""
+        rows = self.units
+        if chosen is not None:  # the same side for other candidates: what is sketched serves them too
+            named = sum(map(len, chosen))
+            rows = min(rows, 2 * max(FIT, named)) if self.memory is None else min(rows, FIT + named)
+        return side_of("trace", self.parameters, rows, self.asked_side, self.memory)
+
+    def _sketcher(self, chosen: list[Array] | None) -> tuple[Sketcher, Array]:
+        """Return what sketches, and the places of the documents that are: all of them where an index of all is kept."""
+        whole = np.arange(self.units)
+        side = self.side(None) if chosen is None else self.side(chosen)
+        if chosen is not None:
+            draw = np.random.default_rng(self.options.seed)
+            others = draw.choice(self.units, min(FIT, self.units), replace=False)
+            places = np.unique(np.concatenate([*chosen, others]))
+            full = self._full_side()
+            if full is not None:
+                side, places = full, whole
+                self._note("candidates are compared within the kept index of all documents")
+        else:
+            places = whole
+        return Sketcher(self.parameters, side=side, seed=self.options.seed, metric=self._metric()), places
+
+    def _full_side(self) -> int | None:
+        """Return the side of a kept index of all documents; None where there is none, or no room for it."""
+        try:
+            side = self.side(None)
+        except SettingError:
+            return None
+        folder = self._folder(side)
+        kept = KeptRows(folder, _none, 0, torch.float32, self._note)
+        return side if folder is not None and kept.holds(self.units) else None
+
+    def _folder(self, side: int) -> Path | None:
+        """Return where sketches of this side are kept."""
+        if self.options.cache is None:
+            return None
         made_from = (model_digest(self.model), self.data_digest, code_digest(self.task), sorted(self.parameters))
-        sketcher = Sketcher(self.parameters, side=widest(self.parameters, len(places)), seed=self.options.seed,
-                            metric=self._metric())  # fmt: skip
-        file = None
-        if cache is not None:
-            file = place_of(cache, *made_from, sketcher.side, sketcher.seed, self.curvature, places.tolist())
-        index = kept_rows(file, lambda: self._sketched(sketcher, places))
+        return place_of(self.options.cache, *made_from, side, self.options.seed, self.curvature)
+
+    def _sketches(self, sketcher: Sketcher, places: Array) -> tuple[Tensor, Kept | None, Tensor]:
+        """Return the sketched gradients of these documents, where what is made of them is kept, and those of the questions."""
+        began = time.perf_counter()
+        dtype = next(iter(self.parameters.values())).dtype
+        rows = KeptRows(self._folder(sketcher.side), lambda asked, advance: self._sketched(sketcher, asked, advance),
+                        sketcher.width, dtype, self._note)  # fmt: skip
+        wanted = places.tolist()
+        with progress("gradients", len(wanted), self.options.progress) as advance:
+            index = rows.take(wanted, self._order(wanted), advance)
+        kept = rows.kept(wanted) if len(places) == self.units else None  # other questions have other candidates
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
         ask: Ask = lambda model, batch: -self.queries.task.measure(model, batch)  # noqa: E731
@@ -302,7 +359,7 @@ class Asking:
                                  do="Ask an earlier checkpoint, or contrast it with a wrong answer.")  # fmt: skip
         self._note(recorder_of(self.train, self.parameters).told())
         self.clock["questions_s"] = self.clock.get("questions_s", 0.0) + time.perf_counter() - began
-        return index, joined
+        return index, kept, joined
 
     def _metric(self) -> dict[str, Sides] | None:
         """Return what gradients are taken through, fitted to a sample of the documents."""
@@ -328,22 +385,16 @@ class Asking:
         task.reading = "loss"
         return task
 
-    def _sketched(self, sketcher: Sketcher, places: Any) -> Tensor:
+    def _sketched(self, sketcher: Sketcher, places: Sequence[int], advance: Advance) -> Tensor:
         """Return the documents' sketched gradients, ``(places, width)``; of packed rows one document at a time."""
-        found = torch.zeros(len(places), sketcher.width)
         if not self.task.packed:
-            order = self._order(places.tolist())
-            back = {place: at for at, place in enumerate(places.tolist())}
-            with progress("gradients", len(order), self.options.progress) as advance:
-                rows = sketcher.rows(self.train, order, self.batch_size, None, advance)
-            found[torch.tensor([back[place] for place in order])] = rows
-            return found
+            return sketcher.rows(self.train, list(places), self.batch_size, None, advance)
+        found = torch.zeros(len(places), sketcher.width)
         units = [self.unit(int(place)) for place in places]
-        with progress("gradients", len(units), self.options.progress) as advance:
-            for number in sorted({unit.number for unit in units}):
-                at = [place for place, unit in enumerate(units) if unit.number == number]
-                feed = replace(self.train, task=self.task.nth(number), examples=self.train.examples.one_each())
-                found[at] = sketcher.rows(feed, [units[place].row for place in at], self.batch_size, None, advance)
+        for number in sorted({unit.number for unit in units}):
+            at = [place for place, unit in enumerate(units) if unit.number == number]
+            feed = replace(self.train, task=self.task.nth(number), examples=self.train.examples.one_each())
+            found[at] = sketcher.rows(feed, [units[place].row for place in at], self.batch_size, None, advance)
         return found
 
     def read(
@@ -443,6 +494,11 @@ class Asking:
     def _note(self, text: str) -> None:
         if text and text not in self.notes:
             self.notes.append(text)
+
+
+def _none(places: Sequence[int], advance: Advance) -> Tensor:
+    """Make nothing: who only looks at what is kept."""
+    return torch.empty(0)
 
 
 def _without_weight(batch: Batch) -> Batch:

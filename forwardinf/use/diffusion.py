@@ -17,7 +17,7 @@ from forwardinf.core.borrow import borrowed
 from forwardinf.core.errors import DataError, QueryError, SettingError, choose
 from forwardinf.core.examples import Batch, Examples, Id
 from forwardinf.core.feed import Feed
-from forwardinf.core.fingerprint import code_digest, model_digest
+from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.per_example import recorder_of
 from forwardinf.core.progress import ARITHMETIC, Advance, Setting, Stages, progress, stages
 from forwardinf.core.settings import Perturbation
@@ -30,20 +30,22 @@ from forwardinf.score.scores import Scores
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.jointly import Turn, alone
 from forwardinf.use.jointly import jointly as named_jointly
+from forwardinf.use.kept_rows import KeptRows
 from forwardinf.use.responses import unit
 from forwardinf.use.sketch import (
     DAMPING,
     HOW,
-    ROOM,
     Sketcher,
+    bytes_of,
     check_damping,
     compared,
-    kept_rows,
     place_of,
     side_by_side,
-    widest,
+    side_of,
+    width_of,
 )
 from forwardinf.use.traced import Traced, expect_attribution, ranked
+from forwardinf.use.whitening import Kept
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 KEYS_AND_VALUES = ("*attn2.to_k.weight", "*attn2.to_v.weight")  # diffusers' cross-attention
@@ -103,6 +105,8 @@ def trace_images(
     jointly: bool = False,
     perturbation: Perturbation | str | Mapping[str, Any] | None = None,
     damping: float | None = None,
+    side: int | None = None,
+    memory: int | None = None,
     flips: str = "none",
     checkpoints: Sequence[Any] | None = None,
     parameters: str | Sequence[str] | None = None,
@@ -143,6 +147,8 @@ def trace_images(
             table's ``score`` is then what an image takes with it when its turn comes; ``scores`` stay each one's own.
         perturbation: Instead of ``how``: ``"unlearning"``, or any :class:`Perturbation`.
         damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖²; default 5.
+        side: As in :func:`forwardinf.trace`.
+        memory: As in :func:`forwardinf.trace`, of all readings together.
         flips: ``"max"``: the larger of the scores of a training image and of its mirror image. (The mean over both is the
             task's own ``flips="mean"``.)
         checkpoints: Earlier states of the model: scores are the mean over it and them.
@@ -191,7 +197,7 @@ def trace_images(
     globs = tuple([parameters] if isinstance(parameters, str) else parameters) if parameters is not None else None
     rule = _rule(model, perturbation, globs)
     with stages("trace-images", progress) as whole, borrowed(model) as model:
-        job = _Job(model, train, images, as_task(task), options, globs, ids, image_ids)
+        job = _Job(model, train, images, as_task(task), options, globs, ids, image_ids, side, memory)
         views = [job.task] if flips == "none" else job.both_views()
         chosen = job.chosen(candidates)
         denoises = isinstance(job.task, Diffusion) and type(job.task).loss is Diffusion.loss  # else no picture is read
@@ -248,6 +254,7 @@ def _expect(
 ) -> None:
     """Say what the call will do, for its progress; a forward pass is one of all timesteps of an image."""
     size, asked = len(job.ids), len(job.names)
+    whole.say(training_images=size, images=asked)
     for _ in range(states):
         if rule is not None:
             expect_attribution(whole, rule, size, asked)
@@ -255,7 +262,10 @@ def _expect(
         for _ in compare.readings:
             whole.expect("gradients", 4 * size)
             whole.expect("images", 4 * asked)
-        width = ROOM // (4 * size)  # numbers that the sketches of an image may have
+        side = job.side(size, len(compare.readings))
+        width = len(compare.readings) * width_of(job.parameters, side)
+        whole.say(side=side, numbers_each=width, backward_passes=states * len(compare.readings) * (size + asked),
+                  memory_bytes=bytes_of(size, width), disk_bytes=4 * states * size * width)  # fmt: skip
         whole.expect("comparing", size * width * min(size, width) + min(size, width) ** 3 / 3, ARITHMETIC)
     whole.expect("pixels", size + asked if baselines else 0, "images")
 
@@ -274,8 +284,9 @@ class _Job:
 
     def __init__(
         self, model: nn.Module, train: Any, images: Any, task: Task, options: Options, globs: tuple[str, ...] | None, ids: Any,
-        image_ids: Sequence[Id] | None,
+        image_ids: Sequence[Id] | None, side: int | None = None, memory: int | None = None,
     ) -> None:  # fmt: skip
+        self.asked_side, self.memory = side, memory
         self.model, self.task, self.options = model, task, options
         self.data, self.asked = train, images
         self.device = device_of(model, options.device)
@@ -332,13 +343,15 @@ class _Job:
         values, own, count = np.full((len(self.names), len(self.ids)), np.nan), np.zeros(len(self.names)), 0
         total, turns = np.zeros((len(self.names), len(places))), list[Turn]()
         for _ in each_checkpoint(self.model, checkpoints):
-            pairs = [
+            read = [
                 self._sketches(*self._as_read(view, reads), places, len(compare.readings)) for reads in compare.readings
             ]
+            pairs = [(train, asked) for train, asked, _ in read]
+            whole = None if chosen is not None else _joined([place for *_, place in read])
             began = time.perf_counter()
             with progress("comparing", 1, self.options.progress) as advance:
                 index, queries = side_by_side(pairs, compare.how)
-                found = compared(index, queries, compare.how, compare.damping)
+                found = compared(index, queries, compare.how, compare.damping, kept=whole)
                 total, own, count = total + found.scores.numpy(), own + found.own.numpy(), count + 1
                 if compare.together:
                     turns = named_jointly(found, compare.together, chosen, places)
@@ -358,24 +371,25 @@ class _Job:
         noise = "shared" if view.noise == "auto" else view.noise
         return view.varied(noise=noise, reads=reads), asked.varied(noise=noise, reads=reads)
 
-    def _sketches(self, view: Task, asked: Task, places: Any, readings: int) -> tuple[Tensor, Tensor]:
-        """Return the sketched gradients of training images and of the generated ones."""
-        side = widest(self.parameters, readings * len(places))
-        sketcher = Sketcher(self.parameters, side=side, seed=self.options.seed)
-        cache, file = self.options.cache, None
+    def side(self, rows: int, readings: int) -> int:
+        """Return how wide sketches of so many images are."""
+        return side_of("trace_images", self.parameters, readings * rows, self.asked_side, self.memory)
+
+    def _sketches(self, view: Task, asked: Task, places: Any, readings: int) -> tuple[Tensor, Tensor, Kept | None]:
+        """Return the sketched gradients of training images and of the generated ones, and where what is made of them is kept."""
+        sketcher = Sketcher(self.parameters, side=self.side(len(places), readings), seed=self.options.seed)
+        cache, folder = self.options.cache, None
         if cache is not None:
-            file = place_of(cache, model_digest(self.model), self.digest, code_digest(view), sorted(self.parameters),
-                            sketcher.side, self.options.seed, places.tolist())  # fmt: skip
+            folder = place_of(cache, model_digest(self.model), self.digest, code_digest(view), sorted(self.parameters),
+                              sketcher.side, self.options.seed)  # fmt: skip
         feed = Feed(
             self.model, view, self.train.examples, self.device, seed=self.options.seed, prepared=self.train.prepared
         )
-
-        def make() -> Tensor:
-            with progress("gradients", len(places), self.options.progress) as advance:
-                return sketcher.rows(feed, places.tolist(), self.batch_size, None, advance)
-
-        began = time.perf_counter()
-        index = kept_rows(file, make)
+        began, wanted = time.perf_counter(), places.tolist()
+        rows = KeptRows(folder, lambda some, advance: sketcher.rows(feed, some, self.batch_size, None, advance), sketcher.width,
+                        next(iter(self.parameters.values())).dtype, self._note)  # fmt: skip
+        with progress("gradients", len(wanted), self.options.progress) as advance:
+            index = rows.take(wanted, wanted, advance)
         self.clock["index_s"] = self.clock.get("index_s", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
         ask: Callable[[nn.Module, Batch], Tensor] = lambda model, batch: -asked.measure(model, batch)  # noqa: E731
@@ -386,10 +400,13 @@ class _Job:
                 raise QueryError(
                     f"image {name!r}", expected="a finite gradient that is not zero", got=f"length {length}"
                 )
-        note = recorder_of(feed, self.parameters).told()
-        self.notes += [note] if note and note not in self.notes else []
+        self._note(recorder_of(feed, self.parameters).told())
         self.clock["images_s"] = self.clock.get("images_s", 0.0) + time.perf_counter() - began
-        return index, queries
+        return index, queries, rows.kept(wanted)
+
+    def _note(self, text: str) -> None:
+        if text and text not in self.notes:
+            self.notes.append(text)
 
     def read(
         self, view: Task, rule: Perturbation, chosen: list[Array] | None, checkpoints: Sequence[Any] | None
@@ -434,6 +451,14 @@ class _Job:
             "images": {name: _seen(self.images.examples, row) for row, name in enumerate(self.names)},
             "train": {value: _seen(self.train.examples, place[value]) for value in dict.fromkeys(table["train"])},
         }
+
+
+def _joined(each: Sequence[Kept | None]) -> Kept | None:
+    """Return where products of several readings side by side are kept: with the first of them."""
+    found = [one for one in each if one is not None]
+    if len(found) < len(each):
+        return None
+    return Kept(found[0].pieces, digest([one.name for one in found]), found[0].note)
 
 
 def _seen(rows: Examples, row: int) -> Any:

@@ -23,7 +23,7 @@ from forwardinf.use.asking import CURVATURES, FIT, READINGS, Asking
 from forwardinf.use.fuse import as_fusion, reciprocal
 from forwardinf.use.jointly import Turn, alone
 from forwardinf.use.lexical import available
-from forwardinf.use.sketch import HOW, ROOM, check_damping
+from forwardinf.use.sketch import HOW, bytes_of, check_damping, width_of
 from forwardinf.use.traced import Traced, expect_attribution, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -53,6 +53,8 @@ def trace(
     jointly: bool = False,
     perturbation: Perturbation | str | Mapping[str, Any] | None = None,
     damping: float | None = None,
+    side: int | None = None,
+    memory: int | None = None,
     per_token: bool = False,
     checkpoints: Sequence[Any] | None = None,
     parameters: str | Sequence[str] | None = None,
@@ -78,8 +80,10 @@ def trace(
     :func:`attribute` does.
 
     Cost: the curvature of 2,000 documents and about 3 F once for the sketches, 1 F for the hidden-state baseline, then one
-    gradient for each question and a solve with a few thousand unknowns. Memory: 512 MiB of sketches, or what the narrowest
-    take (16 numbers a side: 27 kB for each document of a four-layer decoder).
+    gradient for each question and a solve with a few thousand unknowns, whose factor is kept with the sketches. Memory: 512 MiB
+    of sketches, or what the narrowest take (16 numbers a side: 27 kB for each document of a four-layer decoder), and up to five
+    times that while they are compared; ``memory`` is a cap on all of it. A call that was killed goes on where it was. With
+    ``candidates`` the sketches of all documents serve, where they are kept; else those of the candidates and of 2,000 others.
 
     Args:
         model: A Hugging Face decoder or encoder-decoder, adapters included (PEFT), trained; put in eval mode and given back.
@@ -108,6 +112,10 @@ def trace(
             table's ``score`` is then what a document takes with it when its turn comes; ``scores`` stay each one's own.
         perturbation: Instead of ``how``: any :class:`Perturbation` (``rise=``, ``length=``, a preset's name).
         damping: Of the whitening: λN as a multiple of the mean ‖gᵢ‖²; default 5.
+        side: Numbers that each side of a weight is projected to; None: 64, 32 or 16, the widest at which all documents' sketches
+            take 512 MiB (16 where none does). A document's sketch takes 4 · side² bytes for each weight.
+        memory: Bytes that the sketches and comparing them may take, beside the model: the widest side that keeps to it (down
+            to 4), or an error that names the least. ``8·N·M + 24·min(N, M)²`` for N documents and M numbers each.
         per_token: Divide scores by the document's counted tokens.
         checkpoints: Earlier states of the model: scores are the mean over it and them.
         parameters: Globs over the parameters whose gradients count; default those with ``requires_grad`` (the adapter's).
@@ -158,7 +166,8 @@ def trace(
     options = Options(batch_size=batch_size, device=device, cache_dir=cache_dir, progress=progress, seed=seed)
     globs = tuple([parameters] if isinstance(parameters, str) else parameters) if parameters is not None else None
     with stages("trace", progress) as whole, borrowed(model) as model:
-        job = Asking(model, options, train, tokenizer, text, documents, max_length, ids, globs, reading, curvature)
+        job = Asking(model, options, train, tokenizer, text, documents, max_length, ids, globs, reading, curvature,
+                     side, memory)  # fmt: skip
         with shown("answers", 1, progress):
             job.ask(questions, answers, span, contrast, new_tokens, question_ids)
         stage = candidates if isinstance(candidates, str) else None
@@ -169,7 +178,7 @@ def trace(
             "neighbours": stage in ("two-stage", "neighbours"),
         }
         states = 1 + len(checkpoints or ())
-        _expect(whole, job, needs, baselines, perturbation, states, spans)
+        _expect(whole, job, needs, baselines, perturbation, states, spans, candidates is None)
         free = job.free(needs, baselines)
         chosen = _chosen(stage, candidates, free, job)
         turns: list[Turn] = []
@@ -197,21 +206,30 @@ def trace(
 
 
 def _expect(
-    whole: Stages, job: Asking, needs: Mapping[str, bool], baselines: bool, perturbation: Any, states: int, spans: int
-) -> None:
+    whole: Stages, job: Asking, needs: Mapping[str, bool], baselines: bool, perturbation: Any, states: int, spans: int,
+    whole_set: bool,
+) -> None:  # fmt: skip
     """Say what the call will do, for its progress."""
     size, rows = job.units, len(job.rows)
+    read = size if whole_set else min(size, FIT + STAGE * rows)  # documents whose gradients are sketched
     if needs["bm25"] or (baselines and available()):
         whole.expect("BM25", size + len(job.asked), "texts")
     if needs["neighbours"] or baselines:
         whole.expect("hidden states", size)
+    if perturbation is None:
+        side = job.side(None if whole_set else [np.zeros(1)])
+        width, fit = width_of(job.parameters, side), 0 if job.curvature == "none" else min(FIT, size)
+        whole.say(documents=size, questions=len(job.asked), sketched=read, side=side, numbers_each=width,
+                  backward_passes=states * (read + rows + fit), memory_bytes=bytes_of(read, width),
+                  disk_bytes=4 * states * read * width)  # fmt: skip
+    else:
+        whole.say(documents=size, questions=len(job.asked))
     for _ in range(states):
         if perturbation is None:
-            width = ROOM // (4 * size)  # numbers that a sketch may have
-            whole.expect("fitting", 0 if job.curvature == "none" else 4 * min(FIT, size))
-            whole.expect("gradients", 4 * size)
+            whole.expect("fitting", 4 * fit)
+            whole.expect("gradients", 4 * read)
             whole.expect("questions", 4 * rows)
-            whole.expect("comparing", size * width * min(size, width) + min(size, width) ** 3 / 3, ARITHMETIC)
+            whole.expect("comparing", read * width * min(read, width) + min(read, width) ** 3 / 3, ARITHMETIC)
         else:
             expect_attribution(whole, as_perturbation(perturbation), size, rows)
     whole.expect("changes of tokens", CHANGES * len(job.asked) if spans else 0)

@@ -210,6 +210,8 @@ def _expect(whole: Stages, feeds: Mapping[str, Feed], named: list[list[int]] | s
     sizes = {name: len(feed.examples) for name, feed in feeds.items()}
     asked = sum(sizes.values()) - sizes["train"]
     read = sizes["train"] if named == "all" else min(sizes["train"], NEAR * len(NAMES) * asked)
+    whole.say(training_rows=sizes["train"], queries=sizes["queries"], gradients_of=read, backward_passes=read + asked,
+              memory_bytes=8 * (read + asked) * PROBES + 32 * min(PROBES, read) ** 2)  # fmt: skip
     for name, size in sizes.items():
         whole.expect(f"{name}: features", size)
     if named != "all":

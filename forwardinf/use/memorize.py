@@ -22,7 +22,7 @@ from forwardinf.job.options import Options
 from forwardinf.method import self_influence
 from forwardinf.use.leave_one_out import Without, leave_one_out, multiplications
 from forwardinf.use.opened import checked_count, opened
-from forwardinf.use.readings import WIDTH, Readings, checked_size, expect_readings, readings
+from forwardinf.use.readings import DIRECTIONS, WIDTH, Readings, checked_size, expect_readings, readings
 from forwardinf.use.tables import Found, id_index, id_values
 
 LEAST = 20
@@ -170,6 +170,9 @@ def memorization(others: Without, labels: Tensor) -> np.ndarray[Any, np.dtype[np
 def _expect(whole: Stages, feed: Feed, asked: Feed | None) -> None:
     """Say what the call will do, for its progress."""
     size = len(feed.examples)
+    read = size + (0 if asked is None else len(asked.examples))
+    whole.say(training_rows=size, queries=read - size, backward_passes=(DIRECTIONS + 1) * read + 2 * size,
+              memory_bytes=8 * size * WIDTH + 32 * min(size, WIDTH) ** 2)  # fmt: skip
     for part in (feed, asked):
         if part is not None:
             expect_readings(whole, part)

@@ -25,7 +25,7 @@ from forwardinf.use.features import MOST_WIDTH, NAMES
 from forwardinf.use.leave_one_out import Without, leave_one_out, margin, multiplications
 from forwardinf.use.neighbours import neighbours_labels
 from forwardinf.use.opened import opened
-from forwardinf.use.readings import WIDTH, Readings, checked_size, expect_readings, readings
+from forwardinf.use.readings import DIRECTIONS, WIDTH, Readings, checked_size, expect_readings, readings
 from forwardinf.use.tables import Found, id_index
 
 LEAST = 20
@@ -187,6 +187,8 @@ def mislabeled(
 def _expect(whole: Stages, feed: Feed, clean: Feed | None) -> None:
     """Say what the call will do, for its progress."""
     size = len(feed.examples)
+    whole.say(training_rows=size, backward_passes=(DIRECTIONS + 1) * (size + (0 if clean is None else len(clean.examples))),
+              memory_bytes=8 * size * WIDTH + 32 * min(size, WIDTH) ** 2)  # fmt: skip
     for part in (feed, clean):
         if part is not None:
             expect_readings(whole, part)

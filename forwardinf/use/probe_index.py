@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,40 +16,34 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from forwardinf.core.borrow import borrowed
-from forwardinf.core.errors import DataError, FileError, ModelError, QueryError, RunMismatch, SettingError, choose
-from forwardinf.core.examples import Collate, Examples, Id
+from forwardinf.core.errors import FileError, ModelError, QueryError, RunMismatch, SettingError, choose
+from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
-from forwardinf.core.files import read_json, read_table, write_json, write_table
-from forwardinf.core.fingerprint import code_digest, differences, digest, model_digest
-from forwardinf.core.noise import seed_of
+from forwardinf.core.fingerprint import differences, digest
+from forwardinf.core.pieces import Pieces
 from forwardinf.core.progress import ARITHMETIC, Setting, Stages, progress, stages
 from forwardinf.core.progress import progress as shown
-from forwardinf.core.ridge import Ridge, tempers
-from forwardinf.core.task import FunctionTask, Task, as_task
-from forwardinf.core.uses import as_uses
-from forwardinf.job.options import Options, device_of, open_examples
-from forwardinf.perturb.gradient import query_gradient
-from forwardinf.perturb.lend import lend, tensors_of
-from forwardinf.perturb.probes import KINDS, WIDEST, Probes, tables_of
-from forwardinf.perturb.ruler import Ruler
-from forwardinf.perturb.select import Parameters, select
+from forwardinf.core.ridge import DAMPING, tempers
+from forwardinf.job.options import Options
+from forwardinf.perturb.probes import KINDS
 from forwardinf.read.check import noise_floor
 from forwardinf.read.forward import ForwardEngine
-from forwardinf.read.index import Lent, ResponseFiles, by_differences, by_projection
-from forwardinf.read.tune import tune
-from forwardinf.read.whitened import along, sketched
+from forwardinf.read.index import by_differences
+from forwardinf.read.whitened import along
 from forwardinf.score.scores import Scores
-from forwardinf.score.store import id_column, plain_ids
+from forwardinf.use.probe_reader import Reader, opened
+from forwardinf.use.response_files import ResponseFiles, Tile
+from forwardinf.use.whitening import AT_ONCE, Kept, Whitening
 
-FORMAT, TRAIN = "forwardinf.index/1", "forwardinf.train/1"
+FORMAT, INDEX = "forwardinf.index/2", "index"
 HOW = ("projected", "forward")
 COMPARE = ("whitened", "cosine", "covariance")
-LENGTHS = {torch.float64: 1e-4, torch.float32: 1e-2}  # a random direction bends a loss little, and moves it little
-NARROW = 3e-2
 TEMPER = 0.5  # β: every gradient counts at length ‖g‖^(1−β)
+
+
+OF_MODEL = ("model", "parameters")
 
 
 class ProbeIndex:
@@ -63,6 +56,7 @@ class ProbeIndex:
     Attributes:
         path: The folder.
         settings: How it was made: ``how``, ``draw``, ``seed``, ``length``, ``two_sided``, ``parameters``.
+        notes: What was found wrong with its files, and made anew.
 
     Example:
         >>> import tempfile, torch, forwardinf as fi
@@ -81,22 +75,33 @@ class ProbeIndex:
             FileError: There is none, or it is damaged.
         """
         self.path = Path(path).expanduser()
-        kept = read_json(self.path / "index.json", FORMAT, what="an index")
-        self.settings: dict[str, Any] = kept["settings"]
-        self._made_from: dict[str, Any] = kept["made_from"]
-        self._digests: list[str] = list(kept["parts"])
-        self.unit = str(kept["unit"])
         self._files = ResponseFiles(self.path)
-        self._ridges: dict[tuple[Any, ...], Ridge] = {}
+        kept = self._files.pieces.get(INDEX)
+        if kept is None or kept.about.get("format") != FORMAT:
+            got = "one that is damaged" if INDEX in self._files.pieces.damaged else "none"
+            if kept is not None or (self.path / "index.json").is_file():
+                got = "one of another version"
+            raise FileError(str(self.path), expected="an index", got=got,
+                            do="Check the path, or build it in another folder.")  # fmt: skip
+        self.settings: dict[str, Any] = kept.about["settings"]
+        self.unit = str(kept.about["unit"])
+        self.notes: list[str] = []
+        self._made_from: dict[str, Any] = kept.about["made_from"]
+        self._layout: dict[str, Any] = kept.about["layout"]
+        self._whitened: tuple[Any, Tensor, Tensor, Whitening] | None = None
         self._last: tuple[str, Tensor, Tensor, Tensor] | None = None  # the last queries' responses and losses
 
     def __repr__(self) -> str:
-        missing = len(self._files.todo(whole_rows=self.settings["how"] == "projected"))
+        missing = len(self._files.todo(whole_rows=self._projected))
         whole = f"; {missing} pieces are missing: make the call that was interrupted again" if missing else ""
         size = f"{self.size:,} training examples × {self.probes:,} probes, {self.settings['how']}"
         return (
             f"ProbeIndex({str(self.path)!r}: {size}, {self.nbytes / 2**20:,.1f} MiB{whole}; see .query(model, queries))"
         )
+
+    @property
+    def _projected(self) -> bool:
+        return bool(self.settings["how"] == "projected")
 
     # -- making it ---------------------------------------------------------------------------------------------------
 
@@ -129,6 +134,10 @@ class ProbeIndex:
         Cost: 1 F for the losses, and then ``"projected"``: one forward, one backward through activations and the
         projections, a few F whatever M; ``"forward"``: M F (``two_sided``: 2 M F), and no gradient is needed. Disk:
         4 bytes × N × M (:meth:`nbytes_of`), refused where there is no room for it. Memory: one copy of the parameters.
+
+        It is put piece by piece, each with a checksum that is verified whenever it is read: a call that was killed goes on,
+        with the same bytes, and two at once share what either has put. Of what is there a row of each piece is read anew
+        (``"projected"``); what is damaged or does not agree is made anew, and said in ``notes``.
 
         Args:
             path: A folder of its own.
@@ -176,16 +185,16 @@ class ProbeIndex:
             "parameters": patterns,
         }
         where = Path(path).expanduser()
-        with stages("index", progress) as whole, _opened(model, task, settings, options) as reader:
+        with stages("index", progress) as whole, opened(model, task, settings, options) as reader:
             rows, data = reader.read(train, "train", collate_fn, ids)
             made_from = reader.made_from
-            if (where / "index.json").is_file():
-                index = cls(where)
-                index._same({"settings": index.settings, "data": index._digests[0], **index._made_from},
-                            {"settings": settings, "data": data, **made_from})  # fmt: skip
-            else:
-                index = cls._new(where, settings, made_from, reader.task.unit)
-            index._add(reader, rows, data, max(probes, index.probes), whole)
+            if not (where / f"{INDEX}.safetensors").is_file():
+                cls._new(where, settings, made_from, reader, rows)
+            index = cls(where)
+            first = index._files.parts[0].data if index._files.parts else data
+            index._same({"settings": index.settings, "data": first, **index._made_from},
+                        {"settings": settings, "data": data, **made_from})  # fmt: skip
+            index._add(reader, rows, data, None if ids is None else rows.examples.ids, max(probes, index.probes), whole)
         return index
 
     def append(
@@ -209,12 +218,10 @@ class ProbeIndex:
         options = Options(
             batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=self.settings["seed"]
         )
-        with stages("index", progress) as whole, _opened(model, task, self.settings, options) as reader:
+        with stages("index", progress) as whole, opened(model, task, self.settings, options) as reader:
             rows, data = reader.read(train, "train", collate_fn, ids)
-            if ids is None and data not in self._digests:
-                rows.examples.ids = [self.size + place for place in rows.examples.ids if isinstance(place, int)]
             self._same(self._made_from, reader.made_from)
-            self._add(reader, rows, data, self.probes, whole)
+            self._add(reader, rows, data, None if ids is None else rows.examples.ids, self.probes, whole)
 
     # -- what it is --------------------------------------------------------------------------------------------------
 
@@ -241,21 +248,21 @@ class ProbeIndex:
     @property
     def ids(self) -> list[Id]:
         """Training ids, in order."""
-        return [value for number in range(len(self._digests)) for value in plain_ids(self._table(number), "id", TRAIN)]
+        return [value for part in self._files.parts for value in part.ids]
 
     @property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """``(N,)``: training losses."""
-        parts = [read_table(self._table(n), TRAIN, what="training losses")["loss"] for n in range(len(self._digests))]
-        return np.concatenate([np.asarray(part.to_pylist(), dtype=np.float64) for part in parts])
+        return np.concatenate([part.losses.numpy() for part in self._files.parts])
 
     def responses(self, probes: int | None = None) -> Tensor:
-        """Return R ``(N, M)`` float32, of the first ``probes``: gᵢᵀu_m. Mapped from the file where one holds it.
+        """Return R ``(N, M)`` float32, of the first ``probes``: gᵢᵀu_m. Read once, every piece checked; then in memory.
 
         Raises:
-            FileError: The filling was interrupted.
+            FileError: The filling was interrupted, a piece is damaged, or memory has no room for them.
         """
-        missing = len(self._files.todo(whole_rows=self.settings["how"] == "projected"))
+        self._files.refresh()
+        missing = len(self._files.todo(whole_rows=self._projected))
         if missing:
             raise FileError(str(self.path), expected="a whole index", got=f"one with {missing} pieces missing",
                             do="Make the call that was interrupted again: it goes on.")  # fmt: skip
@@ -273,7 +280,8 @@ class ProbeIndex:
         """Score every training example for each query, positive = proponent; nothing but the queries is read.
 
         Cost: one forward and backward of each query; ``how="forward"``: 2 M forwards of it instead. Then N·M products a query;
-        whitening factors an M×M matrix once (N·M² + M³/3). The same queries again (``compare=``, fewer ``probes=``) are not read.
+        whitening takes N·M² products once, which are kept with the index, and M³/3 for each new damping. Memory: 8 bytes × N × M
+        and 24 × M² (whitened), 4 × N × M else. The same queries again (``compare=``, fewer ``probes=``) are not read.
 
         Args:
             model: The model that the index was built with.
@@ -305,7 +313,7 @@ class ProbeIndex:
         table = self.responses(probes)
         own_way, count = how or self.settings["how"], table.shape[1]
         with stages("query", progress) as whole:
-            with _opened(model, task, self.settings, options) as reader:
+            with opened(model, task, self.settings, options) as reader:
                 made_from = reader.made_from  # a query may be asked otherwise: its task need not be the index's
                 self._same(
                     {name: self._made_from[name] for name in OF_MODEL}, {name: made_from[name] for name in OF_MODEL}
@@ -337,8 +345,8 @@ class ProbeIndex:
             kind="probe", unit=None if compare == "cosine" or tempered else self.unit,
             plan={"engine": "probes", "compare": compare, "probes": count, "how": own_way},
             cost={"read_s": round(time.perf_counter() - began, 4)},
-            notes=[f"estimated by {count} shared probes: a cosine is known to about ±{1 / math.sqrt(count):.2g}"],
-            made_from={**self._made_from, "data": digest(self._digests), "queries": asked_digest},
+            notes=[f"estimated by {count} shared probes: a cosine is known to about ±{1 / math.sqrt(count):.2g}", *self.notes],
+            made_from={**self._made_from, "data": digest([part.data for part in self._files.parts]), "queries": asked_digest},
         )  # fmt: skip
         return found
 
@@ -349,15 +357,11 @@ class ProbeIndex:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (values ``(Q, N)``, rise ``(Q,)``, cross ``(Q, rows)``) from responses ``(Q, M)`` and ``(rows, M)``."""
         if compare == "whitened":
-            key = table.shape[1], damping, temper, self.size
-            if key not in self._ridges:
-                self._ridges[key] = Ridge(responses=table, damping=damping, temper=temper)
-            ridge = self._ridges[key]
-            found = sketched(ridge, table, list(asked), list(own), lambda done: None)
-            scale, lengths = asked.norm(dim=1) ** -temper, own.norm(dim=1)
-            others = tempers(lengths, temper)
-            return (found.values * ridge.inverse * scale[:, None], found.rise * scale.square(),
-                    found.cross * scale[:, None] * others)  # fmt: skip
+            fit, whitening = self._whitening(table, damping, temper)
+            scale, others = asked.norm(dim=1) ** -temper, tempers(own.norm(dim=1), temper)
+            tempered = asked * scale[:, None]
+            solved = len(table) * whitening.solve(tempered)  # R̃ (R̃ᵀR̃ + λN)⁻¹ = (R̃R̃ᵀ + λN)⁻¹ R̃
+            return along(fit, solved), (solved * tempered).sum(1), solved @ own.T * others
         if compare == "covariance":
             count = table.shape[1]
             return along(table, asked) / count, asked.square().sum(1) / count, asked @ own.T / count
@@ -365,6 +369,23 @@ class ProbeIndex:
         one = asked / asked.norm(dim=1, keepdim=True)
         values = along(table, one) / lengths
         return values, torch.ones(len(asked), dtype=torch.float64), one @ (own / own.norm(dim=1, keepdim=True)).T
+
+    def _whitening(self, table: Tensor, damping: float | str, temper: float) -> tuple[Tensor, Whitening]:
+        """Return (tempered responses, what whitens by them); both are there for the same question again."""
+        key = table.shape, damping, temper, [part.data for part in self._files.parts]
+        if self._whitened is None or self._whitened[0] != key:
+            self._whitened = None
+            lengths = torch.cat([piece.double().norm(dim=1) for piece in torch.split(table, AT_ONCE)])
+            fit = table * tempers(lengths, temper)[:, None].float() if temper else table
+            name = digest(self._made_from, self.settings, temper, table.shape, key[-1])
+            whitening = Whitening(fit, DAMPING if isinstance(damping, str) else damping,
+                                  Kept(self._files.pieces, name, self._note), torch.float64)  # fmt: skip
+            self._whitened = key, lengths, fit, whitening
+        return self._whitened[2], self._whitened[3]
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def _usable(self, asked: Tensor, names: Sequence[Id], options: Options) -> Tensor:
         good = asked.square().sum(1) > 0
@@ -375,189 +396,81 @@ class ProbeIndex:
                          do="A query fitted perfectly has none: ask its margin, or on_bad_query='skip'.")  # fmt: skip
 
     @classmethod
-    def _new(cls, where: Path, settings: dict[str, Any], made_from: dict[str, Any], unit: str) -> ProbeIndex:
-        if where.is_dir() and any(where.iterdir()):
+    def _new(cls, where: Path, settings: dict[str, Any], made_from: dict[str, Any], reader: Reader, rows: Feed) -> None:
+        """Say what the index is of, once; how batches are made too, or a killed build would not go on with the same bytes."""
+        if where.is_dir() and any(not path.name.startswith(".") for path in where.iterdir()):
             raise FileError(str(where), expected="a new folder", got="one with files in it", do="Choose another.")
-        write_json(where / "index.json", {"format": FORMAT, "settings": settings, "made_from": made_from, "parts": [],
-                                          "unit": unit})  # fmt: skip
-        return cls(where)
+        tuned, size = reader.tuned(rows)
+        about = {"format": FORMAT, "settings": settings, "made_from": made_from, "unit": reader.task.unit,
+                 "layout": {"batch_size": size, "channels_last": tuned.channels_last}}  # fmt: skip
+        Pieces(where).put(INDEX, {"version": torch.tensor([2])}, about)
 
     def _same(self, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         apart = differences(kept, now)
         if apart:
             raise RunMismatch(str(self.path), differs=apart, do="Build another index, in another folder.")
 
-    def _table(self, number: int) -> Path:
-        return self.path / f"train-{number:03d}.parquet"
-
-    def _add(self, reader: _Reader, rows: Feed, data: str, probes: int, whole: Stages) -> None:
+    def _add(self, reader: Reader, rows: Feed, data: str, ids: Sequence[Id] | None, probes: int, whole: Stages) -> None:
         """Fill what is missing of these examples: the whole of them where they are new. ``whole``: the call's progress."""
-        every = range(len(rows.examples))
-        if data not in self._digests:
+        every, files = range(len(rows.examples)), self._files
+        files.pieces.sweep()
+        files.refresh()
+        part = files.find(data)
+        if part is None:
             whole.expect("losses", len(every))
-        a_pass = 4 if self.settings["how"] == "projected" else probes * (1 + self.settings["two_sided"])
+        a_pass = 4 if self._projected else probes * (1 + self.settings["two_sided"])
         whole.expect("responses", a_pass * len(every))
-        rows, size = reader.tuned(rows)
-        if data not in self._digests:
+        files.room_for(0 if part is not None else rows.examples.units, probes)
+        asked = reader.options.batch_size
+        size = int(self._layout["batch_size"]) if asked == "auto" else asked
+        rows = replace(rows, channels_last=self._layout["channels_last"])
+        if part is None:
             noise_floor(rows, every, size)
-            taken = set(self.ids)
-            twice = [value for value in rows.examples.ids if value in taken]
-            if twice:
-                raise DataError("index.append(ids=)", expected="ids that are not taken", got=repr(twice[0]))
             with progress("losses", len(every), reader.options.progress) as advance:
                 losses = rows.losses(every, size, advance)
-            write_table(
-                self._table(len(self._digests)), {"id": id_column(rows.examples.ids), "loss": losses.numpy()}, TRAIN
-            )
-            self._files.grow(len(losses), probes)
-            self._digests.append(data)
-            write_json(self.path / "index.json", {"format": FORMAT, "settings": self.settings, "made_from": self._made_from,
-                                                  "parts": self._digests, "unit": self.unit})  # fmt: skip
-        elif probes > self.probes:
-            self._files.grow(0, probes)
-        first, last = self._files.parts[self._digests.index(data)]
-        projected = self.settings["how"] == "projected"
-        todo = [tile for tile in self._files.todo(whole_rows=projected) if first <= tile[0] and tile[1] <= last]
-        total = sum((stop - start) if projected else (to - at) for start, stop, at, to in todo)
+            part = files.add(data, ids, losses.double(), probes)
+        files.widen(probes)
+        for tile in files.sound(part):
+            self._note(f"{tile.name} was damaged: read anew")
+        if self._projected:
+            self._check(reader, rows, part, size)
+        total = sum((tile.last - tile.first) if self._projected else (tile.stop - tile.start)
+                    for tile in files.todo(whole_rows=self._projected, part=part))  # fmt: skip
         with progress("responses", total, reader.options.progress) as advance:
-            for tile in todo:
-                start, stop, at, to = tile
-                if projected:
-                    piece = rows.examples.rows_of(range(start - first, stop - first))
-                    found = torch.cat([part for part, _ in reader.projected(rows, piece, to, size, advance)])[:, at:to]
-                else:
-                    ask = partial(ForwardEngine(rows, size).losses, every)
-                    before = None if self.settings["two_sided"] else torch.from_numpy(self.losses[first:last])
-                    found = by_differences(ask, reader.sides, range(at, to), before, advance)
-                if not bool(torch.isfinite(found).all()):
-                    raise ModelError("index", expected="finite responses", got=f"others (rows {start} to {stop})",
-                                     do="Take a shorter length=.")  # fmt: skip
-                self._files.put(tile, found.float())
+            while todo := files.todo(whole_rows=self._projected, part=part):
+                for tile in todo:
+                    if tile.name not in files.pieces:  # else another build was quicker
+                        files.put(tile, self._read(reader, rows, tile, size, advance))
 
+    def _read(self, reader: Reader, rows: Feed, tile: Tile, size: int, advance: Callable[[int], None]) -> Tensor:
+        """Return the responses of a tile, ``(rows, probes)`` float32."""
+        if self._projected:
+            piece = rows.examples.rows_of(range(tile.first, tile.last))
+            read = reader.projected(rows, piece, tile.stop, size, advance)
+            skipped = tile.first - int(rows.examples.offsets[piece[0]])  # documents of the same packed row
+            found = torch.cat([part for part, _ in read])[skipped:, tile.start : tile.stop][: tile.last - tile.first]
+        else:
+            ask = partial(ForwardEngine(rows, size).losses, range(len(rows.examples)))
+            before = None if self.settings["two_sided"] else self._files.parts[tile.part].losses
+            found = by_differences(ask, reader.sides, range(tile.start, tile.stop), before, advance)
+        if not bool(torch.isfinite(found).all()):
+            raise ModelError("index", expected="finite responses", got=f"others (rows {tile.first} to {tile.last})",
+                             do="Take a shorter length=.")  # fmt: skip
+        return found.float()
 
-OF_MODEL = ("model", "parameters")
-
-
-class _Reader:
-    """A model (or an object that can be perturbed), ready to respond to probes."""
-
-    def __init__(
-        self, model: nn.Module, task: Task, settings: Mapping[str, Any], options: Options, subject: Any
-    ) -> None:
-        self.model, self.task, self.options, self.subject = model, task, options, subject
-        self.settings = settings
-        self.parameters: Parameters = {}
-        self.device = torch.device("cpu")
-        self._drawn: Probes | None = None
-        if subject is None:
-            self.device = device_of(model, options.device)
-            wanted = any(parameter.requires_grad for parameter in model.parameters())
-            patterns = settings["parameters"]
-            self.parameters = select(model, patterns if patterns or wanted else ["*"])
-            self.ruler, self.live = Ruler(model, self.parameters), tensors_of(model)
-            self.tables = tables_of(model, self.parameters)
-
-    @property
-    def made_from(self) -> dict[str, Any]:
-        """Return fingerprints of what responses depend on beside the data."""
-        if self.subject is not None:
-            return {"model": f"version {getattr(self.subject, 'version', None)}", "task": "losses", "parameters": []}
-        code = code_digest(self.task, getattr(self.task, "version", None))
-        return {"model": model_digest(self.model), "task": code, "parameters": sorted(self.parameters)}
-
-    def read(self, data: Any, name: str, collate: Collate | None, ids: str | Sequence[Id] | None) -> tuple[Feed, str]:
-        """Return (feed, digest of the content) of data in any form."""
-        rows: Examples = open_examples(data, name, self.task, collate, self.options)
-        task = self.task.whole() if name == "queries" else self.task
-        with progress("hashing", len(rows), self.options.progress) as advance:
-            found = rows.seal(range(len(rows)), advance, task.parts if task.packed else None, ids)
-        return Feed(self.model, task, rows, self.device, seed=self.options.seed), found
-
-    def tuned(self, rows: Feed) -> tuple[Feed, int]:
-        """Return (the feed in its fastest layout, batch size)."""
-        asked = None if self.options.batch_size == "auto" else self.options.batch_size
-        found = tune(rows, range(len(rows.examples)), asked, len(rows.examples), None)
-        return replace(rows, channels_last=found.channels_last), found.batch_size
-
-    def few(self, rows: Feed) -> int:
-        """Return a batch size for a few rows."""
-        return 16 if self.options.batch_size == "auto" else self.options.batch_size
-
-    def probes(self, count: int) -> Probes:
-        """Return the first ``count`` probes."""
-        if not self.parameters:
-            raise SettingError("how='projected'", expected="a model with gradients", got="an object without",
-                               do="how='forward'.")  # fmt: skip
-        if self._drawn is None or self._drawn.count != count:
-            self._drawn = Probes(self.parameters, count, seed=self.settings["seed"], kind=self.settings["draw"],
-                                 tables=self.tables, width=WIDEST)  # fmt: skip
-        return self._drawn
-
-    def projected(self, rows: Feed, piece: Sequence[int], count: int, size: int, advance: Callable[[int], None]) -> Any:
-        """Yield the responses of these rows to the first ``count`` probes, by their gradients."""
-        return by_projection(rows, piece, self.parameters, self.probes(count).responses, size, advance)
-
-    def sides(self, m: int) -> tuple[list[Lent], float]:
-        """Return a probe's ways to move the model, and the length of a step."""
-        signs = (1, -1) if self.settings["two_sided"] else (1,)
-        length = self.settings["length"]
-        if self.subject is not None:
-            step = 0.01 if length == "auto" else float(length)
-            own = seed_of("probe", self.settings["seed"], m)
-            return [partial(self.subject.perturb, own, side * step) for side in signs], step
-        if length == "auto":
-            length = max(LENGTHS.get(parameter.dtype, NARROW) for parameter in self.parameters.values())
-        u = self.probes(WIDEST).direction(m)  # how many there are does not matter to one of them
-        step = self.ruler.step_for(u, float(length))
-
-        def moved(side: int) -> AbstractContextManager[None]:
-            return lend(self.live, {name: torch.add(self.parameters[name].detach().to(tensor.dtype), tensor, alpha=side * step)
-                                    .to(self.parameters[name].dtype) for name, tensor in u.items()})  # fmt: skip
-
-        return [partial(moved, side) for side in signs], step
-
-    def queries(self, rows: Feed, count: int, *, forward: bool) -> tuple[Tensor, Tensor]:
-        """Return responses ``(Q, M)`` float64 of what each query is asked (the way it falls), and of its own loss."""
-        every, size = range(len(rows.examples)), self.few(rows)
-        plain = replace(rows, asked=None)  # its own loss is that of the label it has
-        if forward:
-
-            def ask() -> Tensor:
-                return torch.stack([-rows.measures(every, size), plain.losses(every, size)])
-
-            with progress("queries", count, self.options.progress) as advance:
-                before = None if self.settings["two_sided"] else ask()
-                both = by_differences(ask, self.sides, range(count), before, advance)
-            return both[0], both[1]
-        probes = self.probes(count)
-        asked = []
-        with progress("queries", len(every), self.options.progress) as advance:
-            for row in every:
-                gradient = query_gradient(rows, [row], self.parameters, 1)
-                asked.append(probes.responses(as_uses(gradient), 1)[0].double().cpu())
-                advance(1)
-        own = [part.double() for part, _ in by_projection(plain, every, self.parameters, probes.responses, size)]
-        return torch.stack(asked), torch.cat(own)
-
-
-@contextmanager
-def _opened(model: Any, task: Any, settings: Mapping[str, Any], options: Options) -> Iterator[_Reader]:
-    """Yield what responds to probes, the model borrowed."""
-    if isinstance(model, nn.Module):
-        if task is None:
-            raise SettingError("task", expected="a task, or a function (model, batch) -> (B,)", got="none")
-        with borrowed(model) as lent:
-            yield _Reader(lent, as_task(task), settings, options, None)
-        return
-    if not callable(getattr(model, "perturb", None)) or not callable(getattr(model, "losses", None)):
-        raise ModelError("model", expected="a torch.nn.Module, or an object with perturb(seed, length) and losses(batch)",
-                         got=type(model).__name__)  # fmt: skip
-    if settings["how"] != "forward":
-        raise SettingError(
-            "ProbeIndex.build(how=)", expected="'forward' for an object without gradients", got="'projected'"
-        )
-    spoken = FunctionTask(lambda _, batch: torch.as_tensor(model.losses(batch)))
-    yield _Reader(nn.Module(), spoken, settings, options, model)
+    def _check(self, reader: Reader, rows: Feed, part: int, size: int) -> None:
+        """Read a row of each tile anew: what does not agree to rounding is read anew as a whole."""
+        eps = max(torch.finfo(parameter.dtype).eps for parameter in reader.parameters.values())
+        close = max(eps, torch.finfo(torch.float32).eps) ** 0.5
+        for tile in self._files.of(part):
+            kept = self._files.get(tile)
+            one = tile._replace(first=tile.first, last=tile.first + 1)
+            if kept is None:
+                continue
+            again = self._read(reader, rows, one, size, lambda done: None)
+            if not bool((again - kept[:1]).norm() <= close * kept[:1].norm()):
+                self._files.drop(tile)
+                self._note(f"{tile.name} is not what the model gives now: read anew")
 
 
 def _spread(rows: Tensor, usable: Tensor, size: int) -> Tensor:

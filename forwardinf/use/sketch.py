@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from forwardinf.core.errors import SettingError
 from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
-from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
 from forwardinf.core.noise import seed_of
 from forwardinf.core.per_example import factored
@@ -33,15 +29,16 @@ from forwardinf.core.uses import Convolved, Lookup, Outer, Use
 from forwardinf.perturb.metric import Sides
 from forwardinf.read.whitened import along
 from forwardinf.use.responses import unit
+from forwardinf.use.whitening import Kept, Whitening
 
 Ask = Callable[[nn.Module, Batch], Tensor]
 SIDE = 16  # numbers that each side of a weight is projected to
+NARROWER = (8, 4)  # only where memory= leaves no more
 WIDER = (64, 32)  # where there is room: what one sketch does not see is noise in every score
 ROOM = 2**29  # bytes of all rows; comparing them takes a few times that
 DAMPING = 5.0  # λN as a multiple of mean‖gᵢ‖²: what serves few rows as well as many (dev/LOG.md)
 HOW = ("unit-whitened", "whitened", "cosine", "dot")
 CONVOLVE = {1: F.conv1d, 2: F.conv2d}
-AT_ONCE = 4096  # rows whose products are added at a time
 
 
 def silent(done: int) -> None:
@@ -144,37 +141,57 @@ def _block(parameter: nn.Parameter, side: int) -> tuple[int, int]:
     return min(len(parameter), side), min(parameter[0].numel(), side)
 
 
-def widest(parameters: Mapping[str, nn.Parameter], rows: int, room: int = ROOM) -> int:
-    """Return the widest side at which so many rows' sketches take ``room`` bytes at most, 16 where none does.
+def width_of(parameters: Mapping[str, nn.Parameter], side: int) -> int:
+    """Return how many numbers a sketch of this side has."""
+    return sum(math.prod(_block(parameter, side)) for parameter in parameters.values())
+
+
+def bytes_of(rows: int, width: int) -> int:
+    """Return the memory that so many sketches take while they are compared, whitened: they, and they at length one; the
+    smaller of GᵀG and GGᵀ, damped, and its factor.
+    """  # noqa: D205
+    return 8 * rows * width + 24 * min(rows, width) ** 2
+
+
+def side_of(
+    where: str, parameters: Mapping[str, nn.Parameter], rows: int, side: int | None = None, memory: int | None = None
+) -> int:
+    """Return the side of so many rows' sketches.
+
+    Args:
+        where: The use, for errors.
+        parameters: Whose gradients are sketched.
+        rows: How many there will be.
+        side: The side that is asked for; None: the widest at which the rows alone take 512 MiB, 16 where none does.
+        memory: Bytes that comparing them may take (:func:`bytes_of`): the widest side that keeps to it, or an error.
 
     Example:
-        >>> [widest(dict(nn.Linear(100, 100).named_parameters()), rows) for rows in (2000, 10**6)]
-        [64, 16]
+        >>> small = dict(nn.Linear(100, 100).named_parameters())
+        >>> [side_of("trace", small, rows) for rows in (2000, 10**6)], side_of("trace", small, 2000, memory=2**24)
+        ([64, 16], 16)
     """
-    for side in WIDER:
-        if 4 * rows * sum(math.prod(_block(parameter, side)) for parameter in parameters.values()) <= room:
+    for name, value in (("side", side), ("memory", memory)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise SettingError(f"{where}({name}=)", expected="a whole number ≥ 1", got=repr(value))
+    if memory is None:
+        if side is not None:
             return side
-    return SIDE
-
-
-def kept_rows(path: Path | None, make: Callable[[], Tensor]) -> Tensor:
-    """Return rows from a file of an earlier call, or make them and keep them there."""
-    if path is not None and path.is_file():
-        with suppress(SafetensorError, KeyError):  # half a file: made again
-            kept: Tensor = load_file(path)["rows"]
-            return kept
-    found = make()
-    if path is not None:
-        with written(path) as part:
-            save_file({"rows": found.contiguous()}, part)
-    return found
+        fits = [wide for wide in WIDER if 4 * rows * width_of(parameters, wide) <= ROOM]
+        return fits[0] if fits else SIDE
+    tried = (*WIDER, SIDE, *NARROWER) if side is None else (side,)
+    for one in tried:
+        if bytes_of(rows, width_of(parameters, one)) <= memory:
+            return one
+    least = bytes_of(rows, width_of(parameters, tried[-1]))
+    raise SettingError(f"{where}(memory=)", expected=f"at least {least:,} bytes for {rows:,} examples at side={tried[-1]}",
+                       got=f"{memory:,}", do="Allow more, or sketch fewer: candidates=.")  # fmt: skip
 
 
 def place_of(cache: Path | None, *made_from: object) -> Path | None:
-    """Return where rows that were made from this are kept, or None where they must not be."""
+    """Return the folder where rows that were made from this are kept, or None where they must not be."""
     if cache is None or any(part is None for part in made_from):
         return None
-    return cache / "sketches" / f"{digest(*made_from)}.safetensors"
+    return cache / "sketches" / digest(*made_from)
 
 
 def side_by_side(pairs: Sequence[tuple[Tensor, Tensor]], how: str) -> tuple[Tensor, Tensor]:
@@ -204,44 +221,6 @@ def check_damping(where: str, damping: float | None) -> None:
         raise SettingError(where, expected="a number above 0", got=repr(damping))
 
 
-class Whitening:
-    """(GᵀG + λN)⁻¹, factored through the smaller of GᵀG and GGᵀ.
-
-    Attributes:
-        ridge: λN.
-    """
-
-    def __init__(self, fit: Tensor, damping: float) -> None:
-        """Factor it; ``fit``: G ``(N, M)``; ``damping``: λN as a multiple of mean‖gᵢ‖²."""
-        self.ridge = damping * float(fit.double().square().sum(1).mean())
-        rows, width = fit.shape
-        self._fit = fit
-        self._gram: Tensor | None = None
-        if rows >= width:
-            inner = torch.zeros(width, width, dtype=torch.float64)
-            for piece in torch.split(fit, AT_ONCE):
-                inner += (piece.T @ piece).double()
-        else:
-            self._gram = along(fit, fit.double())
-            inner = self._gram.clone()
-        inner.diagonal().add_(self.ridge)
-        self._root = torch.linalg.cholesky(inner)
-
-    def solve(self, asked: Tensor) -> Tensor:
-        """Return ``asked (GᵀG + λN)⁻¹``, ``(Q, M)`` float64."""
-        if self._gram is None:
-            return torch.cholesky_solve(asked.T, self._root).T
-        held = torch.cholesky_solve(along(self._fit, asked).T, self._root)  # a = (K + λN)⁻¹ G g
-        return (asked - along(self._fit.T, held.T)) / self.ridge  # push on the query, hold the rest
-
-    def answers(self, rows: Tensor) -> Tensor:
-        """Return how some of G's rows answer one another, G(GᵀG + λN)⁻¹Gᵀ = K(K + λN)⁻¹ of these, ``(rows, rows)``."""
-        if self._gram is not None:
-            return torch.cholesky_solve(self._gram[:, rows], self._root)[rows]
-        own = self._fit[rows].double()
-        return self.solve(own) @ own.T
-
-
 class Compared(NamedTuple):
     """What came of comparing gradients, float64.
 
@@ -257,7 +236,12 @@ class Compared(NamedTuple):
 
 
 def compared(
-    train: Tensor, queries: Tensor, how: str, damping: float | None = None, fit: Tensor | None = None
+    train: Tensor,
+    queries: Tensor,
+    how: str,
+    damping: float | None = None,
+    fit: Tensor | None = None,
+    kept: Kept | None = None,
 ) -> Compared:
     """Return scores, each query's score with itself, and what whitened them.
 
@@ -268,6 +252,7 @@ def compared(
             the same with unit gradients everywhere.
         damping: λN as a multiple of mean‖gᵢ‖²; None: :data:`DAMPING`.
         fit: ``(N', M)``: the rows G that whiten; default ``train``.
+        kept: Where the products and the factor of G are kept.
 
     Example:
         >>> train = torch.eye(3)[:, :2]
@@ -279,6 +264,8 @@ def compared(
     asked = queries.double()
     if how in ("dot", "cosine"):
         return Compared(along(train, asked), asked.square().sum(1))
-    whitening = Whitening(train if fit is None else fit, DAMPING if damping is None else damping)
+    whitening = Whitening(
+        train if fit is None else fit, DAMPING if damping is None else damping, None if kept is None else kept.of(how)
+    )
     solved = whitening.solve(asked)
     return Compared(along(train, solved), (solved * asked).sum(1), whitening)

@@ -25,6 +25,14 @@ def encodes(model: nn.Module) -> bool:
     return bool(getattr(getattr(innermost(model), "config", None), "is_encoder_decoder", False))
 
 
+def learned_places(model: nn.Module) -> int | None:
+    """Return how many tokens a decoder has learned places for; None: as many as are asked for."""
+    inner = innermost(model)
+    most = getattr(getattr(inner, "config", None), "max_position_embeddings", None)
+    learned = {module.num_embeddings for module in inner.modules() if isinstance(module, nn.Embedding)}
+    return int(most) if most in learned and not encodes(model) else None
+
+
 class Texts:
     """Training documents: rows for the model, and their text for people and for BM25.
 
@@ -294,9 +302,15 @@ def _led(model: nn.Module, tokenizer: Any, row: Row, answer: str) -> Row:
 
 def continuation(model: nn.Module, tokenizer: Any, prompt: str, both: bool, new_tokens: int) -> str:
     """Return what the model says next, greedily."""
-    ids = list(tokenizer(prompt)["input_ids"])
+    ids, most = list(tokenizer(prompt)["input_ids"]), learned_places(model)
     if not both and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
+    if not ids:
+        raise DataError("questions", expected="a prompt of at least one token", got=repr(prompt), do="Pass answers=.")
+    if most is not None and len(ids) >= most:
+        raise DataError("questions", expected=f"prompts below {most} tokens, the model's places", got=f"one of {len(ids)}",
+                        do="Shorten it.")  # fmt: skip
+    new_tokens = new_tokens if most is None else min(new_tokens, most - len(ids))
     if not hasattr(model, "generate"):
         raise DataError("answers", expected="answers, for a model without generate()", got="none", do="Pass answers=.")
     place = next(model.parameters()).device
@@ -317,6 +331,8 @@ def _has_tokens(data: Any) -> bool:
     if not hasattr(data, "__getitem__") or not len(data):
         return False
     first = data[0] if not isinstance(data, Mapping) else data
+    if first is None:
+        return False
     return "input_ids" in first if isinstance(first, Mapping) else not isinstance(first, str)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from forwardinf import __version__
 from forwardinf.core.errors import Error, SettingError
@@ -23,12 +24,25 @@ if TYPE_CHECKING:
     from forwardinf.score.scores import Scores
     from forwardinf.view.told import Told
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands; ``plan USE …`` is ``USE … --plan``: it takes the flags of the use."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that these words name."""
+        if args[:1] == ["plan"] and args[1:2] and args[1] in USES:
+            args = [args[1], *args[2:], "--plan"]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
-    name="forwardinf", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    cls=_Commands, name="forwardinf", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help is plain text: as markup, module:factory: has a picture of a factory in it
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Which training examples made the model behave like this? Positive scores are proponents.",
 )  # fmt: skip
+
+USES = ("leaks", "mislabeled", "memorized", "trace", "trace-images")
 
 ModelArg = Annotated[str, typer.Option("--model", help="module:factory, or a Hugging Face folder or id.")]
 Weights = Annotated[str | None, typer.Option(help="Weights for module:factory: safetensors, or a plain state dict.")]
@@ -149,7 +163,10 @@ def attribute(
 @app.command()
 @_takes(_asked)
 def plan(config: Any, as_json: Json = False) -> None:
-    """Say what `attribute` would do, and how long it would take; reads a few batches only."""
+    """Say what `attribute` would do, and how long it would take; reads a few batches only.
+
+    `forwardinf plan trace …` says it of a use: trace, trace-images, leaks, mislabeled or memorized, with its own flags.
+    """
     from forwardinf.view import execute
 
     found = execute.plan(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from forwardinf.view.cli import (
     _people,
     app,
 )
-from forwardinf.view.cli_uses import Page, Rows, Saved
+from forwardinf.view.cli_uses import Only, Page, Rows, Saved, say_plan
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="What the model reads; repeatable.")]
 Answers = Annotated[
@@ -65,6 +66,8 @@ Forward = Annotated[
 ]
 Longest = Annotated[int | None, typer.Option(help="Cut training texts to so many tokens.")]
 Marked = Annotated[int, typer.Option(help="In how many top documents of each question words are marked.")]
+Side = Annotated[int | None, typer.Option(help="Numbers that each side of a weight is sketched to. Default: 16 to 64.")]
+Memory = Annotated[int | None, typer.Option(help="Megabytes that sketches and comparing them may take.")]
 Kept = Annotated[int, typer.Option("--keep", help="How many training examples of each question are kept.")]
 Pipeline = Annotated[
     str | None, typer.Option(help="In place of --model and --task: a diffusers pipeline's folder or hub id.")
@@ -85,8 +88,8 @@ def trace(
     curvature: Curvature = None, jointly: Jointly = False, perturbation: Forward = None,
     weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
     data_option: DataOption = None, ids: Ids = None, max_length: Longest = None, spans: Marked = 3, keep: Kept = 20,
-    batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None, report: Page = None,
-    as_json: Json = False,
+    side: Side = None, memory: Memory = None, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None,
+    report: Page = None, as_json: Json = False, only: Only = False,
 ) -> None:  # fmt: skip
     """Which training text taught the model this?"""
     from forwardinf.view.execute_traces import run_trace
@@ -95,12 +98,11 @@ def trace(
         model, data, data, weights, weights_key, model_option, data_option, ids=ids, batch_size=batch_size, seed=seed,
         tokenizer=tokenizer,
     )  # fmt: skip
-    found = run_trace(
+    _traced(lambda: run_trace(
         config, questions, prompt, answer, span=span, text=text, documents=documents,
         candidates=candidates, fuse=fuse, how=how, reading=reading, curvature=curvature, jointly=jointly,
-        perturbation=perturbation, max_length=max_length, spans=spans, k=keep,
-    )  # fmt: skip
-    _traced(found, k, out, report, as_json)
+        perturbation=perturbation, max_length=max_length, spans=spans, k=keep, side=side, memory=_bytes(memory),
+    ), k, out, report, as_json, only)  # fmt: skip
 
 
 @app.command("trace-images")
@@ -109,20 +111,30 @@ def trace_images(
     timesteps: Timesteps = None, columns: Columns = "image,text", how: How = None, reading: Seen = None,
     jointly: Jointly = False, perturbation: Forward = None, weights: Weights = None, weights_key: WeightsKey = None,
     model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, ids: Ids = None, keep: Kept = 20,
-    batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None, report: Page = None, as_json: Json = False,
+    side: Side = None, memory: Memory = None, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None,
+    report: Page = None, as_json: Json = False, only: Only = False,
 ) -> None:  # fmt: skip
     """Which training images made this image? With --perturbation unlearning: by Attribution by Unlearning."""
     from forwardinf.view.execute_traces import run_trace_images
 
     config = _asked(model or "", data, queries, weights, weights_key, model_option, data_option, where, task or "", ids=ids,
                     batch_size=batch_size, seed=seed)  # fmt: skip
-    found = run_trace_images(config, pipeline, timesteps, columns, how=how, reading=reading, jointly=jointly,
-                             perturbation=perturbation, k=keep)  # fmt: skip
-    _traced(found, k, out, report, as_json)
+    _traced(lambda: run_trace_images(
+        config, pipeline, timesteps, columns, how=how, reading=reading, jointly=jointly, perturbation=perturbation, k=keep,
+        side=side, memory=_bytes(memory),
+    ), k, out, report, as_json, only)  # fmt: skip
 
 
-def _traced(found: Any, k: int, out: Path | None, report: Path | None, as_json: bool) -> None:
-    """Save, write the page, and print to whom it is asked for."""
+def _bytes(megabytes: int | None) -> int | None:
+    return None if megabytes is None else megabytes * 2**20
+
+
+def _traced(call: Callable[[], Any], k: int, out: Path | None, report: Path | None, as_json: bool, only: bool) -> None:
+    """Do it, or plan it; save, write the page, and print to whom it is asked for."""
+    if only:
+        say_plan(call, as_json)
+        return
+    found = call()
     if out is not None:
         found.save(out)
     if report is not None:

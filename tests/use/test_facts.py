@@ -30,6 +30,17 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FORWARDINF_CACHE", str(tmp_path / "cache"))
 
 
+def bare():
+    """Return a tokenizer that adds no token of its own: of an empty text nothing is left."""
+    import copy
+
+    found = copy.deepcopy(tokenizer())
+    found.backend_tokenizer.post_processor = pytest.importorskip("tokenizers").processors.TemplateProcessing(
+        single="$A", special_tokens=[]
+    )
+    return found
+
+
 def traced(model=None, train=None, **settings):
     given = {"tokenizer": tokenizer(), "answers": ["quito"], "progress": False, **settings}
     return fi.trace(model or decoder(), texts() if train is None else train, ["hal lives in"], **given)
@@ -218,6 +229,80 @@ def test_only_the_candidates_are_scored():
     assert found.table["train"].iloc[0] == 42
     with pytest.raises(fi.DataError, match="positions"):
         traced(candidates=[[3, 1000]])
+
+
+def test_candidates_are_compared_within_a_kept_index_of_all_documents(monkeypatch):
+    """Nothing but the check of the kept rows is read again, and scores are those of all documents."""
+    settings = {"spans": 0, "baselines": False}
+    whole, made = traced(**settings), []
+    rows = Sketcher.rows
+    monkeypatch.setattr(
+        Sketcher, "rows", lambda self, feed, asked, *rest: made.append(len(asked)) or rows(self, feed, asked, *rest)
+    )
+    found = traced(candidates=[[3, 42, 5]], **settings)
+    assert made == [2, 1]  # two rows that were kept, and the question
+    assert np.array_equal(found.scores.values[0, [3, 5, 42]], whole.scores.values[0, [3, 5, 42]])
+    assert any("within the kept index" in note for note in found.notes)
+
+
+def test_other_candidates_read_only_what_is_not_kept(monkeypatch):
+    monkeypatch.setattr("forwardinf.use.asking.FIT", 10)
+    settings = {"spans": 0, "baselines": False, "curvature": "none"}
+    made, rows = [], Sketcher.rows
+    monkeypatch.setattr(
+        Sketcher, "rows", lambda self, feed, asked, *rest: made.append(len(asked)) or rows(self, feed, asked, *rest)
+    )
+    fresh = traced(candidates=[[3, 42, 5]], cache_dir="off", **settings)
+    made.clear()
+    traced(candidates=[[3, 42, 5, 7]], **settings)
+    assert 10 <= made[0] <= 14
+    made.clear()
+    found = traced(candidates=[[3, 42, 5]], **settings)
+    assert sum(made[:-1]) <= 2
+    assert_close(found.scores.values[0, [3, 42, 5]], fresh.scores.values[0, [3, 42, 5]], rtol=1e-4, why="other batches")
+
+
+def test_sketches_have_the_side_and_the_memory_that_are_asked_for():
+    narrow = traced(side=4, spans=0, baselines=False, curvature="none")
+    capped = traced(memory=5 * 10**6, spans=0, baselines=False, curvature="none")
+    assert not np.array_equal(narrow.scores.values, capped.scores.values)
+    with pytest.raises(fi.SettingError, match="memory="):
+        traced(memory=1000)
+
+
+def test_empty_documents_have_score_zero_and_it_is_said():
+    found = traced(train=[*texts()[:6], ""], tokenizer=bare(), spans=1, baselines=False, curvature="none")
+    assert found.scores.values[0, -1] == 0
+    assert any("1 of 7 training texts are empty" in note for note in found.notes)
+    with pytest.raises(fi.DataError, match="train"):
+        traced(train=[])
+    with pytest.raises(fi.DataError, match="row 0"):
+        traced(train=[None, "hal"])
+    with pytest.raises(fi.ModelError, match="curvature"):
+        traced(train=["", ""], tokenizer=bare(), baselines=False)
+    with pytest.raises(fi.ModelError, match="not all zero"):
+        traced(train=["", ""], tokenizer=bare(), baselines=False, curvature="none")
+
+
+@pytest.mark.parametrize(
+    ("question", "settings", "told"),
+    [("hal lives in " * 10, {}, "question 0.*at most 16 tokens"), ("hal lives in " * 10, {"answers": None}, "below 16 tokens"),
+     ("hal lives in", {"contrast": ["rome " * 30]}, "question 0.*at most 16 tokens"),
+     ("", {"tokenizer": None, "answers": None}, "at least one token"),
+     ("", {"tokenizer": None, "answers": ["quito"]}, "stands before"),
+     ({"input_ids": [0, 5], "labels": [-100, -100]}, {"answers": None}, "is asked about")],
+)  # fmt: skip
+def test_a_question_that_cannot_be_asked_is_refused_by_its_place(question, settings, told):
+    given = {"tokenizer": tokenizer(), "answers": ["quito"], "progress": False, **settings}
+    with pytest.raises(fi.DataError, match=told):
+        fi.trace(decoder(), texts(), [question], **{**given, "tokenizer": given["tokenizer"] or bare()})
+
+
+def test_an_answer_of_its_own_ends_where_the_model_has_no_more_places():
+    found = fi.trace(
+        decoder(), texts(), ["hal lives in " * 4], tokenizer=tokenizer(), spans=0, baselines=False, progress=False
+    )
+    assert found.scores.values.shape == (1, len(texts()))
 
 
 def test_a_span_asks_about_its_tokens_only_and_a_contrast_about_the_difference():

@@ -12,8 +12,8 @@ from given import Packed
 import forwardinf as fi
 from forwardinf.perturb.probes import WIDEST, Probes, tables_of
 from forwardinf.perturb.select import select
-from forwardinf.read.index import ResponseFiles
 from forwardinf.score.whiten import whitened
+from forwardinf.use.response_files import ResponseFiles
 
 PROBES = 64
 
@@ -129,7 +129,7 @@ def test_what_a_query_is_asked_counts_and_its_own_loss_is_read(tmp_path):
 
 @pytest.mark.parametrize("how", ["projected", "forward"])
 def test_an_interrupted_filling_goes_on(tmp_path, how, monkeypatch):
-    monkeypatch.setattr("forwardinf.read.index.ROWS", 8)
+    monkeypatch.setattr("forwardinf.use.response_files.ROWS", 8)
     given, put, asked = case("cnn"), ResponseFiles.put, []
     whole = build(tmp_path, given, how=how, name="whole")
 
@@ -268,21 +268,41 @@ def test_another_model_or_setting_is_refused(tmp_path):
             ask(index, fresh, **wrong)
 
 
-def test_damaged_files_are_refused(tmp_path):
+def test_a_damaged_piece_is_refused_and_the_call_that_built_it_mends_it(tmp_path):
     given = case("cnn")
-    build(tmp_path, given)
-    file = tmp_path / "index" / "responses-000.f32"
-    file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(fi.FileError, match="bytes"):
+    whole = build(tmp_path, given).responses()
+    (file,) = (tmp_path / "index").glob("tile-*")
+    content = bytearray(file.read_bytes())
+    for bad in (bytes(content[:-4]), bytes([*content[:-1], content[-1] ^ 1]), b""):
+        file.write_bytes(bad)
+        with pytest.raises(fi.FileError, match="damaged"):
+            fi.ProbeIndex(tmp_path / "index").responses()
+        index = build(tmp_path, given)
+        assert any("damaged" in note for note in index.notes)
+        assert torch.equal(index.responses(), whole)
+    (tmp_path / "index" / "part-000.safetensors").write_bytes(b"")
+    with pytest.raises(fi.FileError, match="damaged"):
         fi.ProbeIndex(tmp_path / "index")
-    with pytest.raises(fi.FileError, match=r"no index\.json"):
+    with pytest.raises(fi.FileError, match="expected an index, got none"):
         fi.ProbeIndex(tmp_path / "nowhere")
+
+
+def test_stale_responses_are_read_anew(tmp_path):
+    """Another code's responses, with a good checksum under the same name."""
+    given = case("cnn")
+    index = build(tmp_path, given)
+    whole, (tile,) = index.responses().clone(), index._files.of(0)
+    index._files.drop(tile)
+    index._files.put(tile, 1.01 * whole)
+    again = build(tmp_path, given)
+    assert "is not what the model gives now" in again.notes[0]
+    assert torch.equal(again.responses(), whole)
 
 
 def test_the_disk_is_asked_before(tmp_path):
     files = ResponseFiles(tmp_path)
     with pytest.raises(fi.FileError, match="room for"):
-        files.grow(10**9, 10**6)
+        files.room_for(10**9, 10**6)
     assert fi.ProbeIndex.nbytes_of(1000, 1024) == 4_096_000
 
 

@@ -46,6 +46,22 @@ def test_trace_names_a_set_on_request(there, run):  # noqa: F811
     assert [row["rank"] for row in found["table"]] == [1, 2, 3]
 
 
+def test_plan_says_what_a_trace_takes_and_keeps_to_the_memory_that_is_allowed(there, run):  # noqa: F811
+    code, out, err = run("plan", *BASIC, "--memory", "2", "--out", "found", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["documents"] == found["sketched"] == len(texts())
+    assert found["memory_bytes"] <= 2 * 2**20
+    assert found["backward_passes"] == 2 * len(texts()) + 1
+    assert set(found["parts"]) >= {"fitting", "gradients", "questions", "comparing", "hidden states"}
+    assert found["parts"]["gradients"]["work"] == 4 * len(texts())
+    assert not Path("found").exists()
+    assert not Path("cache/sketches").exists()
+    code, out, err = run("plan", *BASIC, "--candidates", "bm25")
+    assert (code, out) == (0, ""), err
+    assert "memory_bytes" in err
+
+
 def test_trace_for_people_goes_to_stderr(there, run):  # noqa: F811
     Path("asked.jsonl").write_text(json.dumps({"prompt": "hal lives in", "answer": "quito", "id": "hal"}) + "\n")
     code, out, err = run(*BASIC[:5], "--questions", "asked.jsonl", "--how", "cosine", "-k", "2", "--spans", "0")

@@ -34,6 +34,21 @@ def test_mislabeled_and_memorized_for_people_go_to_stderr(here, run):  # noqa: F
     assert "influence" in err
 
 
+@pytest.mark.parametrize("use", ["leaks", "mislabeled", "memorized"])
+def test_plan_says_what_a_use_takes_and_does_none_of_it(here, run, use):  # noqa: F811
+    words = BASIC if use == "leaks" else [word for word in BASIC if word not in ("--queries", "data:test")]
+    code, out, err = run("plan", use, *words, "--json", "--out", "found")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["use"] == use
+    assert found["training_rows"] > 0
+    assert found["backward_passes"] >= found["training_rows"]
+    assert found["memory_bytes"] > 0
+    assert found["seconds"] > 0
+    assert all(part["work"] > 0 and part["seconds"] >= 0 for part in found["parts"].values())
+    assert not Path("found").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [(("leaks", *BASIC, "--candidates", "nearby"), "'neighbours'"), (("leaks", *BASIC, "--fdr", "2"), "between 0 and 1"),
