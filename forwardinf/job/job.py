@@ -234,6 +234,7 @@ class Job:
                 self._scratch = TemporaryDirectory(prefix="forwardinf-trunk-")
                 folder = Path(self._scratch.name)
             files = TrunkFiles(folder / cut.name)
+            files.believe(self.train, cut, size, self.notes)
             files.need(self.plan.trunk_bytes)
             self._trunk = cut, files
         return self._trunk

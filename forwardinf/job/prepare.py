@@ -123,7 +123,7 @@ def prepare(
     key = baseline_key(feed, whole, data, code, plan.batch_size)
     name = digest(key, None if chosen is None else list(read_rows)) if key is not None and cache is not None else None
     path = cache / "baselines" / f"{name}.safetensors" if name is not None and cache is not None else None
-    known = load_baseline(path)
+    known = load_baseline(path, feed, plan.batch_size, notes)
     trunks = cache / "trunks" / digest(key) if key is not None and cache is not None else None
     if not kept:
         plan = replace(plan, baseline="read" if known is None else "cached")
