@@ -17,11 +17,11 @@ from forwardinf.read.check import Floor
 
 ROWS = 32  # read again: at most two batches
 AGAIN = 4  # times the noise floor, which was measured on two batches and not on these
-ROUNDING = 1e-5  # relative; the floor of half precision is far above
+ROUNDING = 1e-5  # relative, or so many roundings of a coarser dtype
 
 
-def differing(feed: Feed, losses: Tensor, floor: Floor, batch_size: int) -> str:
-    """Return how kept losses differ from what is read now, in words; nothing where they agree to the noise floor.
+def differing(feed: Feed, losses: Tensor, floor: Floor, batch_size: int) -> tuple[float, float] | None:
+    """Return (a kept loss, the same now) where kept losses are not those that are read now, to the noise floor; else None.
 
     The rows are spread evenly over the order of their losses: large, small and middling ones, of every part of the data.
 
@@ -33,20 +33,22 @@ def differing(feed: Feed, losses: Tensor, floor: Floor, batch_size: int) -> str:
     """
     rows = _spread(feed, losses)
     if not rows:
-        return ""
+        return None
     kept = losses[torch.from_numpy(feed.examples.units_of(rows))]
-    now = feed.losses(rows, max(1, min(batch_size, ROWS // 2)))
-    return told(kept, now, floor.loss)
+    return apart(feed, kept, feed.losses(rows, max(1, min(batch_size, ROWS // 2))), floor.loss)
 
 
-def told(kept: Tensor, now: Tensor, floor: float) -> str:
-    """Return the largest difference that is more than noise, in words, or nothing."""
-    apart = torch.where(torch.isnan(kept), 0.0, (kept - now).abs())
-    excess = apart - (AGAIN * floor + ROUNDING * (1 + now.abs()))
-    if not len(excess) or not bool((excess > 0).any()):
-        return ""
+def apart(feed: Feed, kept: Tensor, now: Tensor, floor: float) -> tuple[float, float] | None:
+    """Return the pair that differs most, where that is more than noise; NaN among the kept counts for nothing."""
+    dtypes = [p.dtype for p in feed.model.parameters() if p.is_floating_point()]
+    rounding = max([ROUNDING, *(AGAIN * torch.finfo(dtype).eps for dtype in dtypes[:1])])
+    off = torch.where(kept == now, 0.0, (kept - now).abs()).nan_to_num(nan=float("inf"))
+    excess = off - (AGAIN * floor + rounding * (1 + now.abs().nan_to_num(posinf=0.0)))
+    excess[torch.isnan(kept)] = -1.0
+    if not len(excess) or float(excess.max()) <= 0:
+        return None
     worst = int(excess.argmax())
-    return f"a loss of {float(kept[worst]):.6g} is {float(now[worst]):.6g} now"
+    return float(kept[worst]), float(now[worst])
 
 
 def _spread(feed: Feed, losses: Tensor) -> Sequence[int]:

@@ -24,7 +24,7 @@ from forwardinf.core.fingerprint import digest
 from forwardinf.core.kept import STALE, discard
 from forwardinf.core.memory import out_of_memory
 from forwardinf.core.progress import Advance
-from forwardinf.read.believe import told
+from forwardinf.read.believe import apart
 from forwardinf.read.cut import Cut, Kept, capture, rest
 from forwardinf.read.engine import silent
 from forwardinf.read.forward import ForwardEngine
@@ -160,7 +160,7 @@ def _differ(feed: Feed, cut: Cut, rows: Sequence[int], kept: Kept) -> bool:
         if out_of_memory(error):
             raise
         return True
-    return bool(told(found, feed.losses(rows, len(rows)), 0.0))
+    return apart(feed, found, feed.losses(rows, len(rows)), 0.0) is not None
 
 
 def _pixel_by_pixel(tensor: Tensor) -> bool:
