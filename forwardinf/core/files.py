@@ -97,9 +97,11 @@ def _part(path: Path, beside: Path | None) -> Iterator[Path]:
             handle = -1
         yield part
     finally:
-        part.unlink(missing_ok=True)
-        if handle >= 0:
-            os.close(handle)
+        try:
+            part.unlink(missing_ok=True)
+        finally:
+            if handle >= 0:
+                os.close(handle)
 
 
 def _settle(part: Path) -> None:
