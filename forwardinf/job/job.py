@@ -277,6 +277,8 @@ class Job:
         if self.folder is not None and not self.folder.has("done.json"):
             write_facts(self.folder, scores)
             self.folder.finish({"cost": dict(scores.cost), "notes": self._remarks()})
+        elif self.folder is not None:
+            self.folder.leave()
         return scores
 
     def _found(self, what: str) -> Iterator[Entry]:

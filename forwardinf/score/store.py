@@ -88,9 +88,8 @@ class Folder:
         if differs:
             raise RunMismatch(str(self.path), differs=differs,
                               do="Choose another output_dir, or overwrite=True to start over.")  # fmt: skip
-        self._enter(str(kept.get("generation", "")))
-        if not new:
-            sweep(self.path)
+        self.generation = str(kept.get("generation", ""))
+        sweep(self.path)
         if kept.get("config") is not None:
             self._put("config.yaml", lambda part: part.write_text(kept["config"], encoding="utf-8"))
         return not new
@@ -100,16 +99,15 @@ class Folder:
             p.name != "config.yaml" and not p.name.startswith(".") for p in self.path.iterdir()
         )
 
-    def _enter(self, generation: str) -> None:
-        """Join a generation of the folder.
+    def _enter(self) -> None:
+        """Make the place for parts of this generation, if it still stands.
 
         Who starts over removes run.json first and then every place for parts: so either the second look at run.json fails
         here, or this place for parts is removed too.
         """
-        self.generation = generation
-        if generation:
+        with suppress(FileNotFoundError):  # the whole folder is gone
             self._parts.mkdir(exist_ok=True)
-        if (self.path / "run.json").is_file() and self.run().get("generation", "") == generation:
+        if (self.path / "run.json").is_file() and self.run().get("generation") == self.generation:
             return
         with suppress(OSError):
             self._parts.rmdir()
@@ -129,7 +127,7 @@ class Folder:
         """
         for again in (False, True):
             if self.generation and not self._parts.is_dir():
-                self._enter(self.generation)
+                self._enter()
             beside = self._parts if self.generation else None
             try:
                 if not replace:
@@ -140,7 +138,7 @@ class Folder:
                 return
             except FileError as error:
                 if self.generation:
-                    self._enter(self.generation)  # says so where it was started over meanwhile
+                    self._enter()  # says so where it was started over meanwhile
                 if again or not isinstance(error.__cause__, FileNotFoundError):
                     raise  # else: a call that has finished took the place for parts away
 
@@ -151,11 +149,7 @@ class Folder:
         """
         if not self.path.is_dir():
             return
-        if (
-            any(self.path.iterdir())
-            and not (self.path / "run.json").is_file()
-            and not (self.path / ".cleared").is_file()
-        ):
+        if not any((self.path / name).is_file() for name in ("run.json", ".cleared")) and self._holds_others():
             raise FileError(str(self.path), expected="a run folder", got="a folder with other files",
                             do="overwrite=True removes only our own files; choose another output_dir.")  # fmt: skip
         (self.path / ".cleared").touch()
@@ -187,6 +181,13 @@ class Folder:
     def run(self) -> dict[str, Any]:
         """Return run.json."""
         return read_json(self.path / "run.json", RUN, what="a forwardinf run folder")
+
+    def replayed(self) -> dict[str, Any]:
+        """Return run.json, config.yaml put back where it is missing (a kill may have come before it, or somebody)."""
+        kept = self.run()
+        if kept.get("config") is not None:
+            once(self.path / "config.yaml", lambda part: part.write_text(kept["config"], encoding="utf-8"))
+        return kept
 
     def event(self, what: str, **facts: Any) -> None:
         """Note when something happened."""
@@ -282,7 +283,11 @@ class Folder:
         sums = {name: checksum_of(self.path / name) for name in tables}
         content = {"format": DONE, **facts, "files": sums}
         self._put("done.json", lambda part: part.write_text(as_json(content), "utf-8"))
-        with suppress(OSError):  # another call is still writing what is there already
+        self.leave()
+
+    def leave(self) -> None:
+        """Take the place for parts away, unless another call is writing there what is there already."""
+        with suppress(OSError):
             self._parts.rmdir()
 
 

@@ -80,3 +80,19 @@ def test_a_table_without_our_columns_is_refused(tmp_path):
     write_table(tmp_path / "a.parquet", {"query": [0]}, SCORES)
     with pytest.raises(fi.FileError, match="expected columns query, row, score"):
         list(Folder(tmp_path).entries(["a.parquet"]))
+
+
+def test_what_replays_a_run_comes_back_from_run_json(tmp_path):
+    folder = Folder(tmp_path / "run")
+    folder.claim({}, {}, overwrite=False, config="model: é\n")
+    (folder.path / "config.yaml").unlink()  # a kill came before it
+    assert Folder(folder.path).replayed()["config"] == "model: é\n"
+    assert (folder.path / "config.yaml").read_text(encoding="utf-8") == "model: é\n"
+
+
+def test_another_run_that_asks_for_a_taken_folder_does_not_leave_its_configuration_there(tmp_path):
+    folder = Folder(tmp_path / "run")
+    folder.claim({"model": "a"}, {}, overwrite=False)
+    with pytest.raises(fi.RunMismatch):
+        Folder(folder.path).claim({"model": "b"}, {}, overwrite=False, config="model: b")
+    assert not (folder.path / "config.yaml").exists()
