@@ -105,10 +105,15 @@ class Folder:
         Who starts over removes run.json first and then every place for parts: so either the second look at run.json fails
         here, or this place for parts is removed too.
         """
-        with suppress(FileNotFoundError):  # the whole folder is gone
+        try:
             self._parts.mkdir(exist_ok=True)
-        if (self.path / "run.json").is_file() and self.run().get("generation") == self.generation:
-            return
+            if self.run().get("generation") == self.generation:
+                return
+        except (FileNotFoundError, FileError):  # the folder is gone, or its run.json
+            pass
+        except OSError as error:
+            raise FileError(str(self.path), expected="a folder that can be written", got=str(error),
+                            do="Choose another output_dir.") from error  # fmt: skip
         with suppress(OSError):
             self._parts.rmdir()
         raise FileError(str(self.path), expected="the run that this call belongs to",
