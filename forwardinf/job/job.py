@@ -274,6 +274,8 @@ class Job:
             plan=self.plan.to_dict(), cost=self._cost(), notes=[*self.notes, *self._remarks()], made_from=self.made_from,
             pictured=(self.train.examples, self.queries.examples),
         )  # fmt: skip
+        if self.folder is not None:
+            self.folder.must_stand()  # or what was joined is another run's
         if self.folder is not None and not self.folder.has("done.json"):
             write_facts(self.folder, scores)
             self.folder.finish({"cost": dict(scores.cost), "notes": self._remarks()})

@@ -105,20 +105,30 @@ class Folder:
         Who starts over removes run.json first and then every place for parts: so either the second look at run.json fails
         here, or this place for parts is removed too.
         """
+        with suppress(FileNotFoundError):  # the folder itself is gone
+            try:
+                self._parts.mkdir(exist_ok=True)
+            except PermissionError as error:
+                raise FileError(str(self.path), expected="a folder that can be written", got=str(error),
+                                do="Choose another output_dir.") from error  # fmt: skip
         try:
-            self._parts.mkdir(exist_ok=True)
-            if self.run().get("generation") == self.generation:
-                return
-        except (FileNotFoundError, FileError):  # the folder is gone, or its run.json
-            pass
-        except OSError as error:
-            raise FileError(str(self.path), expected="a folder that can be written", got=str(error),
-                            do="Choose another output_dir.") from error  # fmt: skip
-        with suppress(OSError):
-            self._parts.rmdir()
-        raise FileError(str(self.path), expected="the run that this call belongs to",
-                        got="one that another call has started over",
-                        do="Let that call finish, or choose another output_dir.")  # fmt: skip
+            self.must_stand()
+        except FileError:
+            self.leave()
+            raise
+
+    def must_stand(self) -> None:
+        """Raise FileError where another call has started the folder over: what was read of it may be the other run's."""
+        if not self.generation:
+            return
+        try:
+            stands = self.run().get("generation") == self.generation
+        except FileError:  # no run.json: just being started over
+            stands = False
+        if not stands:
+            raise FileError(str(self.path), expected="the run that this call belongs to",
+                            got="one that another call has started over",
+                            do="Let that call finish, or choose another output_dir.")  # fmt: skip
 
     @property
     def _parts(self) -> Path:
@@ -273,6 +283,7 @@ class Folder:
 
     def reopen(self) -> None:
         """Say that the run is not complete: something of it is missing and will be read again."""
+        self.must_stand()
         (self.path / "done.json").unlink(missing_ok=True)
 
     def sums(self) -> dict[str, str]:

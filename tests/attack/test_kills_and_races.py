@@ -17,7 +17,9 @@ import forwardinf as fi
 from forwardinf.core import files
 from forwardinf.core.files import once, sweep, write_table
 from forwardinf.job import prepare as prepare_module
+from forwardinf.job.job import Job
 from forwardinf.read.plan import make_plan
+from forwardinf.score.damage import damages
 from forwardinf.score.store import SCORES, Folder
 
 ALL = bool(os.environ.get("FORWARDINF_ALL_ATTACKS"))  # a kill before every file operation, not before some
@@ -104,11 +106,11 @@ def killed_everywhere(tmp_path, step, **settings):
 
 
 def test_killed_before_any_file_operation_and_made_again_it_is_the_same_run(tmp_path):
-    killed_everywhere(tmp_path, 1 if ALL else 7)
+    killed_everywhere(tmp_path, 1 if ALL else 11)
 
 
 def test_the_same_over_checkpoints(tmp_path):
-    killed_everywhere(tmp_path, 1 if ALL else 19, checkpoints=[OTHER.state_dict(), THIRD.state_dict()], shard_rows=24)
+    killed_everywhere(tmp_path, 1 if ALL else 43, checkpoints=[OTHER.state_dict(), THIRD.state_dict()], shard_rows=24)
 
 
 def test_the_same_where_another_run_is_started_over(tmp_path):
@@ -117,7 +119,7 @@ def test_the_same_where_another_run_is_started_over(tmp_path):
         call(tmp_path / "count")
         before = KILLER.count
         call(tmp_path / "count", seed=1, overwrite=True)
-    for left in range(before, KILLER.count, 1 if ALL else 17):
+    for left in range(before, KILLER.count, 1 if ALL else 37):
         folder = tmp_path / f"run-{left}"
         call(folder)
         with KILLER.watching(folder, left - before), pytest.raises(Killed):
@@ -186,6 +188,14 @@ def test_a_call_whose_folder_is_started_over_writes_nothing_into_it_any_more(tmp
         call(tmp_path / "run")
     assert np.array_equal(fi.load_scores(tmp_path / "run").values, want.values)
     assert content(tmp_path / "run") == content(tmp_path / "whole")
+
+
+def test_a_call_never_returns_the_numbers_of_the_run_that_took_its_place(tmp_path, monkeypatch):
+    other = fi.Perturbation("plain", length=0.02, two_sided=True)
+    meanwhile(monkeypatch, Job, "scores", lambda: call(tmp_path / "run", perturbation=other, overwrite=True))
+    with pytest.raises(fi.FileError, match="another call has started over"):
+        call(tmp_path / "run")
+    assert damages(tmp_path / "run") == []
 
 
 def test_a_file_that_was_being_written_when_the_folder_was_started_over_does_not_land_in_it(tmp_path, monkeypatch):
