@@ -198,7 +198,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     stop.all = 0
     scores = attribute(given, **SETTINGS, output_dir=tmp_path / "run")
     left = (QUERIES * SHARDS - len(done)) * 10 * 2
-    assert left <= stop.all <= left + 60, "only what was missing is read"
+    assert left <= stop.all <= left + 130, "only what was missing is read, and a few rows to believe what is there"
     assert {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in done} == before
     assert len(units(tmp_path / "run")) == QUERIES * SHARDS
     if scores.plan["channels_last"] == want.plan["channels_last"]:
@@ -218,8 +218,8 @@ def test_a_finished_folder_returns_what_it_holds(tmp_path, cached):
     stop.all = stop.seen = 0
     again = attribute(given, **settings)
     assert stop.seen == 0, "nothing is read under moved weights"
-    assert stop.all <= (2 * QUERIES if cached else 2 * QUERIES + 100), (
-        "the queries' own losses, and the check of the noise"
+    assert stop.all <= (3 * QUERIES + 64 if cached else 3 * QUERIES + 132), (
+        "the queries' own losses, the check of the noise, and what is kept has to reproduce itself"
     )
     for name in ("values", "baseline", "cross", "rise", "query_baseline", "length", "step", "noise_floor"):
         assert np.array_equal(getattr(first, name), getattr(again, name)), name

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,38 +15,138 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forwardinf.core.errors import FileError
+from forwardinf.core.fingerprint import digest
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed or moved anyway
+    fcntl = None  # type: ignore[assignment]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NO_LINKS = (
+    errno.EPERM,
+    errno.EOPNOTSUPP,
+    getattr(errno, "ENOTSUP", errno.EOPNOTSUPP),
+    errno.ENOSYS,
+    errno.EMLINK,
+    errno.EINVAL,
+)
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def written(path: Path, beside: Path | None = None) -> Iterator[Path]:
     """Yield a temporary file's path in the same folder; move it to ``path`` when the block ends well.
 
     Readers see the old file or the new one, never half of one, even after a power cut. On any error (a full disk, an
     interrupt) the temporary file is removed and ``path`` is what it was.
+
+    Args:
+        path: The file. Its folder is made.
+        beside: Another folder of the same disk for the temporary file; it must be there.
     """
+    _make_room(path)
+    try:
+        with _part(path, beside) as part:
+            yield part
+            _settle(part)
+            part.replace(path)
+            sync_folder(path.parent)
+    except OSError as error:
+        raise _trouble(path, error) from error
+
+
+def once(path: Path, make: Callable[[Path], object], beside: Path | None = None) -> bool:
+    """Create ``path``, whole or not at all: True if this call made it, False if it was there (two cannot both win).
+
+    Args:
+        path: The file. Its folder is made.
+        make: Writes the file it is given.
+        beside: As for :func:`written`.
+    """
+    _make_room(path)
+    try:
+        with _part(path, beside) as part:
+            make(part)
+            _settle(part)
+            try:
+                _place(part, path)
+            except FileExistsError:
+                return False
+            sync_folder(path.parent)
+    except OSError as error:
+        raise _trouble(path, error) from error
+    return True
+
+
+def _make_room(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise FileError(
-            str(path.parent),
-            expected="a folder, or a place for one",
-            got=str(error),
-            do="A file stands there: choose another folder.",
-        ) from error
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
+    except OSError as error:
+        raise _trouble(path, error) from error
+
+
+def _trouble(path: Path, error: OSError) -> FileError:
+    if error.errno in FULL:
+        return FileError(str(path), expected="room to write", got=str(error), do="Free space, then resume.")
+    return FileError(
+        str(path.parent), expected="a folder that can be written", got=str(error), do="Choose another folder."
+    )
+
+
+@contextmanager
+def _part(path: Path, beside: Path | None) -> Iterator[Path]:
+    """Yield a new file, removed afterwards where it is still there. While it is open it is locked: see :func:`sweep`."""
+    handle, name = tempfile.mkstemp(dir=beside or path.parent, prefix=f".{path.name}.", suffix=".part")
     part = Path(name)
     try:
+        if not _locked(handle):
+            os.close(handle)  # where there are no locks, an open file cannot be moved either
+            handle = -1
         yield part
-        part.chmod(0o666 & ~umask())
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise FileError(str(path), expected="room to write", got=str(error), do="Free space, then resume.") from error
     finally:
-        part.unlink(missing_ok=True)
+        try:
+            part.unlink(missing_ok=True)
+        finally:
+            if handle >= 0:
+                os.close(handle)
+
+
+def _settle(part: Path) -> None:
+    part.chmod(0o666 & ~umask())
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _place(part: Path, path: Path) -> None:
+    """Give a whole file its name, unless there is one: by a hard link; where a disk has none, by moving it under a lock."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except (AttributeError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LINKS:
+            raise
+        handle = os.open(path.parent, os.O_RDONLY) if fcntl else -1
+        try:
+            if fcntl:
+                with suppress(OSError):  # neither links nor locks: equal runs still write equal bytes
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                if path.exists():
+                    raise FileExistsError(str(path)) from None
+            os.rename(part, path)  # noqa: PTH104 - elsewhere it refuses by itself what is there
+        finally:
+            if handle >= 0:
+                os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Return whether this call has locked an open file; a lock ends with its process, however that ends."""
+    try:
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return bool(fcntl)
 
 
 def umask() -> int:
@@ -66,10 +166,21 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, whole or not at all."""
-    with written(path) as part:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, content: dict[str, Any], beside: Path | None = None) -> None:
+    """Write ``content`` as JSON with a checksum, whole or not at all."""
+    with written(path, beside) as part:
+        part.write_text(as_json(content), encoding="utf-8")
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """Return ``content`` as JSON for people, with its checksum as the last entry."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    sealed = {**json.loads(text), "checksum": _of_json(json.loads(text))}
+    return json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
+
+
+def _of_json(content: dict[str, Any]) -> str:
+    return digest(json.dumps(content, sort_keys=True))
 
 
 def read_json(path: Path, format: str, *, what: str) -> dict[str, Any]:
@@ -84,12 +195,17 @@ def read_json(path: Path, format: str, *, what: str) -> dict[str, Any]:
         raise FileError(str(path.parent), expected=what, got=f"no {path.name}", do="Check the path.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise FileError(
-            str(path), expected=what, got=f"a damaged file ({error})", do="Start over with overwrite=True."
-        ) from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise _damaged(path, what, str(error)) from error
     check_format(path, content.get("format") if isinstance(content, dict) else None, format, what=what)
+    if content.pop("checksum", None) not in (None, _of_json(content)):
+        raise _damaged(path, what, "its content is not what its checksum says")
     return cast("dict[str, Any]", content)
+
+
+def _damaged(path: Path, what: str, why: str) -> FileError:
+    return FileError(str(path), expected=what, got=f"a damaged file ({why})",
+                     do="`forwardinf check` on its folder says what is left; or start over with overwrite=True.")  # fmt: skip
 
 
 def check_format(path: Path, got: object, known: str, *, what: str) -> None:
@@ -105,48 +221,67 @@ def check_format(path: Path, got: object, known: str, *, what: str) -> None:
 
 
 def write_table(path: Path, columns: dict[str, Any], format: str) -> None:
-    """Write columns as Parquet with its format in the schema. Equal columns give equal bytes under equal versions."""
-    table = pa.table(columns)
+    """Write columns as Parquet with format and checksum in the schema. Equal columns give equal bytes under equal versions."""
     with written(path) as part:
-        pq.write_table(
-            table.replace_schema_metadata({"format": format}), part, compression="zstd", write_statistics=True
-        )
+        save_table(part, columns, format)
 
 
-def read_table(path: Path, format: str, *, what: str) -> pa.Table:
-    """Read a Parquet file of ours; refuse a damaged, truncated, foreign or newer one."""
+def save_table(part: Path, columns: dict[str, Any], format: str) -> None:
+    """Write columns into a file as it is: for one that is moved into place afterwards."""
+    table = pa.table(columns)
+    sealed = table.replace_schema_metadata({"format": format, "checksum": _of_table(table)})
+    pq.write_table(sealed, part, compression="zstd", write_statistics=True)
+
+
+def read_table(path: Path, format: str, *, what: str, checksum: str | None = None) -> pa.Table:
+    """Read a Parquet file of ours; refuse a damaged, truncated, foreign or newer one.
+
+    Args:
+        path: The file.
+        format: Its format and newest known version.
+        what: What the file is to a person, for the error.
+        checksum: What its content must be; default: what the file itself says. Cost: one more look at the numbers.
+    """
     try:
         table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+        metadata = table.schema.metadata or {}
+        check_format(path, metadata.get(b"format", b"").decode("utf-8", "replace"), format, what=what)
+        said = metadata.get(b"checksum", b"").decode()
+        if (said or checksum) and _of_table(table) != (checksum or said):
+            raise pa.ArrowInvalid("another content")
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        if isinstance(error, FileError):
+            raise
         raise FileError(
             str(path), expected=what, got=f"a damaged file ({type(error).__name__})",
-            do="Delete this file and resume: only its part is read again.",
+            do="Delete this file and resume: only its part is read again; `forwardinf check` on its folder names all.",
         ) from error  # fmt: skip
-    check_format(path, (table.schema.metadata or {}).get(b"format", b"").decode(), format, what=what)
     return table
 
 
+def checksum_of(path: Path) -> str:
+    """Return the checksum that a table says it has; its content is not looked at."""
+    metadata = pq.read_schema(path).metadata or {}
+    return str(metadata.get(b"checksum", b"").decode())
+
+
+def _of_table(table: pa.Table) -> str:
+    """Return the digest of what a table holds, however it is laid out."""
+    found: list[Any] = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        plain = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        values = column.to_numpy() if plain and not column.null_count else json.dumps(column.to_pylist(), default=str)
+        found.append([name, values])
+    return digest(found)
+
+
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written (our own ``.part`` files only)."""
+    """Remove what killed processes left half-written (our own ``.part`` files only; what is being written is locked)."""
     for part in folder.rglob(".*.part"):
-        part.unlink(missing_ok=True)
-    for scratch in folder.glob(".new-*"):
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def once(path: Path, make: Callable[[Path], object]) -> bool:
-    """Create ``path`` exclusively: True if this call made it, False if it was there (two processes cannot both win)."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
-            ready = Path(scratch) / path.name
-            make(ready)
+        with suppress(OSError):
+            handle = os.open(part, os.O_RDWR)
             try:
-                os.link(ready, path)
-            except FileExistsError:
-                return False
-    except OSError as error:
-        raise FileError(
-            str(path.parent), expected="a folder that can be written", got=str(error), do="Choose another folder."
-        ) from error
-    return True
+                if _locked(handle) or not fcntl:
+                    part.unlink(missing_ok=True)
+            finally:
+                os.close(handle)

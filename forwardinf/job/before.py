@@ -48,7 +48,7 @@ class Before:
         Call it once the run folder is claimed.
         """
         for shard, piece in enumerate(self._pieces()):
-            there = self.folder.base(shard) if self.folder is not None else None
+            there = self.folder.base(shard, self.examples.units_of(piece)) if self.folder is not None else None
             if there is not None:
                 self.losses[self._places(piece)] = torch.from_numpy(there)
             elif self.known is not None:

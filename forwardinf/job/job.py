@@ -6,7 +6,7 @@ The method itself is in ``method.py``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from forwardinf.core import machine
 from forwardinf.core.directions import Directions
+from forwardinf.core.errors import FileError
 from forwardinf.core.examples import Id
 from forwardinf.core.feed import Feed
-from forwardinf.core.files import write_json
 from forwardinf.core.progress import Advance, progress
 from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
@@ -35,7 +35,7 @@ from forwardinf.read.plan import Plan, Unit, units
 from forwardinf.read.trunk import TrunkEngine, TrunkFiles
 from forwardinf.read.whitened import Whitened, loss_gradient, read_whitened, sketched
 from forwardinf.score.scores import Scores, gather, write_facts
-from forwardinf.score.store import Entry, Folder
+from forwardinf.score.store import REPAIR, Entry, Folder
 from forwardinf.score.top import Floats, Ints, extremes
 
 
@@ -85,6 +85,8 @@ class Job:
         """Yield the pieces of work that no earlier run has finished, under a progress bar."""
         started = time.perf_counter()
         todo = [(n, u) for n, u in enumerate(self.units()) if self.folder is None or not self.folder.has(u.name)]
+        if todo and self.folder is not None:
+            self.folder.reopen()
         total = sum(
             len(unit.rows) * (1 if self.plan.exact else len(unit.queries) * self.plan.sides) for _, unit in todo
         )
@@ -236,6 +238,7 @@ class Job:
                 self._scratch = TemporaryDirectory(prefix="forwardinf-trunk-")
                 folder = Path(self._scratch.name)
             files = TrunkFiles(folder / cut.name)
+            files.believe(self.train, cut, size, self.notes)
             files.need(self.plan.trunk_bytes)
             self._trunk = cut, files
         return self._trunk
@@ -245,7 +248,7 @@ class Job:
         self.plan = self.plan.revised(self._unit, size)
         self.notes.append(f"out of memory: {size} examples at a time from unit {self._unit} on")
         if self.folder is not None:
-            write_json(self.folder.path / "plan.json", self.plan.to_dict())
+            self.folder.write_plan(self.plan.to_dict(), revised=True)
 
     # -- result ------------------------------------------------------------------------------------------------------
 
@@ -277,18 +280,51 @@ class Job:
             plan=self.plan.to_dict(), cost=self._cost(), notes=[*self.notes, *self._remarks()], made_from=self.made_from,
             pictured=(self.train.examples, self.queries.examples),
         )  # fmt: skip
+        if self.folder is not None:
+            self.folder.must_stand()  # or what was joined is another run's
         if self.folder is not None and not self.folder.has("done.json"):
             write_facts(self.folder, scores)
             self.folder.finish({"cost": dict(scores.cost), "notes": self._remarks()})
+        elif self.folder is not None:
+            self.folder.leave()
         return scores
 
     def _found(self, what: str) -> Iterator[Entry]:
-        """Yield what was kept: of ``"train"``, of ``"queries"``, or its ``"uncertainty"``."""
-        if self.folder is not None:
-            files = {"train": "scores/b-*/s-*.parquet", "queries": "cross/b-*.parquet"}
-            yield from self.folder.entries(files.get(what, f"{what}/b-*/s-*.parquet"))
-        else:
-            yield from (entry for key in sorted(self.memory) if key[0] == what for entry in self.memory[key])
+        """Yield what was kept: of ``"train"``, ``"queries"`` or ``"uncertainty"``; all of it, or an error that names it."""
+        sums = {} if self.folder is None else self.folder.sums()
+        for unit in self.units():
+            if (unit.of == "queries") != (what == "queries"):
+                continue
+            name = unit.beside(what) if what == "uncertainty" else unit.name
+            if self.folder is not None:
+                found = list(self.folder.entries([name], sums))
+            else:
+                found = self.memory[what, unit.block, unit.shard]
+            self._whole(unit, name, found)
+            yield from found
+
+    def _whole(self, unit: Unit, name: str, found: Sequence[Entry]) -> None:
+        """Refuse a unit of which some row was never read, or that is another plan's."""
+        places = {query: at for query, at, _ in found}
+        for query in unit.queries:
+            wanted = np.arange(len(self.members))
+            if unit.of == "train":
+                wanted = self.train.examples.units_of(unit.rows)
+                wanted = wanted if self.candidates is None else wanted[np.isin(wanted, self.candidates[query])]
+            got = places.pop(query, np.empty(0, np.int64))
+            some = isinstance(self.keep_rule, int) and unit.of == "train"
+            if not (
+                np.isin(got, wanted).all() and bool(len(got)) == bool(len(wanted))
+                if some
+                else np.array_equal(got, wanted)
+            ):
+                raise FileError(
+                    name if self.folder is None else str(self.folder.path / name),
+                    expected=f"scores of {len(wanted)} examples for query {self.query_ids[query]!r}",
+                    got=f"those of {len(got)}" if len(got) != len(wanted) else "those of others", do=REPAIR,
+                )  # fmt: skip
+        if places:
+            raise FileError(name, expected=f"scores of {len(unit.queries)} queries", got="of others too", do=REPAIR)
 
     def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return each query's noise floor in the unit of its scores."""

@@ -21,7 +21,7 @@ from forwardinf.core.directions import Directions
 from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.examples import Collate, Examples, Id
 from forwardinf.core.feed import Feed
-from forwardinf.core.files import read_json, read_table, write_json
+from forwardinf.core.files import read_table
 from forwardinf.core.fingerprint import code_digest, digest, model_digest, notes_on
 from forwardinf.core.progress import progress
 from forwardinf.core.settings import Perturbation
@@ -29,13 +29,13 @@ from forwardinf.core.task import Classification, as_task
 from forwardinf.job.before import Before
 from forwardinf.job.estimate import fit_seconds, query_seconds
 from forwardinf.job.job import Job
+from forwardinf.job.kept import must_reproduce, same_plan
 from forwardinf.job.options import Options, device_of, open_examples, settled
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.makers import passes_of
 from forwardinf.perturb.push import OFF_RATE, Pusher, Query, directions_together
 from forwardinf.perturb.select import Parameters, select
-from forwardinf.read import plan as planning
 from forwardinf.read.baseline import baseline_key, load_baseline
 from forwardinf.read.check import noise_floor
 from forwardinf.read.choose import FEW, Asked, choose_engine
@@ -102,7 +102,7 @@ def prepare(
         "on_bad_query": options.on_bad_query, "device": device.type,
     }  # fmt: skip
     folder = _folder(options, code)
-    kept = folder is not None and not options.overwrite and folder.has("plan.json") and folder.has("queries.parquet")
+    kept = folder is not None and not options.overwrite and folder.has("plan.json")
     keep_rule: int | str = options.keep
     if keep_rule == "auto":
         keep_rule = "all" if len(names) * rows.units <= ALL_UP_TO else KEPT_BEYOND
@@ -116,7 +116,7 @@ def prepare(
     parameters = select(model, rule.parameters)
     notes = [*rows.notes, *questions.notes]
     if folder is not None and kept:
-        plan = Plan.from_dict(read_json(folder.path / "plan.json", planning.FORMAT, what="a plan"))
+        plan = Plan.from_dict(folder.plan())
     else:
         first = Feed(model, spoken.whole(), questions, device, seed=options.seed, asked={}, recorders=feed.recorders)
         plan, note = _plan(feed, read_rows, chosen, len(names), rule, parameters, (first, members[0]), options)
@@ -126,7 +126,7 @@ def prepare(
     key = baseline_key(placed, whole, data, code, plan.batch_size_at(0))
     name = digest(key, None if chosen is None else list(read_rows)) if key is not None and cache is not None else None
     path = cache / "baselines" / f"{name}.safetensors" if name is not None and cache is not None else None
-    known = load_baseline(path)
+    known = load_baseline(path, placed, plan.batch_size_at(0), notes)
     trunks = cache / "trunks" / digest(key) if key is not None and cache is not None else None
     if not kept:
         passing = plan.exact and chosen is None and rule.direction != "hold"
@@ -149,7 +149,8 @@ def prepare(
         plan = replace(plan, fit_seconds=fit_seconds(fitting, one), query_seconds=len(names) * each)
     asked, block = list[Query](), None
     pusher = Pusher(asking, fitting, exact=plan.exact, together=plan.pass_batch_size, members=members)
-    if folder is not None and kept:
+    known_queries = folder is not None and kept and folder.has("queries.parquet")
+    if folder is not None and known_queries:
         asked = _load_queries(folder)
     elif not dry:
         began = time.perf_counter()
@@ -175,12 +176,21 @@ def prepare(
     pusher.take = None
     job.trunk_folder = trunks
     if not dry:
-        if not kept:
+        if not known_queries:
             job.settle_rises()
         if folder is not None and not kept:
             _claim(folder, made_from, about, options)
-            _save_queries(folder, job)
-            write_json(folder.path / "plan.json", plan.to_dict())
+            if not same_plan(folder.write_plan(plan.to_dict()), plan):  # an equal call was first: all follow its plan
+                return prepare(
+                    model, train, queries, task=task, perturbation=perturbation, ids=ids, query_ids=query_ids, groups=groups,
+                    candidates=candidates, collate_fn=collate_fn, options=replace(options, overwrite=False),
+                )  # fmt: skip
+        if folder is not None:
+            if not known_queries:
+                _save_queries(folder, job)
+            job.asked = _load_queries(folder)
+            if kept:
+                must_reproduce(job, folder)
         _start(job)
     return job
 

@@ -39,6 +39,7 @@ class Fitting:
         cache: Where fits are kept between calls, or None.
         progress: Whether long fits show a bar.
         notes: Takes what a person should know (parameters that a direction could only treat by the diagonal).
+        witnesses: What a kept fit has to reproduce, once it is known (:mod:`forwardinf.perturb.witness`).
     """
 
     perturbation: Perturbation
@@ -49,6 +50,7 @@ class Fitting:
     cache: Path | None = None
     progress: Setting = "auto"
     notes: list[str] = field(default_factory=list)
+    witnesses: dict[tuple[object, ...], tuple[object, object]] = field(default_factory=dict)
 
 
 def plain(gradient: Tensors) -> Tensors:

@@ -18,14 +18,16 @@ from torch import Tensor
 
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import digest
+from forwardinf.core.kept import STALE, discard, read_kept, write_kept
 from forwardinf.core.per_example import factored
 from forwardinf.core.progress import progress
 from forwardinf.core.uses import Formed, Use, formed
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fisher import fisher_feed
-from forwardinf.perturb.kept import FORMAT, read_kept, write_kept
 from forwardinf.perturb.parts import Part, sorted_uses
+from forwardinf.perturb.witness import believed, witness
 
+FORMAT = "forwardinf.fit/2"
 ALL_UP_TO = 100_000  # examples that fit_examples="auto" reads: what a fit needs grows with its numbers, not with N
 SECONDS_BETWEEN = 10.0  # what a killed fit loses at most (longer where writing itself takes long)
 NOT_WRITING = 9.0  # seconds of fitting for each second of writing partial sums
@@ -102,15 +104,15 @@ def fitted(
     """
     feed, fisher, notes = fisher_feed(fitting)
     path = fit_path(fitting, what, fisher)
-    found = recall(path, fitting.train.device)
+    found = _recalled(fitting, feed, fisher, path)
     if found is None:
-        swept = sweep(fitting, feed, sampled_rows(fitting), add, title or f"fitting {what}", path)
+        swept = sweep(fitting, feed, sampled_rows(fitting), add, title or f"fitting {what}", path, fisher)
         found = finish(swept)
         found.tensors = {
             name: tensor.contiguous() for name, tensor in found.tensors.items()
         }  # as they will be recalled
-        keep(path, found)
         if path is not None:
+            write_kept(path, found.tensors, _header(fitting, feed, fisher, found), FORMAT)
             _partial(path).unlink(missing_ok=True)
     for note in [*notes, *found.notes]:
         if note not in fitting.notes:
@@ -119,7 +121,13 @@ def fitted(
 
 
 def sweep(
-    fitting: Fitting, feed: Feed, rows: Sequence[int], add: Add, title: str = "fitting", path: Path | None = None
+    fitting: Fitting,
+    feed: Feed,
+    rows: Sequence[int],
+    add: Add,
+    title: str = "fitting",
+    path: Path | None = None,
+    labels: str = "",
 ) -> Fit:
     """Return the sums over these rows. Interrupted, it goes on from the last partial sums beside ``path``.
 
@@ -128,15 +136,22 @@ def sweep(
     odd: dict[str, str] = {}
     while True:
         try:
-            return _sweep(fitting, feed, rows, add, title, path, odd)
+            return _sweep(fitting, feed, rows, add, title, path, labels, odd)
         except NewlyOdd:
             continue
 
 
 def _sweep(
-    fitting: Fitting, feed: Feed, rows: Sequence[int], add: Add, title: str, path: Path | None, odd: dict[str, str]
+    fitting: Fitting,
+    feed: Feed,
+    rows: Sequence[int],
+    add: Add,
+    title: str,
+    path: Path | None,
+    labels: str,
+    odd: dict[str, str],
 ) -> Fit:
-    kept = read_kept(None if path is None else _partial(path), feed.device)
+    kept = _trusted(fitting, feed, labels, None if path is None else _partial(path))
     fit, done, size = Fit(odd=dict(odd)), 0, fitting.batch_size
     if kept is not None and set(odd) <= set(kept[1]["odd"]):
         fit, done, size = Fit.from_header(*kept), int(kept[1]["done"]), int(kept[1]["batch_size"])
@@ -161,7 +176,8 @@ def _sweep(
             advance(len(units))
             if path is not None and time.monotonic() - saved > patience and done < len(rows):
                 began = time.monotonic()
-                write_kept(_partial(path), fit.tensors, {**fit.to_header(), "done": done, "batch_size": size})
+                about = {**_header(fitting, feed, labels, fit), "done": done, "batch_size": size}
+                write_kept(_partial(path), fit.tensors, about, FORMAT)
                 saved = time.monotonic()
                 patience = max(SECONDS_BETWEEN, NOT_WRITING * (saved - began))
     return fit
@@ -185,16 +201,25 @@ def kept_dtype(fitting: Fitting) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def recall(path: Path | None, device: torch.device) -> Fit | None:
-    """Return a kept fit, or None. A damaged one counts as none (and is fitted again)."""
-    kept = read_kept(path, device)
+def _recalled(fitting: Fitting, feed: Feed, labels: str, path: Path | None) -> Fit | None:
+    kept = _trusted(fitting, feed, labels, path)
     return None if kept is None else Fit.from_header(*kept)
 
 
-def keep(path: Path | None, fit: Fit) -> None:
-    """Keep a fit for later calls."""
-    if path is not None:
-        write_kept(path, fit.tensors, fit.to_header())
+def _trusted(
+    fitting: Fitting, feed: Feed, labels: str, path: Path | None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return what is kept, or None. What is damaged, or does not reproduce its witness, counts as none (and is fitted again)."""
+    kept = read_kept(path, FORMAT, feed.device, fitting.notes)
+    if kept is None or believed(fitting, feed, labels, kept[1]):
+        return kept
+    assert path is not None
+    discard(path, STALE, fitting.notes)
+    return None
+
+
+def _header(fitting: Fitting, feed: Feed, labels: str, fit: Fit) -> dict[str, Any]:
+    return {**fit.to_header(), "witness": witness(fitting, feed, labels).to_dict()}
 
 
 def _partial(path: Path) -> Path:

@@ -46,6 +46,32 @@ def query_gradient(
     return total
 
 
+def weighted_gradient(
+    train: Feed, rows: Sequence[int], weights: Tensor, parameters: Parameters, batch_size: int
+) -> Tensors:
+    """Return Σᵢ wᵢ gᵢ over the units in these rows, float32 or wider, by parameter name. Cost: a forward and a backward."""
+    total: Tensors = {}
+    at = 0
+
+    def ask(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal at
+        losses = train.task.loss(model, batch)
+        own = weights[at : at + len(losses)].to(losses)
+        at += len(losses)
+        if losses.requires_grad:
+            grads = torch.autograd.grad((losses * own).sum(), list(parameters.values()), allow_unused=True)
+            for name, grad in zip(parameters, grads, strict=True):
+                if grad is not None:
+                    wide = dense(grad).to(torch.promote_types(grad.dtype, torch.float32))
+                    total[name] = total[name].add_(wide) if name in total else wide.contiguous()
+        return losses.detach()
+
+    with only_these(train.model, parameters), torch.enable_grad():
+        for _ in train.each(ask, rows, batch_size):
+            pass
+    return total
+
+
 @dataclass(frozen=True)
 class RowGradients:
     """The gradients of several query rows, taken in one pass.

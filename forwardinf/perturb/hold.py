@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from forwardinf.core.directions import Directions
 from forwardinf.core.dots import dots
-from forwardinf.core.examples import Batch
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import digest
 from forwardinf.core.gram import Part, joined, parts_of, products
@@ -27,11 +26,10 @@ from forwardinf.core.noise import seed_of
 from forwardinf.core.per_example import factored
 from forwardinf.core.products import Products, product_dtype
 from forwardinf.core.progress import Advance, progress
-from forwardinf.core.recording import dense
 from forwardinf.core.ridge import Ridge
 from forwardinf.core.uses import as_uses
 from forwardinf.perturb.direction import Fitting, Tensors
-from forwardinf.perturb.gradient import only_these
+from forwardinf.perturb.gradient import weighted_gradient
 from forwardinf.perturb.probes import Probes, tables_of
 from forwardinf.perturb.select import Parameters
 from forwardinf.perturb.shards import Shards, joined_rows
@@ -166,32 +164,6 @@ def linear_scores(train: Feed, rows: Sequence[int], parameters: Parameters, batc
     return torch.cat(
         [dots(uses, vector, len(units)) for units, _, uses in factored(train, rows, parameters, batch_size)]
     )
-
-
-def weighted_gradient(
-    train: Feed, rows: Sequence[int], weights: Tensor, parameters: Parameters, batch_size: int
-) -> Tensors:
-    """Return Σᵢ wᵢ gᵢ over the units in these rows, float32 or wider, by parameter name. Cost: a forward and a backward."""
-    total: Tensors = {}
-    at = 0
-
-    def ask(model: nn.Module, batch: Batch) -> Tensor:
-        nonlocal at
-        losses = train.task.loss(model, batch)
-        own = weights[at : at + len(losses)].to(losses)
-        at += len(losses)
-        if losses.requires_grad:
-            grads = torch.autograd.grad((losses * own).sum(), list(parameters.values()), allow_unused=True)
-            for name, grad in zip(parameters, grads, strict=True):
-                if grad is not None:
-                    wide = dense(grad).to(torch.promote_types(grad.dtype, torch.float32))
-                    total[name] = total[name].add_(wide) if name in total else wide.contiguous()
-        return losses.detach()
-
-    with only_these(train.model, parameters), torch.enable_grad():
-        for _ in train.each(ask, rows, batch_size):
-            pass
-    return total
 
 
 def _held_rows(fitting: Fitting) -> Sequence[int]:

@@ -20,8 +20,7 @@ from forwardinf.core.errors import ModelError, TaskError
 from forwardinf.core.feed import Feed
 from forwardinf.core.noise import seed_of
 from forwardinf.perturb.direction import Tensors, norm
-from forwardinf.perturb.gradient import query_gradient
-from forwardinf.perturb.hold import weighted_gradient
+from forwardinf.perturb.gradient import query_gradient, weighted_gradient
 from forwardinf.perturb.lend import Push, lend, tensors_of
 from forwardinf.perturb.ruler import Ruler
 from forwardinf.perturb.select import Parameters

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.fingerprint import digest
+from forwardinf.core.kept import STALE, discard, read_kept, write_kept
 from forwardinf.perturb.direction import Fitting
-from forwardinf.perturb.kept import FORMAT, read_kept, write_kept
+from forwardinf.perturb.witness import believed, witness
+
+FORMAT = "forwardinf.rows/1"
+LABELS = "training"
 
 
 class Shards:
@@ -23,6 +27,7 @@ class Shards:
 
     def __init__(self, fitting: Fitting, *made_from: object) -> None:
         """Find what an earlier fit left."""
+        self.fitting = fitting
         self.folder: Path | None = None
         if fitting.cache is not None and fitting.key is not None:
             device = next(iter(fitting.parameters.values())).device.type
@@ -41,22 +46,29 @@ class Shards:
         """Keep the next rows, float32."""
         plain = part.detach().float().cpu().contiguous()
         if self.folder is not None:
-            write_kept(self._path(len(self.parts)), {"rows": plain}, {"start": self.rows})
+            write_kept(self._path(len(self.parts)), {"rows": plain}, self._about(), FORMAT)
         self.parts.append(plain)
 
     def _path(self, number: int) -> Path:
         assert self.folder is not None
         return self.folder / f"p-{number:05d}.safetensors"
 
+    def _about(self) -> dict[str, object]:
+        return {"start": self.rows, "witness": witness(self.fitting, self.fitting.train, LABELS).to_dict()}
+
     def _load(self, number: int) -> Tensor | None:
-        """Return a kept part, or None. A damaged one counts as none, and so does all that follows it."""
+        """Return a kept part, or None. One that is damaged or no longer true counts as none, and so does all that follows it."""
         if self.folder is None:
             return None
-        kept = read_kept(self._path(number))
-        if kept is not None and kept[1].get("start") == self.rows:
-            return kept[0]["rows"]
-        self._path(number).unlink(missing_ok=True)
-        return None
+        path, notes = self._path(number), self.fitting.notes
+        kept = read_kept(path, FORMAT, notes=notes)
+        if kept is None or kept[1].get("start") != self.rows:
+            path.unlink(missing_ok=True)
+            return None
+        if not believed(self.fitting, self.fitting.train, LABELS, kept[1]):
+            discard(path, STALE, notes)
+            return None
+        return kept[0]["rows"]
 
 
 def joined_rows(parts: Sequence[Tensor]) -> Tensor:

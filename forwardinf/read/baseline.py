@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from forwardinf.core.feed import Feed
-from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
+from forwardinf.core.kept import STALE, discard, read_kept, write_kept
+from forwardinf.read.believe import differing
 from forwardinf.read.check import Floor
 
-FORMAT = "forwardinf.baseline/2"
+FORMAT = "forwardinf.baseline/3"
 
 
 @dataclass(frozen=True)
@@ -38,25 +36,29 @@ def baseline_key(feed: Feed, model: str, data: str, task: str | None, batch_size
                   torch.get_num_threads(), torch.__version__)  # fmt: skip
 
 
-def load_baseline(path: Path | None) -> Baseline | None:
-    """Return a kept baseline, or None. A damaged file counts as none (and is read again)."""
-    if path is None or not path.is_file():
+def load_baseline(path: Path | None, feed: Feed, batch_size: int, notes: list[str]) -> Baseline | None:
+    """Return a kept baseline, or None. One that is damaged, or that the model does not give any more, counts as none.
+
+    Cost: its checksum, and at most two batches, which must give the losses that are kept (:mod:`forwardinf.read.believe`).
+    """
+    kept = read_kept(path, FORMAT, notes=notes)
+    if kept is None:
         return None
+    assert path is not None
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                return None
-            return Baseline(
-                torch.from_numpy(file.get_tensor("losses")), Floor(float(header["floor"]), float(header["root_floor"]))
-            )
-    except (SafetensorError, OSError, KeyError, ValueError):
-        path.unlink(missing_ok=True)
+        losses, header = kept[0]["losses"], kept[1]
+        found = Baseline(losses, Floor(float(header["floor"]), float(header["root_floor"])))
+    except (KeyError, TypeError, ValueError):
+        discard(path, "not one of ours", notes)
         return None
+    if len(losses) != feed.examples.units or differing(feed, losses, found.floor, batch_size):
+        discard(path, STALE, notes)
+        return None
+    return found
 
 
 def save_baseline(path: Path, baseline: Baseline) -> None:
     """Keep a baseline for later calls. 8 bytes an example."""
-    header = {"format": FORMAT, "floor": repr(baseline.floor.loss), "root_floor": repr(baseline.floor.root)}
-    with written(path) as part:
-        save_file({"losses": np.ascontiguousarray(baseline.losses.numpy())}, part, metadata=header)
+    write_kept(
+        path, {"losses": baseline.losses}, {"floor": baseline.floor.loss, "root_floor": baseline.floor.root}, FORMAT
+    )

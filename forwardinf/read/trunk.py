@@ -17,11 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from forwardinf.core.errors import FileError
+from forwardinf.core.errors import Error, FileError
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
+from forwardinf.core.kept import STALE, discard
+from forwardinf.core.memory import out_of_memory
 from forwardinf.core.progress import Advance
+from forwardinf.read.believe import apart
 from forwardinf.read.cut import Cut, Kept, capture, rest
 from forwardinf.read.engine import silent
 from forwardinf.read.forward import ForwardEngine
@@ -54,7 +57,7 @@ class TrunkFiles:
         """Return how many batches of this size are there."""
         return sum(1 for _ in (self.folder / str(size)).glob("b-*.safetensors"))
 
-    def load(self, size: int, number: int, device: torch.device) -> Kept | None:
+    def load(self, size: int, number: int, device: torch.device, notes: list[str] | None = None) -> Kept | None:
         """Return what is kept of a batch, or None. A damaged file counts as none, and is removed."""
         path = self._path(size, number)
         if not path.is_file():
@@ -68,11 +71,27 @@ class TrunkFiles:
             if about["format"] != FORMAT or (path not in self._checked and about["digest"] != digest(tensors)):
                 raise ValueError(about["format"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            path.unlink(missing_ok=True)
+            discard(path, "damaged", notes)
             return None
         self._checked.add(path)
         return Kept([[_laid(tensor, last) for tensor, last in zip(call, kinds, strict=True)]
                      for call, kinds in zip(tensors, about["last"], strict=True)], about["shapes"])  # fmt: skip
+
+    def believe(self, feed: Feed, cut: Cut, size: int, notes: list[str]) -> None:
+        """Drop everything that is kept where a batch of it does not give the losses of a whole forward any more.
+
+        Call it with the model as it was. Cost: two batches.
+        """
+        paths = sorted((self.folder / str(size)).glob("b-*.safetensors"))
+        for path in {*paths[:1], *paths[-1:]}:
+            number = int(path.stem.removeprefix("b-"))
+            rows = range(number * size, min((number + 1) * size, len(feed.examples)))
+            kept = self.load(size, number, feed.device, notes) if len(rows) else None
+            if kept is not None and _differ(feed, cut, rows, kept):
+                for each in paths:
+                    each.unlink(missing_ok=True)
+                notes.append(f"cache: {self.folder.parent.name}/{self.folder.name} is {STALE}: made anew")
+                return
 
     def save(self, size: int, number: int, kept: Kept) -> None:
         """Keep a batch."""
@@ -132,6 +151,16 @@ class TrunkEngine(ForwardEngine):
             )
             advance(len(asked))
         return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+def _differ(feed: Feed, cut: Cut, rows: Sequence[int], kept: Kept) -> bool:
+    try:
+        found = rest(feed, cut, rows, kept)
+    except (Error, RuntimeError, LookupError, ValueError, TypeError) as error:  # what was kept does not fit the model
+        if out_of_memory(error):
+            raise
+        return True
+    return apart(feed, found, feed.losses(rows, len(rows)), 0.0) is not None
 
 
 def _pixel_by_pixel(tensor: Tensor) -> bool:

@@ -112,6 +112,7 @@ def into_folder(
         if not folder.has("done.json"):
             done = {"cost": dict(scores.cost), "notes": list(scores.notes), "made_from": dict(scores.made_from)}
             write_scores(folder, scores, done)
+        folder.leave()
         return scores
 
     return keep

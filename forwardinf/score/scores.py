@@ -441,25 +441,31 @@ def load_scores(path: str | Path) -> Scores:
                         do="Resume it: the same call again, or `forwardinf resume`.")  # fmt: skip
     done = read_json(folder.path / "done.json", DONE, what="a finished run")
     about = run["about"]
-    facts = folder.columns("queries.parquet", QUERIES, "the queries of a run")
+    sums = folder.sums()
+    facts = folder.columns("queries.parquet", QUERIES, "the queries of a run", sums.get("queries.parquet"))
     query_ids = plain_ids(folder.path / "queries.parquet", "id", QUERIES)
     ids = plain_ids(folder.path / "train.parquet", "id", TRAIN)
+    losses = folder.columns("train.parquet", TRAIN, "training ids", sums.get("train.parquet"))["loss"]
     size = len(query_ids)
+
+    def found(what: str) -> list[str]:
+        there = folder.names(f"{what}/**/*.parquet") if not sums else sorted(sums)
+        return [name for name in there if name.startswith(f"{what}/")]
+
     try:
-        dense, best = gather(folder.entries("scores/b-*/s-*.parquet"), size, len(ids), about["kept"])
-        cross, _ = gather(folder.entries("cross/b-*.parquet"), size, size, "all")
-        spread = "uncertainty/b-*/s-*.parquet"
-        there = any(folder.path.glob(spread))
-        uncertainty = gather(folder.entries(spread), size, len(ids), "all")[0] if there else None
+        dense, best = gather(folder.entries(found("scores"), sums), size, len(ids), about["kept"])
+        cross, _ = gather(folder.entries(found("cross"), sums), size, size, "all")
+        spread = found("uncertainty")
+        uncertainty = gather(folder.entries(spread, sums), size, len(ids), "all")[0] if spread else None
     except IndexError as error:
         want = f"scores of {size} queries and {len(ids)} training examples"
         raise FileError(str(path), expected=want, got="scores of other queries or examples",
                         do="The folder mixes runs: start over with overwrite=True.") from error  # fmt: skip
-    plan = read_json(folder.path / "plan.json", "forwardinf.plan/1", what="a plan") if folder.has("plan.json") else {}
+    plan = folder.plan() if folder.has("plan.json") else {}
     assert cross is not None
     return Scores(
         ids=ids, query_ids=query_ids, dense=dense, best=best, cross=cross.astype(np.float64),
-        baseline=np.asarray(folder.columns("train.parquet", TRAIN, "training ids")["loss"], dtype=np.float64),
+        baseline=np.asarray(losses, dtype=np.float64),
         status=facts["status"], kind=about["kind"], unit=about["unit"], signed=about["signed"], kept=about["kept"],
         perturbation=about["perturbation"], notes=[*about["notes"], *done.get("notes", [])], plan=plan,
         cost=done.get("cost", {}), made_from={**run["made_from"], **done.get("made_from", {})}, uncertainty=uncertainty,

@@ -203,7 +203,7 @@ def resume(
     from forwardinf.score.store import Folder
     from forwardinf.view.config import read_config
 
-    Folder(folder).run()
+    Folder(folder).replayed()
     if not (folder / "config.yaml").is_file():
         raise FileError(str(folder), expected="a command-line run, with its config.yaml", got="a Python call's folder",
                         do="Make the same Python call again with the same output_dir: it resumes.")  # fmt: skip
@@ -458,7 +458,7 @@ def _out(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-from forwardinf.view import cli_traces, cli_uses, cli_verify  # noqa: E402, F401  (their commands join `app`)
+from forwardinf.view import cli_check, cli_traces, cli_uses, cli_verify  # noqa: E402, F401  (their commands join `app`)
 
 for _command in app.registered_commands:
     _command.short_help = inspect.getdoc(_command.callback)  # said in full in the list of commands too

@@ -21,14 +21,14 @@ ADDS = {"squares": add_squares, "moments": add_moments}
 @pytest.fixture
 def passes(monkeypatch):
     """Count the batches that fits read."""
-    seen, whole = [], fits.watched
+    seen, whole = [], fits.factored
 
     def counted(feed, rows, *rest):
         for found in whole(feed, rows, *rest):
             seen.append(list(found[0]))
             yield found
 
-    monkeypatch.setattr(fits, "watched", counted)
+    monkeypatch.setattr(fits, "factored", counted)
     return seen
 
 

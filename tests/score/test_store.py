@@ -1,3 +1,6 @@
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,13 +32,13 @@ ENTRIES = st.dictionaries(
 @given(ENTRIES)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 def test_entries_survive_a_file(tmp_path, found):
-    folder = Folder(tmp_path)
+    folder = Folder(Path(tempfile.mkdtemp(dir=tmp_path)))  # a file is put where none is
     entries = [
         (query, np.array(sorted(rows), np.int64), np.array([rows[row] for row in sorted(rows)], np.float32))
         for query, rows in sorted(found.items())
     ]
     folder.write_entries("scores/b-00000/s-00000.parquet", entries)
-    back = list(folder.entries("scores/b-*/s-*.parquet"))
+    back = list(folder.entries(folder.names("scores/b-*/s-*.parquet")))
     want = [entry for entry in entries if len(entry[1])]
     assert [query for query, _, _ in back] == [query for query, _, _ in want]
     for (_, rows, scores), (_, want_rows, want_scores) in zip(back, want, strict=True):
@@ -76,4 +79,20 @@ def test_overwriting_leaves_what_others_put_beside_a_run(tmp_path):
 def test_a_table_without_our_columns_is_refused(tmp_path):
     write_table(tmp_path / "a.parquet", {"query": [0]}, SCORES)
     with pytest.raises(fi.FileError, match="expected columns query, row, score"):
-        list(Folder(tmp_path).entries("*.parquet"))
+        list(Folder(tmp_path).entries(["a.parquet"]))
+
+
+def test_what_replays_a_run_comes_back_from_run_json(tmp_path):
+    folder = Folder(tmp_path / "run")
+    folder.claim({}, {}, overwrite=False, config="model: é\n")
+    (folder.path / "config.yaml").unlink()  # a kill came before it
+    assert Folder(folder.path).replayed()["config"] == "model: é\n"
+    assert (folder.path / "config.yaml").read_text(encoding="utf-8") == "model: é\n"
+
+
+def test_another_run_that_asks_for_a_taken_folder_does_not_leave_its_configuration_there(tmp_path):
+    folder = Folder(tmp_path / "run")
+    folder.claim({"model": "a"}, {}, overwrite=False)
+    with pytest.raises(fi.RunMismatch):
+        Folder(folder.path).claim({"model": "b"}, {}, overwrite=False, config="model: b")
+    assert not (folder.path / "config.yaml").exists()
