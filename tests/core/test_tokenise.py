@@ -8,7 +8,8 @@ from words import MARKED, PLAIN, said, tokenizer
 
 from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.load_data import load_data
-from forwardinf.core.task_text import CausalLM, Seq2Seq, SequenceClassification
+from forwardinf.core.task_sequence import SequenceClassification
+from forwardinf.core.task_text import CausalLM, Seq2Seq
 from forwardinf.core.tokenise import is_text, pair_tokens, tokenised
 
 pytest.importorskip("transformers")
