@@ -27,7 +27,8 @@ def write_kept(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], f
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
     about = json.dumps({"format": format, **header})
     with written(path) as part:
-        save_file(plain, part, metadata={"about": about, "checksum": digest(about, plain)})
+        # one entry: several would be written in any order, and equal files have equal bytes
+        save_file(plain, part, metadata={"kept": json.dumps([about, digest(about, plain)])})
 
 
 def read_kept(
@@ -44,9 +45,10 @@ def read_kept(
             metadata = file.metadata() or {}
             names = list(file.keys())  # cloned: products round differently where memory is not aligned
             tensors = {name: file.get_tensor(name).clone() for name in names}
-        if metadata["checksum"] != digest(metadata["about"], tensors):
+        about, checksum = json.loads(metadata["kept"])
+        if checksum != digest(about, tensors):
             raise ValueError("another content")
-        header = json.loads(metadata["about"])
+        header = json.loads(about)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
         discard(path, "damaged", notes)
         return None

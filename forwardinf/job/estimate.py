@@ -9,16 +9,17 @@ from dataclasses import replace
 import torch
 
 from forwardinf.core.feed import Feed
-from forwardinf.perturb.direction import Fitting, Tensors
-from forwardinf.perturb.fits import sampled_rows
+from forwardinf.perturb.budget import PASS
+from forwardinf.perturb.direction import Fitting
+from forwardinf.perturb.fits import budgeted, sampled_rows
 from forwardinf.perturb.gradient import query_gradient, row_gradients
 from forwardinf.perturb.hold import exact_examples
-from forwardinf.perturb.makers import make_direction
+from forwardinf.perturb.makers import COSTS, make_direction
 from forwardinf.perturb.push import rows_together
 from forwardinf.perturb.select import Parameters
 
 UNFITTED = ("plain", "sign", "cg")  # cg solves for each query
-SAMPLE = 64  # examples of the smaller of two fits that are timed
+SAMPLE = 256  # examples of the smaller of two fits of hold that are timed
 FORWARDS_OF_A_RISE = 10  # bisection: forwards of the query alone
 
 
@@ -46,41 +47,44 @@ def query_seconds(
     return gradient + (0 if exact else FORWARDS_OF_A_RISE + 3 if rise else 3) * forward
 
 
-def fit_seconds(fitting: Fitting, gradient: Tensors) -> float:
-    """Return the expected seconds of a fit that is not kept yet, from two small ones.
+def fit_seconds(fitting: Fitting, seconds_per_row: float) -> float:
+    """Return the expected seconds of a fit that is not kept yet: its multiplications, at the rate of a plain forward.
 
-    A start and so much an example; for ``hold`` so much an example and so much a pair, which leaves out the factor of a large
-    K (N³/3) and the sketch that stands for it where K is not affordable: a lower bound there.
+    ``hold`` takes so much an example and so much a pair, from two small fits; that leaves out the factor of a large K (N³/3)
+    and the sketch that stands for it where K is not affordable: a lower bound there.
 
     Args:
         fitting: What the direction learns from.
-        gradient: A query's: a direction may put off work until it is first used.
+        seconds_per_row: Of a plain forward, measured.
     """
-    rule, device = fitting.perturbation, fitting.train.device
-    hold, rows = rule.direction == "hold", len(sampled_rows(fitting))
-    few = min(4 * SAMPLE if hold else SAMPLE, rows // 2)
-    if rule.direction in UNFITTED or few < 2:
+    rule = fitting.perturbation
+    if rule.direction in UNFITTED:
+        return 0.0
+    if rule.direction == "hold":
+        return _hold_seconds(fitting)
+    costs, rows = COSTS.get(rule.direction), len(sampled_rows(fitting))
+    if costs is None:
+        return PASS * rows * seconds_per_row
+    affordable, budget = budgeted(fitting, costs)
+    return budget.forwards(affordable if rule.fit_examples == "auto" else rows) * seconds_per_row
+
+
+def _hold_seconds(fitting: Fitting) -> float:
+    rule, rows = fitting.perturbation, len(sampled_rows(fitting))
+    few = min(SAMPLE, rows // 2)
+    if few < 2:
         return 0.0
 
     def fit(count: int) -> float:
         small = replace(
             fitting, perturbation=replace(rule, fit_examples=count), key=None, cache=None, progress=False, notes=[]
         )
-
-        def work() -> None:
-            made = make_direction(small)
-            if not hold:  # whose use is a pass over the training set, and counted with the queries
-                made({name: tensor.clone() for name, tensor in gradient.items()})
-
-        return _second_time(work, device)
+        return _second_time(lambda: make_direction(small), fitting.train.device)
 
     less, more = fit(few), fit(2 * few)
-    if hold:
-        pair = max(more - 2 * less, 0.0) / (2 * few**2)
-        each = max(less - pair * few**2, 0.0) / few
-        return each * rows + pair * min(rows, exact_examples(fitting, range(rows))) ** 2
-    each = max(more - less, 0.0) / few
-    return max(less - each * few, 0.0) + each * rows
+    pair = max(more - 2 * less, 0.0) / (2 * few**2)
+    each = max(less - pair * few**2, 0.0) / few
+    return each * rows + pair * min(rows, exact_examples(fitting, range(rows))) ** 2
 
 
 def _second_time(work: Callable[[], object], device: torch.device) -> float:

@@ -145,8 +145,7 @@ def prepare(
     if dry:  # a run shows its progress instead
         together = plan.pass_batch_size if plan.exact else plan.batch_size
         each = query_seconds(asking, members[0], parameters, together, exact=plan.exact, rise=rule.rise is not None)
-        one = query_gradient(asking, members[0], parameters, plan.batch_size)
-        plan = replace(plan, fit_seconds=fit_seconds(fitting, one), query_seconds=len(names) * each)
+        plan = replace(plan, fit_seconds=fit_seconds(fitting, plan.seconds_per_row), query_seconds=len(names) * each)
     asked, block = list[Query](), None
     pusher = Pusher(asking, fitting, exact=plan.exact, together=plan.pass_batch_size, members=members)
     known_queries = folder is not None and kept and folder.has("queries.parquet")

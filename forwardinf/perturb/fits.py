@@ -22,6 +22,7 @@ from forwardinf.core.kept import STALE, discard, read_kept, write_kept
 from forwardinf.core.per_example import factored
 from forwardinf.core.progress import progress
 from forwardinf.core.uses import Formed, Use, formed
+from forwardinf.perturb.budget import Budget, Work, count
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fisher import fisher_feed
 from forwardinf.perturb.parts import Part, sorted_uses
@@ -69,6 +70,25 @@ class NewlyOdd(Exception):
     """A parameter is used in ways that have no curvature in common: what was summed so far of it must be formed instead."""
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What a fit does with a batch's uses of a part, in multiplications.
+
+    Attributes:
+        work: Of each batch.
+        once: Once, whatever the number of examples.
+    """
+
+    work: Work
+    once: Work = lambda part, uses: 0.0
+
+
+def budgeted(fitting: Fitting, costs: Costs) -> tuple[int, Budget]:
+    """Return (how many examples ``fit_examples="auto"`` takes, what a fit costs)."""
+    budget = count(fitting.train, fitting.parameters, costs.work, costs.once)
+    return min(ALL_UP_TO, budget.examples(len(fitting.train.examples))), budget
+
+
 def sampled_rows(fitting: Fitting, most: int = ALL_UP_TO) -> Sequence[int]:
     """Return the training rows that are fitted on: all (up to ``most``), or a sample drawn by the seed, in order."""
     size, asked = len(fitting.train.examples), fitting.perturbation.fit_examples
@@ -78,12 +98,11 @@ def sampled_rows(fitting: Fitting, most: int = ALL_UP_TO) -> Sequence[int]:
     return sorted(np.random.default_rng(fitting.perturbation.seed).choice(size, wanted, replace=False).tolist())
 
 
-def fit_path(fitting: Fitting, what: str, fisher: str) -> Path | None:
-    """Return where this fit is kept, or None where it cannot be named or there is no cache."""
+def fit_path(fitting: Fitting, what: str, fisher: str, rows: Sequence[int]) -> Path | None:
+    """Return where this fit on these rows is kept, or None where it cannot be named or there is no cache."""
     if fitting.key is None or fitting.cache is None:
         return None
     rule = fitting.perturbation
-    rows = sampled_rows(fitting)
     name = digest(
         FORMAT, fitting.key, what, fisher, len(rows), rule.seed, sorted(fitting.parameters), fitting.train.seed
     )
@@ -91,8 +110,9 @@ def fit_path(fitting: Fitting, what: str, fisher: str) -> Path | None:
 
 
 def fitted(
-    fitting: Fitting, what: str, add: Add, finish: Callable[[Fit], Fit] = lambda fit: fit, title: str = ""
-) -> Fit:
+    fitting: Fitting, what: str, add: Add, finish: Callable[[Fit], Fit] = lambda fit: fit, title: str = "",
+    costs: Costs | None = None,
+) -> Fit:  # fmt: skip
     """Return a fit: recalled, or summed over the training data (going on where a killed one stopped) and kept.
 
     Args:
@@ -101,12 +121,21 @@ def fitted(
         add: Adds one part's uses in one batch to the sums, in place.
         finish: Makes of the sums what is kept.
         title: What the progress bar says.
+        costs: What it takes: ``fit_examples="auto"`` is then as many examples as :mod:`forwardinf.perturb.budget` affords.
     """
     feed, fisher, notes = fisher_feed(fitting)
-    path = fit_path(fitting, what, fisher)
+    rows = sampled_rows(fitting)
+    if costs is not None and fitting.perturbation.fit_examples == "auto":
+        rows = sampled_rows(fitting, budgeted(fitting, costs)[0])
+        if len(rows) < len(fitting.train.examples):
+            read = f"{len(rows):,} of {len(fitting.train.examples):,}"
+            notes.append(
+                f"{fitting.perturbation.direction}: fitted on {read} examples, by its cost (fit_examples= asks for more)"
+            )
+    path = fit_path(fitting, what, fisher, rows)
     found = _recalled(fitting, feed, fisher, path)
     if found is None:
-        swept = sweep(fitting, feed, sampled_rows(fitting), add, title or f"fitting {what}", path, fisher)
+        swept = sweep(fitting, feed, rows, add, title or f"fitting {what}", path, fisher)
         found = finish(swept)
         found.tensors = {
             name: tensor.contiguous() for name, tensor in found.tensors.items()

@@ -8,6 +8,7 @@ both sides, and parameters without factors have their diagonal alone, and are na
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,7 +20,7 @@ from forwardinf.core.uses import Direct, Lookup, Use
 from forwardinf.perturb.blocks import Block, Solvable, Solved, mean_diagonal
 from forwardinf.perturb.damping import damping
 from forwardinf.perturb.direction import Direction, Fitting
-from forwardinf.perturb.fits import Fit, fitted, kept_dtype
+from forwardinf.perturb.fits import Costs, Fit, fitted, kept_dtype
 from forwardinf.perturb.moments import LARGEST_SIDE
 from forwardinf.perturb.parts import Part, sides, wide
 from forwardinf.perturb.schulz import schulz
@@ -146,6 +147,11 @@ def single_vectors(part: Part, uses: Sequence[Use], side: Side) -> Tensor | None
     return scaled
 
 
+def _products_cost(places: int, d: int, other: int) -> tuple[int, int]:
+    """Return multiplications of one example's GᵀG (by places, by the formed gradient): see :func:`_add_products`."""
+    return places**2 * (other + d) + places * d**2, places * d * other + other * d**2
+
+
 def _add_products(total: Tensor, part: Part, uses: Sequence[Use], side: Side) -> None:
     """Add Σᵢ GᵢᵀGᵢ (``side="columns"``) or Σᵢ GᵢGᵢᵀ over a batch to ``(groups, d, d)``.
 
@@ -155,7 +161,7 @@ def _add_products(total: Tensor, part: Part, uses: Sequence[Use], side: Side) ->
     groups, rows, columns = part.shape
     d, other = (columns, rows) if side == "columns" else (rows, columns)
     places = sum(map(places_of, uses))
-    by_places = places**2 * (other + d) + places * d**2 < places * rows * columns + other * d**2
+    by_places = operator.lt(*_products_cost(places, d, other))
     held = places * (rows + columns) + (places * (places + d) if by_places else rows * columns)
     step, size = max(1, NUMBERS_AT_ONCE // (groups * held)), len(uses[0].came_back)
     for start in range(0, size, step):
@@ -172,6 +178,29 @@ def _add_products(total: Tensor, part: Part, uses: Sequence[Use], side: Side) ->
         found = gradients(part, some, [])
         flat = found.flatten(1, 2) if side == "columns" else found.transpose(1, 2).flatten(2).mT
         total.baddbmm_(flat.mT, flat)
+
+
+def _work(part: Part, uses: Sequence[Use]) -> float:
+    """Return the multiplications of :func:`add_slices` on a batch."""
+    side, size = side_of(part, uses), len(uses[0].came_back)
+    groups, rows, columns = part.shape
+    if side is None:
+        return float(size * groups * columns)
+    places = sum(map(places_of, uses))
+    by_places, formed = _products_cost(places, *((columns, rows) if side == "columns" else (rows, columns)))
+    return float(size * groups * (columns + rows if places == 1 else min(by_places, formed)))
+
+
+def _once(part: Part, uses: Sequence[Use]) -> float:
+    """Return the multiplications of a part's factor and of one solution."""
+    side = side_of(part, uses)
+    if side is None:
+        return 0.0
+    d, other = (part.shape[2], part.shape[1]) if side == "columns" else (part.shape[1], part.shape[2])
+    return float(part.shape[0] * (d**3 / 3 + 2 * d**2 * other))
+
+
+COSTS = Costs(_work, _once)
 
 
 def gfim_blocks(fitting: Fitting, inverse: Inverse = "cholesky") -> list[Solvable]:
@@ -193,7 +222,7 @@ def gfim_blocks(fitting: Fitting, inverse: Inverse = "cholesky") -> list[Solvabl
             fit.notes.append(f"gfim: curvature by the diagonal only: {', '.join(told[:NAMED])}{more}")
         return fit
 
-    found = fitted(fitting, "gfim", add_slices, means)
+    found = fitted(fitting, "gfim", add_slices, means, costs=COSTS)
     blocks: list[Solvable] = []
     for key, part in found.parts.items():
         if f"{key}|diagonal" in found.tensors:

@@ -18,21 +18,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from forwardinf.core.uses import Use
+from forwardinf.core.uses import Direct, Lookup, Use
 from forwardinf.perturb.blocks import Block, Solved, mean_diagonal
 from forwardinf.perturb.damping import damping
 from forwardinf.perturb.direction import Direction, Fitting
-from forwardinf.perturb.fits import Fit, fitted, kept_dtype
+from forwardinf.perturb.fits import Costs, Fit, fitted, kept_dtype
 from forwardinf.perturb.moments import LARGEST_BLOCK, LARGEST_SIDE, add_moments
 from forwardinf.perturb.parts import Part
-from forwardinf.perturb.squares import squares
+from forwardinf.perturb.squares import places_of, squares
 
+EIGENVECTORS = 9  # n³ of them
 KINDS = ("matrix", "table", "vector")
+
+
+def _work(part: Part, uses: Sequence[Use]) -> float:
+    """Return the multiplications of both passes on a batch: the factors, and the gradients rotated into their bases."""
+    groups, rows, columns = part.shape
+    places = sum(places_of(use) for use in uses if not isinstance(use, Direct | Lookup))
+    rotated = rows * columns * (rows + columns) if places else columns**2
+    return float(len(uses[0].came_back) * groups * (places * (rows**2 + columns**2 + rows * columns) + rotated))
+
+
+def _once(part: Part, _: Sequence[Use]) -> float:
+    """Return the multiplications of a part's eigenvectors, about."""
+    return float(sum(EIGENVECTORS * side**3 for side in part.shape[1:] if side <= LARGEST_SIDE))
+
+
+COSTS = Costs(_work, _once)
 
 
 def kfac_blocks(fitting: Fitting) -> list[Block]:
     """Return K-FAC's blocks. Cost: one forward, one backward through activations, the factors, their eigenvectors."""
-    found = fitted(fitting, "kronecker", add_moments, _bases, f"fitting {fitting.perturbation.direction}: factors")
+    found = fitted(fitting, "kronecker", add_moments, _bases, f"fitting {fitting.perturbation.direction}: factors",
+                   COSTS)  # fmt: skip
     return [_block(found, key, part) for key, part in found.parts.items()]
 
 
@@ -53,7 +71,7 @@ def ekfac_blocks(fitting: Fitting) -> list[Block]:
             fit.tensors[key] = (total / fit.units).to(kept_dtype(fitting))
         return fit
 
-    found = fitted(fitting, "eigenvalues", add, means, "fitting ekfac: eigenvalues")
+    found = fitted(fitting, "eigenvalues", add, means, "fitting ekfac: eigenvalues", COSTS)
     return [Block(part, found.tensors[key], *bases(part)) for key, part in found.parts.items()]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from forwardinf.perturb import gfim as slices
+from forwardinf.perturb import kronecker
 from forwardinf.perturb.conjugate import cg
 from forwardinf.perturb.diagonal import diagonal
 from forwardinf.perturb.direction import Direction, Fitting, Maker, plain, sign
+from forwardinf.perturb.fits import Costs
 from forwardinf.perturb.gfim import gfim
 from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.kronecker import ekfac, kfac
@@ -19,6 +22,9 @@ MAKERS: dict[str, Maker] = {
     "cg": cg,
     "hold": Holding,
 }
+
+
+COSTS: dict[str, Costs] = {"kfac": kronecker.COSTS, "ekfac": kronecker.COSTS, "gfim": slices.COSTS}
 
 
 def passes_of(direction: str, queries: int, together: int, steps: int = 1) -> int:
