@@ -30,6 +30,7 @@ import pyarrow as pa
 from forwardinf.core.errors import FileError, RunMismatch
 from forwardinf.core.files import once, read_json, read_table, sweep, write_json, write_table, written
 from forwardinf.core.fingerprint import differences
+from forwardinf.core.paths import refuse_links_out
 from forwardinf.score.top import Floats, Ints
 
 RUN = "forwardinf.run/1"
@@ -88,6 +89,7 @@ class Folder:
         """Remove what a run wrote; leave other files alone. run.json goes first: no half-removed run looks whole."""
         if not self.path.is_dir():
             return
+        refuse_links_out(self.path)
         if (
             any(self.path.iterdir())
             and not (self.path / "run.json").is_file()
@@ -118,6 +120,7 @@ class Folder:
 
     def run(self) -> dict[str, Any]:
         """Return run.json."""
+        refuse_links_out(self.path)
         return read_json(self.path / "run.json", RUN, what="a forwardinf run folder")
 
     def event(self, what: str, **facts: Any) -> None:

@@ -9,7 +9,8 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,8 +173,8 @@ def run(
     from forwardinf.view.config import read_config
 
     config = read_config(path, change)
-    _refuse_code(config, allow_code, str(path))
-    _attribute(config, out=out, overwrite=overwrite, report=report, k=k, as_json=as_json)
+    with _given(config, allow_code, str(path)):
+        _attribute(config, out=out, overwrite=overwrite, report=report, k=k, as_json=as_json)
 
 
 @app.command()
@@ -191,8 +192,8 @@ def resume(
         raise FileError(str(folder), expected="a command-line run, with its config.yaml", got="a Python call's folder",
                         do="Make the same Python call again with the same output_dir: it resumes.")  # fmt: skip
     config = read_config(folder / "config.yaml")
-    _refuse_code(config, allow_code, str(folder))
-    _attribute(config, out=folder, overwrite=False, report=report, k=k, as_json=as_json)
+    with _given(config, allow_code, str(folder)):
+        _attribute(config, out=folder, overwrite=False, report=report, k=k, as_json=as_json)
 
 
 @app.command()
@@ -338,7 +339,12 @@ def doctor(
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    from forwardinf.core.load_code import code_from
+
+    context.with_resource(code_from("here"))  # what is named on the command line may lie in the current folder
     if version:
         sys.stdout.write(f"forwardinf {__version__}\n")
         raise typer.Exit
@@ -384,10 +390,16 @@ def _attribute(config: Any, *, out: Path | None, overwrite: bool, report: Path |
         sys.stderr.write(f"report: {report}\n")
 
 
-def _refuse_code(config: Any, allowed: bool, where: str) -> None:
+@contextmanager
+def _given(config: Any, allowed: bool, where: str) -> Iterator[None]:
+    """Run what a file says: nothing that it names is imported unless that is allowed."""
+    from forwardinf.core.load_code import code_from
+
     if config.code and not allowed:
         raise SettingError(where, expected="words that need no code", got=", ".join(config.code),
                            do="Look at that code, then say --allow-code.")  # fmt: skip
+    with code_from("here" if allowed else "nowhere"):
+        yield
 
 
 def _result(scores: Scores, k: int, out: Path | None, report: Path | None, told: Told | None) -> dict[str, Any]:

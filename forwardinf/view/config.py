@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from forwardinf.core.errors import FileError, SettingError, choose
+from forwardinf.core.load_code import is_code
 
 FORMAT = "forwardinf.config/1"
 
@@ -65,8 +66,8 @@ class RunConfig(_Strict):
     @property
     def code(self) -> list[str]:
         """Return the specs that would import the user's code."""
-        tokens = [self.model.spec, self.data.spec, self.queries.spec, self.task.name]
-        return [token for token in tokens if _is_code(token)]
+        asked = [] if split_of(self.queries.spec) is not None else [self.queries.spec]
+        return [word for word in (self.model.spec, self.data.spec, *asked, self.task.name) if is_code(word)]
 
 
 def parse(content: Any, where: str) -> RunConfig:
@@ -133,10 +134,9 @@ def _looks_scientific(value: str) -> bool:
         return False
 
 
-def _is_code(spec: str) -> bool:
-    from forwardinf.core.load_code import CODE
-
-    return bool(CODE.fullmatch(spec)) and not Path(spec).exists() and not spec.startswith("data:")
+def split_of(queries: str) -> str | None:
+    """Return the split that a word for queries means, ``data:test``: of the training data, and never code."""
+    return queries.removeprefix("data:") if queries.startswith("data:") else None
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:
