@@ -13,8 +13,11 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
+from forwardinf.core.cache import forgiven
 from forwardinf.core.errors import FileError
+from forwardinf.core.paths import as_path, is_special
 
 
 @contextmanager
@@ -24,18 +27,18 @@ def written(path: Path) -> Iterator[Path]:
     Readers see the old file or the new one, never half of one, even after a power cut. On any error (a full disk, an
     interrupt) the temporary file is removed and ``path`` is what it was.
     """
+    as_path("file", path)
+    if is_special(path):
+        raise FileError(str(path), expected="the name of a file", got="a device, a pipe or a socket",
+                        do="It would be replaced: choose another name.")  # fmt: skip
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise FileError(
-            str(path.parent),
-            expected="a folder, or a place for one",
-            got=str(error),
-            do="A file stands there: choose another folder.",
-        ) from error
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+        part = _part_of(path)
+    except FileError as error:
+        if not forgiven(path, error):
+            raise
+        with tempfile.TemporaryDirectory() as nowhere:  # a cache can be done without: what is written is dropped
+            yield Path(nowhere) / path.name
+        return
     try:
         yield part
         part.chmod(0o666 & ~_umask())
@@ -43,10 +46,26 @@ def written(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         part.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise FileError(str(path), expected="room to write", got=str(error), do="Free space, then resume.") from error
+    except (OSError, SafetensorError) as error:
+        if not forgiven(path, error):
+            raise FileError(
+                str(path), expected="room to write", got=str(error), do="Free space, then resume."
+            ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    """Return a new, empty file beside a path; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise FileError(
+            str(path.parent), expected="a folder that can be written", got=str(error), do="Choose another folder."
+        ) from error
+    os.close(handle)
+    return Path(name)
 
 
 def _umask() -> int:
@@ -82,7 +101,7 @@ def read_json(path: Path, format: str, *, what: str) -> dict[str, Any]:
         raise FileError(str(path.parent), expected=what, got=f"no {path.name}", do="Check the path.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise FileError(
             str(path), expected=what, got=f"a damaged file ({error})", do="Start over with overwrite=True."
         ) from error

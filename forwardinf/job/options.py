@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from forwardinf.core import machine
+from forwardinf.core.cache import usable
 from forwardinf.core.errors import ModelError, SettingError, choose
 from forwardinf.core.examples import Collate, Examples, examples
 from forwardinf.core.paths import as_path
@@ -65,7 +66,7 @@ class Options:
     @property
     def cache(self) -> Path | None:
         """Where baselines and tunings are kept between calls."""
-        return machine.cache_folder(self.cache_dir)
+        return usable(machine.cache_folder(self.cache_dir))
 
 
 def as_perturbation(value: Perturbation | str | Mapping[str, Any] | None) -> Perturbation:

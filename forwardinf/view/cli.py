@@ -453,7 +453,7 @@ def _out(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-from forwardinf.view import cli_traces, cli_uses, cli_verify  # noqa: E402, F401  (their commands join `app`)
+from forwardinf.view import cli_cache, cli_traces, cli_uses, cli_verify  # noqa: E402, F401  (their commands join `app`)
 
 for _command in app.registered_commands:
     _command.short_help = inspect.getdoc(_command.callback)  # said in full in the list of commands too

@@ -1,7 +1,7 @@
 """Code by the back door: every place where a word can stand, against every trick that makes a word run something.
 
 What is attacked is a folder that somebody gave you: a run folder with its configuration, and whatever else lies there. Each trick
-leaves a mark when its code runs. Quick form: each place and each trick at least once; ``FORWARDINF_ATTACKS=all``: all pairs.
+leaves a mark when its code runs. Quick form: each place and each trick at least once; ``FORWARDINF_ALL_ATTACKS=1``: all pairs.
 """
 
 import json
@@ -21,7 +21,7 @@ import forwardinf as fi
 from forwardinf.core.load_code import code_from, import_name, is_code
 from forwardinf.view.cli import main
 
-ALL = os.environ.get("FORWARDINF_ATTACKS") == "all"
+ALL = os.environ.get("FORWARDINF_ALL_ATTACKS") == "1"
 MARK = "code-ran"
 EVIL = f"""
 from pathlib import Path

@@ -17,7 +17,7 @@ from forwardinf.core.borrow import borrowed, sums
 from forwardinf.core.uninterrupted import Lending
 from forwardinf.perturb.lend import lend
 
-ALL = os.environ.get("FORWARDINF_ATTACKS") == "all"
+ALL = os.environ.get("FORWARDINF_ALL_ATTACKS") == "1"
 
 
 class Came(BaseException):
