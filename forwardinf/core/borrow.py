@@ -163,7 +163,8 @@ class Loan(Lending[nn.Module]):
             if size > LARGE:
                 machine.give_back_freed()
         if written or replaced:
-            raise _wrote(f"parameter {(written or replaced)[0]}", "It was put back.")
+            name = (written or replaced)[0]
+            raise _wrote(f"{'buffer' if name in self._buffers else 'parameter'} {name}", "It was put back.")
 
 
 def first_forward(model: nn.Module) -> AbstractContextManager[None]:

@@ -99,6 +99,8 @@ def load_data(
         >>> x.shape, x.dtype, y.dtype  # doctest: +SKIP
         (torch.Size([100, 1, 28, 28]), torch.float32, torch.int64)
     """
+    if not is_code(str(spec)):
+        as_path("data", spec)
     source, split = _parse(str(spec), split)
     given = {"split": split, "columns": columns, "scale": scale, "mean": mean, "std": std, "dtype": dtype,
              "image_size": image_size, "image_mode": image_mode, "text": text, "tokenizer": tokenizer,

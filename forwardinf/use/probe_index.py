@@ -26,6 +26,7 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, read_table, write_json, write_table
 from forwardinf.core.fingerprint import code_digest, differences, digest, model_digest
 from forwardinf.core.noise import seed_of
+from forwardinf.core.paths import as_path
 from forwardinf.core.progress import ARITHMETIC, Setting, Stages, progress, stages
 from forwardinf.core.progress import progress as shown
 from forwardinf.core.ridge import Ridge, tempers
@@ -80,7 +81,7 @@ class ProbeIndex:
         Raises:
             FileError: There is none, or it is damaged.
         """
-        self.path = Path(path).expanduser()
+        self.path = as_path("index", path)
         kept = read_json(self.path / "index.json", FORMAT, what="an index")
         self.settings: dict[str, Any] = kept["settings"]
         self._made_from: dict[str, Any] = kept["made_from"]
@@ -175,7 +176,7 @@ class ProbeIndex:
             "two_sided": two_sided,
             "parameters": patterns,
         }
-        where = Path(path).expanduser()
+        where = as_path("index", path)
         with stages("index", progress) as whole, _opened(model, task, settings, options) as reader:
             rows, data = reader.read(train, "train", collate_fn, ids)
             made_from = reader.made_from
