@@ -223,12 +223,17 @@ def test_a_configuration_without_end_is_not_read_to_its_end():
         read_config(Path("/dev/zero"))
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000, "[" * 100_000 + "]" * 100_000,
-                                  '{"a": ' + "[" * 200 + "]" * 200 + "}"])  # fmt: skip
+DEEP = {
+    "open": "[" * 100_000, "maps": '{"a":' * 100_000 + "1" + "}" * 100_000, "lists": "[" * 100_000 + "]" * 100_000,
+    "a row": '{"a": ' + "[" * 200 + "]" * 200 + "}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEEP)
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
-def test_deep_json_crashes_nothing(tmp_path, line, name):
+def test_deep_json_crashes_nothing(tmp_path, kind, name):
     path = tmp_path / name
-    path.write_text(line)
+    path.write_text(DEEP[kind])
     with pytest.raises(fi.Error):
         fi.load_data(path)
 
