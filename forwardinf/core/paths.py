@@ -26,7 +26,7 @@ def as_path(where: str, given: Any) -> Path:
         'digits'
     """
     if not isinstance(given, str | os.PathLike) or isinstance(raw := os.fspath(given), bytes) or not raw:
-        got = "nothing" if given in ("", b"") else type(given).__name__
+        got = "nothing" if given == "" else repr(given)[:80]
         raise SettingError(where, expected="a path, as text or pathlib.Path", got=got)
     shown = raw if len(raw) <= 80 else f"{raw[:77]}…"
     try:
