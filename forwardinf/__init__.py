@@ -7,6 +7,7 @@
 Names are loaded when they are first used, so that ``forwardinf --help`` need not wait for torch.
 """
 
+import random
 from importlib import import_module
 from typing import Any
 
@@ -69,7 +70,11 @@ __all__ = sorted([*_HOMES, "__version__"])
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'forwardinf' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    state = random.getstate()  # libraries draw from it while they are imported
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    finally:
+        random.setstate(state)
     globals()[name] = value
     return value
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from forwardinf.core import noise
-from forwardinf.core.borrow import same_bits
+from forwardinf.core.borrow import restored, same_bits
 from forwardinf.core.errors import FileError, ModelError, SettingError
 from forwardinf.core.fingerprint import model_digest
 from forwardinf.core.load_weights import load_state
@@ -93,8 +92,5 @@ class Checkpoints:
                 f"checkpoints[{number}], {where}", expected=error.expected, got=error.got, do=do
             ) from error
         finally:
-            with torch.no_grad():
-                for name, tensor in live.items():
-                    if not same_bits(tensor, kept[name]):
-                        tensor.copy_(kept[name])
+            restored(live, kept)
         return state, found

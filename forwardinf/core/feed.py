@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core import noise
+from forwardinf.core.borrow import first_forward
 from forwardinf.core.dtypes import find_cast, told
 from forwardinf.core.errors import TaskError
 from forwardinf.core.examples import Batch, Examples
@@ -69,7 +70,8 @@ class Feed:
         batch = self.place(self.examples.few(rows))
 
         def loss(trial: Batch) -> Tensor:
-            with noise.own_state(), noise.belonging_to(self.examples.keys(rows), self.seed):
+            whose = noise.belonging_to(self.examples.keys(rows), self.seed)
+            with first_forward(self.model), noise.own_state(), whose:
                 ready = self.task.prepare(trial) if self.task.prepares else trial
                 asks = self.asked is not None and self.task.asks
                 return self.task.loss(self.model, self.task.ask(self.model, ready) if asks else ready)
@@ -82,7 +84,7 @@ class Feed:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
         for piece, batch in self.examples.batches(rows, batch_size):
             keys = self.examples.keys(piece) if self.task.keyed else [b""] * len(piece)
-            with noise.belonging_to(keys, self.seed), self._inside(piece):
+            with first_forward(self.model), noise.belonging_to(keys, self.seed), self._inside(piece):
                 found = ask(self.model, self._filled(tuple(piece), self._ready(piece, batch)))
             yield found
 

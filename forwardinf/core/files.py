@@ -7,15 +7,18 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
+from forwardinf.core.cache import forgiven
 from forwardinf.core.errors import FileError
 from forwardinf.core.fingerprint import digest
+from forwardinf.core.paths import as_path, is_special
 
 try:
     import fcntl
@@ -44,15 +47,25 @@ def written(path: Path, beside: Path | None = None) -> Iterator[Path]:
         path: The file. Its folder is made.
         beside: Another folder of the same disk for the temporary file; it must be there.
     """
-    _make_room(path)
-    try:
-        with _part(path, beside) as part:
+    _check_name(path)
+    with ExitStack() as stack:
+        try:
+            _make_room(path)
+            part = stack.enter_context(_part(path, beside))
+        except (OSError, FileError) as error:
+            if not forgiven(path, error):
+                raise error if isinstance(error, FileError) else _trouble(path, error) from error
+            # a cache can be done without: what is written is dropped
+            yield Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
+            return
+        try:
             yield part
             _settle(part)
             part.replace(path)
             sync_folder(path.parent)
-    except OSError as error:
-        raise _trouble(path, error) from error
+        except (OSError, SafetensorError) as error:
+            if not forgiven(path, error):
+                raise _trouble(path, error) from error
 
 
 def once(path: Path, make: Callable[[Path], object], beside: Path | None = None) -> bool:
@@ -63,6 +76,7 @@ def once(path: Path, make: Callable[[Path], object], beside: Path | None = None)
         make: Writes the file it is given.
         beside: As for :func:`written`.
     """
+    _check_name(path)
     _make_room(path)
     try:
         with _part(path, beside) as part:
@@ -78,6 +92,13 @@ def once(path: Path, make: Callable[[Path], object], beside: Path | None = None)
     return True
 
 
+def _check_name(path: Path) -> None:
+    as_path("file", path)
+    if is_special(path):
+        raise FileError(str(path), expected="the name of a file", got="a device, a pipe or a socket",
+                        do="It would be replaced: choose another name.")  # fmt: skip
+
+
 def _make_room(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,8 +106,8 @@ def _make_room(path: Path) -> None:
         raise _trouble(path, error) from error
 
 
-def _trouble(path: Path, error: OSError) -> FileError:
-    if error.errno in FULL:
+def _trouble(path: Path, error: Exception) -> FileError:
+    if not isinstance(error, OSError) or error.errno in FULL:
         return FileError(str(path), expected="room to write", got=str(error), do="Free space, then resume.")
     return FileError(
         str(path.parent), expected="a folder that can be written", got=str(error), do="Choose another folder."

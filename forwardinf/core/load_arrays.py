@@ -5,12 +5,14 @@ from __future__ import annotations
 import zipfile
 import zlib
 from lzma import LZMAError
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from forwardinf.core.bounds import check_arrays
 from forwardinf.core.errors import DataError, Error, FileError, SettingError, choose
 from forwardinf.core.load_forms import SPLITS, choose_split
 
@@ -20,6 +22,7 @@ def read_arrays(source: str, given: dict[str, Any]) -> tuple[Tensor, ...]:
     if not zipfile.is_zipfile(source):
         raise FileError(source, expected="an .npz file", got="a damaged one, or another kind of file")
     try:
+        check_arrays(Path(source))
         with np.load(source, allow_pickle=False) as file:
             columns, arrays = _columns_of(source, list(file.files), given.get("split")), {}
             for name in given.get("columns") or columns:
@@ -28,7 +31,16 @@ def read_arrays(source: str, given: dict[str, Any]) -> tuple[Tensor, ...]:
                 arrays[name] = file[columns[name]]
     except Error:
         raise
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+        LZMAError,
+    ) as error:
         if "allow_pickle" not in str(error):
             raise FileError(source, expected="an .npz file", got=f"a damaged one ({error})") from error
         raise FileError(source, expected="arrays of numbers", got="arrays of objects, which would be unpickled",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from forwardinf.core.bounds import read_whole
 from forwardinf.core.errors import DataError, FileError
 
 MOST_COLUMNS = 100_000  # a column of one value costs a kilobyte
@@ -27,8 +28,7 @@ def read_csv(path: Path) -> pa.Table:
     """
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
     try:
-        with pa.input_stream(str(path), compression="gzip" if path.name.lower().endswith(".gz") else None) as stream:
-            content = stream.read()
+        content = read_whole(path)
     except (OSError, pa.ArrowException) as error:
         raise FileError(str(path), expected="a file of rows", got=f"a damaged one ({error})") from error
     if not content.strip():

@@ -21,11 +21,12 @@ from forwardinf.core.errors import DataError, FileError, SettingError, choose
 from forwardinf.core.forms import form_of
 from forwardinf.core.frames import as_table
 from forwardinf.core.load_arrays import read_arrays
-from forwardinf.core.load_code import CODE, read_function
+from forwardinf.core.load_code import is_code, read_function
 from forwardinf.core.load_forms import FORMS, HUB, IMAGES, OTHERS, PICKLES, SPLITS, TABLES, folders_in
 from forwardinf.core.load_hub import read_hub, read_saved
 from forwardinf.core.load_images import ImageFolder, read_images
 from forwardinf.core.load_tables import read_tables, tables_in
+from forwardinf.core.paths import as_path
 from forwardinf.core.tokenise import tokenised
 
 TEXT = {"text", "tokenizer", "max_length"}
@@ -61,7 +62,7 @@ def load_data(
     ``folder/class/*.png|jpg|…``     :class:`ImageFolder`; with splits ``folder/train/class/…``
     folder of ``save_to_disk``       ``datasets.Dataset``
     ``owner/name``                   ``datasets.Dataset`` from the hub; code in the repository is never run
-    ``module:function``              what ``function(**options)`` returns; the current folder is put on the import path
+    ``module:function``              what ``function(**options)`` returns; the module is found on ``sys.path``
     ===============================  ===================================================================================
 
     Arrays: uint8 with three or more dimensions, and nothing else, is taken for images: ``(N, H, W)`` becomes
@@ -69,7 +70,8 @@ def load_data(
     already), as float32 times ``scale``. Other integers become int64; floats stay as they are unless ``dtype`` is given.
 
     Args:
-        spec: One of the above; ``data.npz:test`` selects a split too. An existing path comes before a module or hub id.
+        spec: One of the above; ``data.npz:test`` selects a split too. What is code is told by its form alone: a split of
+            a folder is ``./folder:test``. An existing path comes before a hub id.
         split: Which part. Default: ``"train"`` where there are splits.
         rows: Keep these rows only; see :func:`select_rows`.
         columns: Which columns, in which order. With ``tokenizer``: columns to carry along in each row, as metadata.
@@ -97,6 +99,8 @@ def load_data(
         >>> x.shape, x.dtype, y.dtype  # doctest: +SKIP
         (torch.Size([100, 1, 28, 28]), torch.float32, torch.int64)
     """
+    if not is_code(str(spec)):
+        as_path("data", spec)
     source, split = _parse(str(spec), split)
     given = {"split": split, "columns": columns, "scale": scale, "mean": mean, "std": std, "dtype": dtype,
              "image_size": image_size, "image_mode": image_mode, "text": text, "tokenizer": tokenizer,
@@ -217,13 +221,8 @@ def take_rows(data: Any, rows: list[int]) -> Any:
 def _parse(spec: str, split: str | None) -> tuple[str, str | None]:
     """Take ``:split`` off the end of a spec that is not a path as a whole."""
     head, colon, tail = spec.rpartition(":")
-    if not colon or Path(spec).exists() or not re.fullmatch(r"\w+", tail):
+    if not colon or is_code(spec) or not re.fullmatch(r"\w+", tail) or as_path("data", spec).exists():
         return spec, split
-    if CODE.fullmatch(spec) and not Path(head).exists() and not head.endswith((".npz", *TABLES)):
-        return spec, split
-    if CODE.fullmatch(spec) and Path(head).is_dir() and Path(f"{head}.py").is_file():
-        raise SettingError(spec, expected="a folder and its split, or a module and its function",
-                           got=f"both {head}/ and {head}.py", do=f"Write ./{spec} for the folder, or rename one.")  # fmt: skip
     if split is not None and split != tail:
         raise SettingError(spec, expected="one split", got=f"{tail!r} and split={split!r}", do="Name it once.")
     return head, tail
@@ -234,7 +233,12 @@ Read = Callable[[str, dict[str, Any]], Any]
 
 def _reader(source: str, allow_code: bool) -> tuple[Read, set[str] | None]:
     """Return the function that reads this form, and the settings that apply to it (None: any)."""
-    path = Path(source)
+    if is_code(source):
+        if not allow_code:
+            raise SettingError(source, expected="data that needs no code", got="module:function",
+                               do="Allow it with --allow-code, if you trust the module.")  # fmt: skip
+        return read_function, None
+    path = as_path("data", source)
     name = path.name.lower()
     if name.endswith(PICKLES) and not path.is_dir():
         raise FileError(source, expected="a file that can be read without running code",
@@ -254,11 +258,6 @@ def _reader(source: str, allow_code: bool) -> tuple[Read, set[str] | None]:
         if name.endswith(".npz"):
             return read_arrays, {"split", "columns", "scale", "mean", "std", "dtype"}
         return read_tables, {"split", "columns", *TEXT}
-    if CODE.fullmatch(source):
-        if not allow_code:
-            raise SettingError(source, expected="data that needs no code", got="module:function",
-                               do="Allow it with --allow-code, if you trust the module.")  # fmt: skip
-        return read_function, None
     if path.exists() or path.suffix.lower() in (*IMAGES, *OTHERS):
         what = "a kind of file that is not read" if path.exists() else "nothing at this path"
         raise FileError(source, expected=FORMS, got=what, do="Give module:function for any other form.")

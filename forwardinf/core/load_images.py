@@ -17,6 +17,16 @@ from forwardinf.core.errors import DataError, SettingError, choose
 from forwardinf.core.load_arrays import normalised
 from forwardinf.core.load_forms import FORMS, IMAGES, SPLITS, choose_split, folders_in
 
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "TIFF",
+    "PPM",
+)  # not EPS under another name: Pillow would run Ghostscript
+
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
     """Images in one folder for each class, sorted by class and then by path: ``(float32 (C, H, W) in [0, 1], class)``.
@@ -51,7 +61,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(self.root / name) as image:
+                with Image.open(self.root / name, formats=FORMATS) as image:
                     deep = image.mode.startswith(("I", "F"))
                     picture = image.convert(self._mode)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError,

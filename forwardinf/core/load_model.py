@@ -11,10 +11,11 @@ from torch import nn
 
 from forwardinf.core.errors import ModelError, SettingError
 from forwardinf.core.load_arrays import as_dtype
-from forwardinf.core.load_code import CODE, import_name
+from forwardinf.core.load_code import import_name, is_code
 from forwardinf.core.load_places import expanded
 from forwardinf.core.load_pretrained import pretrained
 from forwardinf.core.load_weights import put_path
+from forwardinf.core.paths import as_path
 
 
 def load_model(
@@ -30,10 +31,11 @@ def load_model(
     """Return a trained model in eval mode.
 
     Args:
-        spec: ``module:factory`` (called with ``factory_options``; the current folder is put on the import path), a
-            folder saved by transformers, diffusers or PEFT, or a hub id. An adapter is loaded trainable, on the base its
-            ``adapter_config.json`` names. No code from a folder or the hub is run. An existing folder comes first; a word
-            that is meant as a path (``runs/last``, ``./model``) and leads nowhere is never looked for on the hub.
+        spec: ``module:factory`` (called with ``factory_options``; found on ``sys.path``, never a module of the standard
+            library), a folder saved by transformers, diffusers or PEFT, or a hub id. What is code is told by the form of the
+            word alone. An adapter is loaded trainable, on the base its ``adapter_config.json`` names. No code from a folder
+            or the hub is run; a word that is meant as a path (``runs/last``, ``./model``) and leads nowhere is never looked
+            for on the hub.
         weights: A checkpoint to load into it; see :func:`load_state`.
         weights_key: Where in the file the weights are, like ``"state_dict"``; dots go deeper.
         factory_options: Keyword arguments for the factory.
@@ -53,7 +55,8 @@ def load_model(
         False
     """
     source = expanded(spec)
-    if CODE.fullmatch(source) and not Path(source).exists():
+    as_path("model", spec)
+    if is_code(source):
         if not allow_code:
             raise SettingError(source, expected="a model that needs no code", got="module:factory",
                                do="Allow it with --allow-code, if you trust the module.")  # fmt: skip
@@ -63,7 +66,7 @@ def load_model(
     else:
         model = pretrained(source)
     if weights is not None:
-        put_path(model, Path(expanded(weights)), weights_key)
+        put_path(model, as_path("weights", weights), weights_key)
     elif weights_key is not None:
         raise SettingError("weights_key", expected="weights= too", got="none")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -81,7 +84,7 @@ def load_model(
 
 
 def _build(spec: str, options: dict[str, Any]) -> nn.Module:
-    found = import_name(spec)
+    found = import_name(spec, "model")
     if isinstance(found, nn.Module):
         if options:
             raise SettingError("factory_options", expected="a factory", got=f"{spec}, which is a model already")

@@ -49,10 +49,10 @@ def config_of(source: str, name: str) -> dict[str, Any] | None:
         FileError: The file is damaged, or there is no such repository, or neither hub nor cache can say.
     """
     if Path(source).is_dir():
-        return read_config(Path(source) / name) if (Path(source) / name).is_file() else None
+        return _without_code(source, Path(source) / name) if (Path(source) / name).is_file() else None
     hub = import_extra("huggingface_hub", extra="hf", need=f"the hub model {source}")
     try:
-        return read_config(Path(hub.hf_hub_download(source, name)))
+        return _without_code(source, Path(hub.hf_hub_download(source, name)))
     except Error:
         raise
     except hub.errors.LocalEntryNotFoundError as error:  # the hub was not reached, and the cache has no such file
@@ -64,6 +64,24 @@ def config_of(source: str, name: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise FileError(f"model {source!r}", expected=FORMS, got=f"no such path, and the hub says: {error}") from error
+
+
+def _without_code(source: str, path: Path) -> dict[str, Any]:
+    """Read a settings file; refuse one that would have a library fetch and run code: kernels from a hub, remote code."""
+    config = read_config(path)
+    below: list[Any] = [config]
+    while below:
+        here = below.pop()
+        if isinstance(here, dict):
+            for name, value in here.items():
+                kernel = (
+                    str(name).endswith("_implementation") and isinstance(value, str) and ("/" in value or ":" in value)
+                )
+                if kernel or (name == "trust_remote_code" and value):
+                    raise FileError(f"{source}: {path.name}", expected="settings that need no code", got=f"{name}: {value}",
+                                    do="Remove that line, or build the model in a module:factory.")  # fmt: skip
+        below += here.values() if isinstance(here, dict) else here if isinstance(here, list) else ()
+    return config
 
 
 def _known(hub: Any, source: str) -> bool:
@@ -89,7 +107,8 @@ def base_of(source: str, config: dict[str, Any]) -> str:
 def _from_transformers(source: str, config: dict[str, Any]) -> nn.Module:
     transformers = import_extra("transformers", extra="hf", need=f"the model {source}")
     named = [str(name) for name in config.get("architectures") or []]
-    known = [name for name in named if isinstance(getattr(transformers, name, None), type)]
+    kinds = {name: getattr(transformers, name, None) for name in named}
+    known = [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, nn.Module)]
     if not known and (named or "auto_map" in config):
         code = ", whose code lies in the repository (auto_map)" if "auto_map" in config else ""
         raise FileError(f"model {source!r}", expected="an architecture that transformers has",

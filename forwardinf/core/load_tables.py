@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
+from forwardinf.core.bounds import check_depth, check_parquet, read_whole
 from forwardinf.core.errors import DataError, FileError, choose
 from forwardinf.core.load_csv import read_csv
 from forwardinf.core.load_forms import CSV, SPLITS, TABLES, choose_split, folders_in
@@ -69,10 +70,11 @@ def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
     try:
+        check_parquet(path)
         known = pq.read_schema(path, memory_map=True).names
         wanted = None if columns is None or set(columns) - set(known) else list(columns)
         table = pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, MemoryError, pa.ArrowException) as error:
         raise FileError(str(path), expected="a Parquet file", got=f"a damaged one ({error})") from error
     for name, values in zip(table.column_names, table.columns, strict=True):
         try:
@@ -84,10 +86,10 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
 
 def _read_json(path: Path) -> pa.Table:
     try:
-        with pa.input_stream(str(path), compression="gzip" if path.name.lower().endswith(".gz") else None) as stream:
-            content = stream.read()
+        content = read_whole(path)
     except (OSError, pa.ArrowException) as error:
         raise FileError(str(path), expected="a file of JSON lines", got=f"a damaged one ({error})") from error
+    check_depth(content, str(path))
     try:
         if content.lstrip()[:1] == b"[":  # one JSON array instead of lines
             content = b"\n".join(json.dumps(row).encode() for row in json.loads(content))

@@ -63,7 +63,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(str(path), expected="a JSON object", got=f"a damaged file ({error})") from error
     if not isinstance(content, dict):
         raise FileError(str(path), expected="a JSON object", got=type(content).__name__)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from forwardinf.core.errors import FileError, SettingError
-from forwardinf.core.load_code import CODE, import_extra
+from forwardinf.core.load_code import import_extra, is_code
 from forwardinf.core.load_places import expanded, look_on_hub
 from forwardinf.core.load_pretrained import base_of, config_of
+from forwardinf.core.paths import as_path
 
 FORMS = "a folder or hub id of a tokenizer"
 GIVE = "Give --tokenizer (in Python tokenizer=): the folder or hub id of the tokenizer the model was trained with."
@@ -31,9 +32,8 @@ def load_tokenizer(source: str | Path) -> Any:
         SettingError: The word is ``module:factory``, which has no tokenizer beside it.
         MissingExtra: transformers is not installed.
     """
-    word = expanded(source)
-    path = Path(word)
-    if CODE.fullmatch(word) and not path.exists():
+    path, word = as_path("tokenizer", source), expanded(source)
+    if is_code(word):
         raise SettingError("tokenizer", expected=FORMS, got=f"none; {word} has none beside it", do=GIVE)
     if path.is_file():
         raise FileError(f"tokenizer {word!r}", expected=FORMS, got="a file", do="Give the folder it lies in.")

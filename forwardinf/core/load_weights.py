@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from forwardinf.core.errors import FileError, ModelError, SettingError
 from forwardinf.core.load_code import import_extra
-from forwardinf.core.load_places import expanded, nearest
+from forwardinf.core.load_places import nearest
 from forwardinf.core.load_pretrained import few, load_strictly
 from forwardinf.core.load_tensors import State, read_config, read_tensors, tensors_in
+from forwardinf.core.paths import as_path
 
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")  # what DataParallel and torch.compile put before every name
 WEIGHTS = (
@@ -52,7 +53,7 @@ def load_state(model: nn.Module, checkpoint: Any, *, weights_key: str | None = N
     """
     where = str(checkpoint) if isinstance(checkpoint, str | Path) else f"checkpoint {type(checkpoint).__name__}"
     if isinstance(checkpoint, str | Path):
-        changed = put_path(model, Path(expanded(checkpoint)), weights_key)
+        changed = put_path(model, as_path("checkpoint", checkpoint), weights_key)
     elif isinstance(checkpoint, nn.Module):
         changed = _put(model, dict(checkpoint.state_dict()), where)
     elif isinstance(checkpoint, Mapping):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +11,10 @@ import torch
 from torch import nn
 
 from forwardinf.core import machine
+from forwardinf.core.cache import usable
 from forwardinf.core.errors import ModelError, SettingError, choose
 from forwardinf.core.examples import Collate, Examples, examples
+from forwardinf.core.paths import as_path
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
 from forwardinf.core.task import Task
@@ -59,13 +60,13 @@ class Options:
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise SettingError(name, expected="a whole number ≥ 0", got=repr(value))
         for name in ("output_dir", "cache_dir"):
-            if not isinstance(getattr(self, name), str | PathLike | None):
-                raise SettingError(name, expected="a path, or None", got=repr(getattr(self, name)))
+            if (given := getattr(self, name)) is not None:
+                as_path(name, given)
 
     @property
     def cache(self) -> Path | None:
         """Where baselines and tunings are kept between calls."""
-        return machine.cache_folder(self.cache_dir)
+        return usable(machine.cache_folder(self.cache_dir))
 
 
 def as_perturbation(value: Perturbation | str | Mapping[str, Any] | None) -> Perturbation:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from forwardinf.core import machine
 from forwardinf.core.errors import ModelError
+from forwardinf.core.uninterrupted import Lending, surely
 from forwardinf.perturb.direction import Tensors
 
 LARGE = 16 * 2**20  # bytes of moving parameters from which freed memory is worth returning
@@ -39,9 +40,8 @@ def tensors_of(model: nn.Module) -> Mapping[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-@contextmanager
-def lend(live: Mapping[str, Tensor], moved: Tensors) -> Iterator[None]:
-    """Put ``moved`` in place of a model's tensors for the length of a ``with`` block.
+def lend(live: Mapping[str, Tensor], moved: Tensors) -> Lend:
+    """Put ``moved`` in place of a model's tensors for the length of a ``with`` block; no signal cuts giving them back short.
 
     Args:
         live: The model's tensors. They are written in place, so that ties, optimisers and compiled graphs hold.
@@ -51,22 +51,40 @@ def lend(live: Mapping[str, Tensor], moved: Tensors) -> Iterator[None]:
         ModelError: A name is unknown, or a shape differs (copying would broadcast it without a word).
     """
     _fits(live, moved)
-    kept: Tensors = {}
-    try:
+    return Lend(live, moved)
+
+
+class Lend(Lending[None]):
+    """Contents exchanged; see :func:`lend`."""
+
+    def __init__(self, live: Mapping[str, Tensor], moved: Tensors) -> None:
+        """Say what goes where; nothing is exchanged yet."""
+        self.live, self.moved = live, moved
+        self.kept: Tensors = {}
+
+    def take(self) -> None:
+        """Put the moved contents in place."""
         with torch.no_grad():
-            for name in moved:
-                kept[name] = live[name].detach().clone()  # safe before anything is written
-                live[name].copy_(moved[name])
-                moved[name] = kept[name]  # one copy in all: the moved values live in the model now
-        if sum(original.nbytes for original in kept.values()) > LARGE:
+            for name in self.moved:
+                self.kept[name] = self.live[name].detach().clone()  # safe before anything is written
+                self.live[name].copy_(self.moved[name])
+                self.moved[name] = self.kept[name]  # one copy in all: the moved values live in the model now
+        if sum(original.nbytes for original in self.kept.values()) > LARGE:
             machine.give_back_freed()  # gradients and masters are free now: reading should not carry them along
-        yield
-    finally:
+
+    def give_back(self, failed: bool) -> None:
+        """Put the originals back."""
+        surely(partial(self._give_back, name) for name in list(self.kept))
+
+    def _give_back(self, name: str) -> None:
+        original = self.kept[name]
         with torch.no_grad():
-            for name in list(kept):
-                moved[name] = live[name].detach().clone()
-                live[name].copy_(kept[name])
-                del kept[name]  # so that giving back takes no second copy either
+            try:
+                if self.moved[name] is original:
+                    self.moved[name] = self.live[name].detach().clone()
+            finally:  # where there is no room for the moved contents, the original goes back all the same
+                self.live[name].copy_(original)
+        del self.kept[name]  # so that giving back takes no second copy either
 
 
 def _fits(live: Mapping[str, Tensor], moved: Tensors) -> None:

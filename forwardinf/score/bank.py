@@ -11,6 +11,7 @@ import numpy as np
 
 from forwardinf.core.errors import DataError, FileError, choose
 from forwardinf.core.files import read_json, write_json, written
+from forwardinf.core.paths import as_path
 from forwardinf.score.agreement import Array, spearman
 
 FORMAT = "forwardinf.bank/1"
@@ -79,7 +80,7 @@ class Bank:
 
         ``meta.json`` is written last: a folder without it is not a bank.
         """
-        folder = Path(path)
+        folder = as_path("bank", path)
         arrays = {"masks": np.packbits(self.masks, axis=1), "outputs": self.outputs, **self.more}
         for name, table in arrays.items():
             with written(folder / f"{name}.npy") as part, part.open("wb") as file:
@@ -109,7 +110,7 @@ def load_bank(path: str | Path) -> Bank:
         >>> load_bank(folder).outputs.shape
         (2, 3)
     """
-    folder = Path(path)
+    folder = as_path("bank", path)
     meta = read_json(folder / "meta.json", FORMAT, what="a bank")
     masks = _load(folder / "masks.npy")
     if meta.get("packed"):

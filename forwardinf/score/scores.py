@@ -15,6 +15,7 @@ from torch import Tensor, from_numpy
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
 from forwardinf.core.files import read_json
 from forwardinf.core.ids import Id, places_of, several
+from forwardinf.core.paths import as_path
 from forwardinf.core.settings import OF_RATES
 from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.score.stability import stability
@@ -297,7 +298,7 @@ class Scores:
 
     def save(self, path: str | Path) -> Path:
         """Write a folder that :func:`load_scores` reads back. It must not exist, or be empty."""
-        folder = Folder(Path(path))
+        folder = Folder(as_path("scores", path))
         if folder.path.exists() and not (folder.path.is_dir() and not any(folder.path.iterdir())):
             raise FileError(str(path), expected="a new folder", got="one with files in it", do="Choose another.")
         folder.claim(dict(self.made_from), self.about(), overwrite=False)
@@ -315,7 +316,10 @@ class Scores:
             k: How many of each.
             tokenizer: Turns token ids into text; default: the one that the data or the task was made with.
         """
-        return cast("Path", importlib.import_module(DRAWN_BY).report(self, Path(path), show, k, tokenizer=tokenizer))
+        return cast(
+            "Path",
+            importlib.import_module(DRAWN_BY).report(self, as_path("report", path), show, k, tokenizer=tokenizer),
+        )
 
     def about(self) -> dict[str, Any]:
         """Return what the numbers mean, plain: for run.json and for reports."""
@@ -434,7 +438,7 @@ def load_scores(path: str | Path) -> Scores:
         >>> load_scores(folder).top(1)["train"].item()
         0
     """
-    folder = Folder(Path(path))
+    folder = Folder(as_path("scores", path))
     run = folder.run()
     if not folder.has("done.json"):
         raise FileError(str(path), expected="a finished run", got="one that was interrupted",

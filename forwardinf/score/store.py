@@ -38,6 +38,7 @@ import pyarrow as pa
 from forwardinf.core.errors import FileError, RunMismatch
 from forwardinf.core.files import as_json, checksum_of, once, read_json, read_table, save_table, sweep, written
 from forwardinf.core.fingerprint import differences
+from forwardinf.core.paths import refuse_links_out
 from forwardinf.score.top import Floats, Ints
 
 RUN = "forwardinf.run/1"
@@ -164,6 +165,7 @@ class Folder:
         """
         if not self.path.is_dir():
             return
+        refuse_links_out(self.path)
         if not any((self.path / name).is_file() for name in ("run.json", ".cleared")) and self._holds_others():
             raise FileError(str(self.path), expected="a run folder", got="a folder with other files",
                             do="overwrite=True removes only our own files; choose another output_dir.")  # fmt: skip
@@ -195,6 +197,7 @@ class Folder:
 
     def run(self) -> dict[str, Any]:
         """Return run.json."""
+        refuse_links_out(self.path)
         return read_json(self.path / "run.json", RUN, what="a forwardinf run folder")
 
     def replayed(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from forwardinf.core.errors import DataError, SettingError
 from forwardinf.core.examples import Collate
+from forwardinf.core.paths import as_path
 from forwardinf.core.progress import Setting
 from forwardinf.score.agreement import Array, mean_interval, pearson, spearman, top_overlap
 from forwardinf.score.bank import Bank, load_bank
@@ -115,7 +116,7 @@ def evaluate(
             raise DataError(
                 "evaluate(queries)", expected=f"the {count} queries that were scored", got=str(len(ask.rows))
             )
-        folder = None if output_dir is None else Path(output_dir) / "trainings"
+        folder = None if output_dir is None else as_path("output_dir", output_dir) / "trainings"
         trainer = Trainer(train_fn, size, ask, seeds, seed, folder, progress)
         if subsets:
             yardstick = make_bank(trainer, subsets=subsets, share=share)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from forwardinf.core.files import write_json, written
+from forwardinf.core.paths import as_path
 from forwardinf.score.agreement import Array, mean_interval
 from forwardinf.score.bank import Bank
 from forwardinf.use.truth import Removal
@@ -73,7 +74,7 @@ class Evaluation:
 
     def save(self, path: str | Path) -> Path:
         """Write ``evaluation.json``, ``table.csv``, ``per_query.csv``, ``curve.csv``, and the bank, if one was made."""
-        folder = Path(path)
+        folder = as_path("folder", path)
         wide = pd.DataFrame({" | ".join(key): values for key, values in self.per_query.items()})
         for name, frame in {"table": self.table, "per_query": wide, "curve": self.curve}.items():
             with written(folder / f"{name}.csv") as part:

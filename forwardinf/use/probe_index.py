@@ -22,6 +22,7 @@ from forwardinf.core.errors import FileError, ModelError, QueryError, RunMismatc
 from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import differences, digest
+from forwardinf.core.paths import as_path
 from forwardinf.core.pieces import Pieces
 from forwardinf.core.progress import ARITHMETIC, Setting, Stages, progress, stages
 from forwardinf.core.progress import progress as shown
@@ -74,7 +75,7 @@ class ProbeIndex:
         Raises:
             FileError: There is none, or it is damaged.
         """
-        self.path = Path(path).expanduser()
+        self.path = as_path("index", path)
         self._files = ResponseFiles(self.path)
         kept = self._files.pieces.get(INDEX)
         if kept is None or kept.about.get("format") != FORMAT:
@@ -184,7 +185,7 @@ class ProbeIndex:
             "two_sided": two_sided,
             "parameters": patterns,
         }
-        where = Path(path).expanduser()
+        where = as_path("index", path)
         with stages("index", progress) as whole, opened(model, task, settings, options) as reader:
             rows, data = reader.read(train, "train", collate_fn, ids)
             made_from = reader.made_from

@@ -18,6 +18,7 @@ from forwardinf.core.errors import SettingError
 from forwardinf.core.examples import Id
 from forwardinf.core.files import write_json, write_table
 from forwardinf.core.ids import places_of, several
+from forwardinf.core.paths import as_path
 from forwardinf.score.store import id_column
 from forwardinf.score.store import id_index as id_index
 from forwardinf.score.store import id_values as id_values
@@ -171,7 +172,7 @@ class Found:
 
 def save(folder: str | Path, frames: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> Path:
     """Write each table as Parquet and the facts as ``use.json`` into a folder; files are whole or absent."""
-    target = Path(folder).expanduser()
+    target = as_path("folder", folder)
     for name, frame in frames.items():
         plain = frame.reset_index() if frame.index.name is not None else frame
         columns = {str(column): _column(str(column), plain[column]) for column in plain.columns}

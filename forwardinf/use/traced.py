@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from forwardinf.core.ids import Id
+from forwardinf.core.paths import as_path
 from forwardinf.core.progress import Stages
 from forwardinf.core.settings import Perturbation
 from forwardinf.score.scores import Scores
@@ -99,7 +100,7 @@ class Traced(ByQuery):
             show: ``show(example)`` gives a PIL image or text.
             k: How many of each question.
         """
-        return import_module(DRAWN_BY).report(self, Path(path), show, k)  # type: ignore[no-any-return]
+        return import_module(DRAWN_BY).report(self, as_path("report", path), show, k)  # type: ignore[no-any-return]
 
 
 def expect_attribution(whole: Stages, rule: Perturbation, size: int, queries: int) -> None:

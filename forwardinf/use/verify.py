@@ -13,6 +13,7 @@ import pandas as pd
 
 from forwardinf.core.errors import SettingError, choose
 from forwardinf.core.files import write_json
+from forwardinf.core.paths import as_path
 from forwardinf.core.progress import Setting
 from forwardinf.core.progress import progress as shown
 from forwardinf.score.agreement import mean_interval
@@ -86,7 +87,7 @@ class Verification:
         Args:
             path: The file.
         """
-        return cast("Path", importlib.import_module(DRAWN_BY).plot(self.mirrors, Path(path)))
+        return cast("Path", importlib.import_module(DRAWN_BY).plot(self.mirrors, as_path("plot", path)))
 
     def save(self, dir: str | Path) -> Path:
         """Write ``verify.json``: the tables and every influence. Return the folder.
@@ -94,7 +95,7 @@ class Verification:
         Args:
             dir: The folder, made where it is not there.
         """
-        folder = Path(dir)
+        folder = as_path("folder", dir)
         experiments = [
             {"data": one.data, "experiment": one.experiment, "tests": one.tests, "rows": one.rows,
              "removal": one.removal.tolist(), "addition": one.addition.tolist()} for one in self.mirrors
@@ -161,7 +162,7 @@ def verify(
     groups = verify_groups.QUICK if quick else verify_groups.PLANS[data]
     chosen = tuple(seeds) if seeds is not None else SEEDS[:2] if quick else SEEDS
     settings = {"data": data, "quick": quick, "seed": seed, "tolerance": tolerance, "sizes": asdict(convex)}
-    folder = None if output_dir is None else Path(output_dir)
+    folder = None if output_dir is None else as_path("output_dir", output_dir)
     keep = Keep(folder, settings, overwrite)
     found: list[Mirror] = []
     if "convex" in parts:

@@ -108,6 +108,8 @@ def _from_jpeg(train: Array, train_ends: Array, test: Array, test_ends: Array) -
 
     def one(row: int) -> Array:
         data, ends, place = (train, train_ends, row) if row < count else (test, test_ends, row - count)
-        return np.asarray(Image.open(io.BytesIO(data[ends[place] : ends[place + 1]].tobytes())).convert("RGB"))
+        return np.asarray(
+            Image.open(io.BytesIO(data[ends[place] : ends[place + 1]].tobytes()), formats=("PNG",)).convert("RGB")
+        )
 
     return lambda rows: np.stack([one(int(row)) for row in rows]).transpose(0, 3, 1, 2)

@@ -9,7 +9,8 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,8 +190,8 @@ def run(
     from forwardinf.view.config import read_config
 
     config = read_config(path, change)
-    _refuse_code(config, allow_code, str(path))
-    _attribute(config, out=out, overwrite=overwrite, report=report, k=k, as_json=as_json)
+    with _given(config, allow_code, str(path)):
+        _attribute(config, out=out, overwrite=overwrite, report=report, k=k, as_json=as_json)
 
 
 @app.command()
@@ -208,8 +209,8 @@ def resume(
         raise FileError(str(folder), expected="a command-line run, with its config.yaml", got="a Python call's folder",
                         do="Make the same Python call again with the same output_dir: it resumes.")  # fmt: skip
     config = read_config(folder / "config.yaml")
-    _refuse_code(config, allow_code, str(folder))
-    _attribute(config, out=folder, overwrite=False, report=report, k=k, as_json=as_json)
+    with _given(config, allow_code, str(folder)):
+        _attribute(config, out=folder, overwrite=False, report=report, k=k, as_json=as_json)
 
 
 @app.command()
@@ -355,7 +356,12 @@ def doctor(
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    from forwardinf.core.load_code import code_from
+
+    context.with_resource(code_from("here"))  # what is named on the command line may lie in the current folder
     if version:
         sys.stdout.write(f"forwardinf {__version__}\n")
         raise typer.Exit
@@ -401,10 +407,16 @@ def _attribute(config: Any, *, out: Path | None, overwrite: bool, report: Path |
         sys.stderr.write(f"report: {report}\n")
 
 
-def _refuse_code(config: Any, allowed: bool, where: str) -> None:
+@contextmanager
+def _given(config: Any, allowed: bool, where: str) -> Iterator[None]:
+    """Run what a file says: nothing that it names is imported unless that is allowed."""
+    from forwardinf.core.load_code import code_from
+
     if config.code and not allowed:
         raise SettingError(where, expected="words that need no code", got=", ".join(config.code),
                            do="Look at that code, then say --allow-code.")  # fmt: skip
+    with code_from("here" if allowed else "nowhere"):
+        yield
 
 
 def _result(scores: Scores, k: int, out: Path | None, report: Path | None, told: Told | None) -> dict[str, Any]:
@@ -458,7 +470,7 @@ def _out(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-from forwardinf.view import cli_check, cli_traces, cli_uses, cli_verify  # noqa: E402, F401  (their commands join `app`)
+from forwardinf.view import cli_cache, cli_check, cli_traces, cli_uses, cli_verify  # noqa: E402, F401  (their commands join `app`)
 
 for _command in app.registered_commands:
     _command.short_help = inspect.getdoc(_command.callback)  # said in full in the list of commands too

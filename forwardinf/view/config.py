@@ -9,6 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from forwardinf.core.errors import FileError, SettingError, choose
+from forwardinf.core.load_code import is_code
+from forwardinf.core.paths import as_path
+from forwardinf.view import bounded_yaml
 
 FORMAT = "forwardinf.config/1"
 
@@ -65,8 +68,8 @@ class RunConfig(_Strict):
     @property
     def code(self) -> list[str]:
         """Return the specs that would import the user's code."""
-        tokens = [self.model.spec, self.data.spec, self.queries.spec, self.task.name]
-        return [token for token in tokens if _is_code(token)]
+        asked = [] if split_of(self.queries.spec) is not None else [self.queries.spec]
+        return [word for word in (self.model.spec, self.data.spec, *asked, self.task.name) if is_code(word)]
 
 
 def parse(content: Any, where: str) -> RunConfig:
@@ -84,13 +87,15 @@ def parse(content: Any, where: str) -> RunConfig:
 
 def read_config(path: Path, changes: list[str] | None = None) -> RunConfig:
     """Read a YAML file and apply ``a.b=c`` changes to it."""
+    as_path("configuration", path)
     if not path.is_file():
         raise FileError(str(path), expected="a run configuration (YAML)", got="no such file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:  # one byte more than may be: a file without end is not read to its end
+            content = bounded_yaml.load(file.read(bounded_yaml.MOST_BYTES + 1).decode())
+    except (ValueError, OSError) as error:
         raise FileError(
-            str(path), expected="a run configuration (YAML)", got=f"a file that is not YAML: {error}"
+            str(path), expected="a run configuration (YAML)", got=f"a file that is none: {error}"
         ) from error
     if not isinstance(content, dict):
         raise FileError(str(path), expected="a run configuration (a mapping)", got=type(content).__name__)
@@ -120,8 +125,8 @@ def pair(text: str, flag: str) -> tuple[str, Any]:
     if not sign or not name:
         raise SettingError(flag, expected="name=value", got=repr(text))
     try:
-        return name, float(value) if _looks_scientific(value) else yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
+        return name, float(value) if _looks_scientific(value) else bounded_yaml.load(value)
+    except ValueError as error:
         raise SettingError(flag, expected="name=value", got=repr(text)) from error
 
 
@@ -133,10 +138,9 @@ def _looks_scientific(value: str) -> bool:
         return False
 
 
-def _is_code(spec: str) -> bool:
-    from forwardinf.core.load_code import CODE
-
-    return bool(CODE.fullmatch(spec)) and not Path(spec).exists() and not spec.startswith("data:")
+def split_of(queries: str) -> str | None:
+    """Return the split that a word for queries means, ``data:test``: of the training data, and never code."""
+    return queries.removeprefix("data:") if queries.startswith("data:") else None
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:

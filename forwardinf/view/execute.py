@@ -14,7 +14,7 @@ from forwardinf.core.borrow import borrowed
 from forwardinf.core.errors import FileError, SettingError, choose
 from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
-from forwardinf.core.load_code import CODE, import_name
+from forwardinf.core.load_code import import_name, is_code
 from forwardinf.core.load_data import load_data, select_rows, take_rows
 from forwardinf.core.load_model import load_model
 from forwardinf.core.task import Classification, Task, as_task
@@ -32,7 +32,7 @@ from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.use.evaluate import evaluate as hold
 from forwardinf.use.evaluation import Evaluation
 from forwardinf.view.clean import for_csv
-from forwardinf.view.config import DataSpec, RunConfig, TaskSpec, as_yaml
+from forwardinf.view.config import DataSpec, RunConfig, TaskSpec, as_yaml, split_of
 from forwardinf.view.text import Texts
 from forwardinf.view.told import keep, told_of
 
@@ -105,7 +105,7 @@ def _prepared(
 
 
 def _options(config: RunConfig) -> dict[str, Any]:
-    known = {field.name for field in fields(Options)} - {"output_dir", "overwrite", "config"} | {"ids"}
+    known = {field.name for field in fields(Options)} - {"output_dir", "overwrite", "config", "cache_dir"} | {"ids"}
     for name in config.options:
         if name not in known:
             raise choose("options", name, known)
@@ -138,7 +138,7 @@ def evaluate(
     elif output is not None:
         raise SettingError("--output", expected="--bank", got="none", do="It names one of a bank's outputs.")
     return hold({scores.stem: read_scores(scores)}, asked, task=spoken, bank=yardstick,
-                    train_fn=None if train is None else import_name(train), **options)  # fmt: skip
+                    train_fn=None if train is None else import_name(train, "training function"), **options)  # fmt: skip
 
 
 def read_scores(path: Path) -> Any:
@@ -178,8 +178,8 @@ def _task(spec: TaskSpec) -> Task:
             return TASKS[name](**spec.options)
         except TypeError as error:
             raise SettingError(f"--task-option for {name}", expected="arguments of the task", got=str(error)) from error
-    if CODE.fullmatch(name):
-        made = import_name(name)
+    if is_code(name):
+        made = import_name(name, "task")
         return as_task(made(**spec.options) if spec.options or isinstance(made, type) else made)
     raise choose("--task", name, TASKS)
 
@@ -187,8 +187,7 @@ def _task(spec: TaskSpec) -> Task:
 def _queries(config: RunConfig, model: Any, task: Task, texts: Texts | None = None) -> tuple[Any, list[int] | None]:
     """Return (queries, their positions in the data they are taken from: their ids)."""
     spec = config.queries
-    if spec.spec.startswith("data:"):
-        split = spec.spec.removeprefix("data:")
+    if (split := split_of(spec.spec)) is not None:
         spec = config.data.model_copy(update={"options": {**config.data.options, "split": split}, "where": spec.where})
     data = (texts or Texts(config, task, model)).read(spec, "queries")
     if spec.where is None:

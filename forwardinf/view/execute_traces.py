@@ -8,6 +8,7 @@ from typing import Any
 from forwardinf.core.errors import DataError, FileError, SettingError
 from forwardinf.core.load_code import import_extra
 from forwardinf.core.load_data import load_data
+from forwardinf.core.load_pretrained import config_of
 from forwardinf.core.load_tokenizer import load_tokenizer
 from forwardinf.core.task_diffusion import Diffusion
 from forwardinf.use.diffusion import trace_images
@@ -63,10 +64,24 @@ def _pipeline(source: str) -> Any:
     diffusers = import_extra("diffusers", extra="diffusion", need=f"the pipeline {source}")
     if Path(source).exists() and not (Path(source) / "model_index.json").is_file():
         raise FileError(source, expected="a folder of a pipeline (model_index.json)", got="none there")
+    _refuse_libraries(source, config_of(source, "model_index.json") or {}, diffusers)
     try:
         return diffusers.DiffusionPipeline.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise FileError(f"pipeline {source}", expected="a pipeline with safetensors", got=str(error)) from error
+
+
+def _refuse_libraries(source: str, index: dict[str, Any], diffusers: Any) -> None:
+    """Refuse a pipeline whose parts come from other modules than the two libraries': diffusers would import any."""
+    for name, part in index.items():
+        library = part[0] if isinstance(part, list) and part else None
+        of_diffusers = isinstance(library, str) and hasattr(diffusers.pipelines, library)
+        if library not in (None, "diffusers", "transformers") and not of_diffusers:
+            raise FileError(
+                f"pipeline {source}: {name}", expected="a part of diffusers or transformers", got=repr(library)
+            )
+    if isinstance(index.get("_class_name"), list):
+        raise FileError(f"pipeline {source}", expected="a pipeline of diffusers", got="one with code of its own")
 
 
 def _questions(spec: str) -> tuple[list[str], list[str] | None, list[Any] | None]:

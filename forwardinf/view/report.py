@@ -23,6 +23,7 @@ from PIL import Image
 
 from forwardinf.core.errors import FileError, SettingError
 from forwardinf.core.files import written
+from forwardinf.core.paths import as_path
 from forwardinf.view.clean import beyond, cell, is_number, number, share, shorten, visible
 from forwardinf.view.pictures import data_uri
 from forwardinf.view.words import LONGEST, Words, cut
@@ -120,7 +121,7 @@ class ReportPage:
 
 def write_report(path: str | os.PathLike[str], page: ReportPage) -> Path:
     """Write the page as one self-contained HTML file, whole or not at all; equal pages give equal bytes."""
-    target = Path(path)
+    target = as_path("report", path)
     if target.is_dir():
         raise FileError(str(target), expected="the name of a file", got="a folder", do="Try 'report.html' inside it.")
     html = render(page)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forwardinf.core.errors import Error, SettingError
-from forwardinf.core.load_code import CODE
+from forwardinf.core.load_code import is_code
 from forwardinf.core.load_data import load_data
 from forwardinf.core.load_tokenizer import load_tokenizer
 from forwardinf.core.task import Classification, Task
@@ -52,8 +52,11 @@ class Texts:
             spec: What to read, and how.
             name: ``"train"`` or ``"queries"``, for errors.
         """
-        code = CODE.fullmatch(spec.spec) is not None and not Path(spec.spec).exists()
-        held = {} if code or self.reader is None else {n: spec.options[n] for n in OF_TEXT if n in spec.options}
+        held = (
+            {}
+            if is_code(spec.spec) or self.reader is None
+            else {n: spec.options[n] for n in OF_TEXT if n in spec.options}
+        )
         data = load_data(spec.spec, **{option: value for option, value in spec.options.items() if option not in held})
         if self.reader is None:
             self._refuse_text(data)

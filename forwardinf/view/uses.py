@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from forwardinf.core.paths import as_path
 from forwardinf.use.tables import Found
 from forwardinf.view.clean import BEYOND, beyond
 from forwardinf.view.pictures import Show, picture
@@ -92,7 +93,7 @@ def report(found: Found, path: str | Path, show: Show | None = None, tokenizer: 
     page = ReportPage(
         title=f"forwardinf {found.use}", summary=summary, notes=notes, tables=tables, run_card=_run_card(found)
     )
-    return write_report(Path(path), page)
+    return write_report(as_path("report", path), page)
 
 
 def _run_card(found: Found) -> dict[str, object]:

@@ -475,13 +475,14 @@ def test_an_error_inside_the_module_passes_through(here):
         load_data("needs_more:rows")
 
 
-def test_a_folder_and_a_module_of_one_name_are_told_apart(here):
+def test_a_folder_and_a_module_of_one_name_are_told_apart(here, monkeypatch):
     (here / "pets").mkdir()
     write_lines(here / "pets/test.jsonl", [{"a": 1}])
-    assert load_data("pets:test")["a"].to_pylist() == [1]
-    (here / "pets.py").write_text("def test(): return [2]")
-    with pytest.raises(SettingError, match="both"):
+    with pytest.raises(SettingError, match=r"write \./pets:test"):  # the form alone tells what is code
         load_data("pets:test")
+    monkeypatch.delitem(sys.modules, "pets")
+    (here / "pets.py").write_text("def test(): return [2]")
+    assert load_data("pets:test") == [2]
     assert load_data("./pets:test")["a"].to_pylist() == [1]
 
 

@@ -114,7 +114,7 @@ STACKED, CELLS = ["--task", "where_forms:STACKED"], ["--task-option", "inputs=x"
 FORMS = {
     "rows.npz": [],
     "saved": CELLS,
-    "splits:test": CELLS,
+    "./splits:test": CELLS,
     "rows.jsonl": CELLS,
     "rows.csv": STACKED,
     "rows.tsv": STACKED,
