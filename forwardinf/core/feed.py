@@ -24,6 +24,17 @@ Ask = Callable[[nn.Module, Batch], Tensor]
 
 
 @dataclass(frozen=True)
+class Asks:
+    """Several things asked of one forward, each ``(B,)``: their gradients are that many backwards through one graph.
+
+    Attributes:
+        all: ``(model, batch) -> [(B,), …]``, as many for every batch.
+    """
+
+    all: Callable[[nn.Module, Batch], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
 class Feed:
     """A model, what its losses are, and the examples to ask about.
 
