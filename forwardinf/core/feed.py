@@ -15,6 +15,7 @@ from forwardinf.core import noise
 from forwardinf.core.dtypes import find_cast, told
 from forwardinf.core.errors import TaskError
 from forwardinf.core.examples import Batch, Examples
+from forwardinf.core.memory import sizes, trim
 from forwardinf.core.task import Task
 
 if TYPE_CHECKING:
@@ -91,7 +92,11 @@ class Feed:
 
     def each(self, ask: Ask, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
+        before: tuple[Any, ...] = ()
         for piece, batch in self.examples.batches(rows, batch_size):
+            if self.device.type == "cuda" and (shapes := sizes(batch)) != before:
+                trim(self.device)
+                before = shapes
             keys = self.examples.keys(piece) if self.task.keyed else [b""] * len(piece)
             with noise.belonging_to(keys, self.seed), self._inside(piece):
                 found = ask(self.model, self._filled(tuple(piece), self._ready(piece, batch)))
