@@ -57,7 +57,7 @@ def scores(given: Recipe, seed: int) -> tuple[dict[str, Array], Any]:
     everything = range(len(given.data.train[1]))
     model = sets.kept(f"memorized-{given.data.name}-{seed}", given.data.build, lambda: train(given, everything, seed))
     task, settings = fi.Classification(), {"progress": False}
-    found = fi.memorized(model, given.data.train, given.data.test, task=task, k=5, **settings)
+    found = fi.memorized(model, given.data.train, given.data.test, task=task, k=5, direction="gfim", **settings)
     others = {
         f"self-influence, {name}": fi.self_influence(
             model, given.data.train, direction=rule, task=task, **settings

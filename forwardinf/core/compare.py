@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forwardinf.core.errors import NoiseError
+from forwardinf.core.feed import Feed
 from forwardinf.core.recording import Parameters
 from forwardinf.core.uses import Use
 
 Tensors = dict[str, Tensor]
+PRIMES = (7, 5, 11, 3, 2)  # examples of the batch that is checked: one that divides no other axis
+COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -67,3 +71,28 @@ def wrong_alone(apart: Mapping[str, float], own: Mapping[str, float], tolerance:
     """Return parameters that are wrong by their own measure: of how far they are ``apart``, and how long they are."""
     rest = tolerance.rest * total(own)
     return frozenset(name for name, off in apart.items() if not off <= tolerance.own * own.get(name, 0.0) + rest)
+
+
+def spread(rows: Sequence[int], count: int) -> list[int]:
+    """Return so many rows, evenly spread."""
+    count = min(len(rows), count)
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+def counts(parameters: Parameters, most: int) -> list[int]:
+    """Return numbers of examples to try, those first that divide no side of a parameter."""
+    sides = {side for parameter in parameters.values() for side in parameter.shape}
+    fitting = [count for count in PRIMES if count <= most]
+    return sorted(fitting, key=lambda count: any(side % count == 0 for side in sides))
+
+
+def same_company(feed: Feed, row: int, together: float, alone: float, parameters: Parameters) -> None:
+    """Refuse a loss that depends on the rest of the batch: its gradient belongs to no example."""
+    dtype = next(iter(parameters.values())).dtype
+    if abs(together - alone) > COMPANY.get(dtype, 2e-1) * (1 + abs(alone)):
+        raise NoiseError(
+            f"row {row} read alone and among others", expected="losses that belong to the example",
+            got=f"{alone:.6g} and {together:.6g}",
+            do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised over the "
+            "batch, padding that is not masked): make it per example.",
+        )  # fmt: skip

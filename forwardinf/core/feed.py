@@ -16,12 +16,24 @@ from forwardinf.core.borrow import first_forward
 from forwardinf.core.dtypes import find_cast, told
 from forwardinf.core.errors import TaskError
 from forwardinf.core.examples import Batch, Examples
+from forwardinf.core.memory import sizes, trim
 from forwardinf.core.task import Task
 
 if TYPE_CHECKING:
     from forwardinf.core.recorder import Recorder
 
 Ask = Callable[[nn.Module, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Asks:
+    """Several things asked of one forward, each ``(B,)``: their gradients are that many backwards through one graph.
+
+    Attributes:
+        all: ``(model, batch) -> [(B,), …]``, as many for every batch.
+    """
+
+    all: Callable[[nn.Module, Batch], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,11 @@ class Feed:
 
     def each(self, ask: Ask, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """Yield ``ask(model, batch)`` for the rows in order; noise drawn inside belongs to the examples."""
+        before: tuple[Any, ...] = ()
         for piece, batch in self.examples.batches(rows, batch_size):
+            if self.device.type == "cuda" and (shapes := sizes(batch)) != before:
+                trim(self.device)
+                before = shapes
             keys = self.examples.keys(piece) if self.task.keyed else [b""] * len(piece)
             with first_forward(self.model), noise.belonging_to(keys, self.seed), self._inside(piece):
                 found = ask(self.model, self._filled(tuple(piece), self._ready(piece, batch)))

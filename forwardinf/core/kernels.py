@@ -14,12 +14,12 @@ PIECE = 4 * 2**20  # elements of an intermediate: below what the system takes ba
 MANY_PLACES = 100  # from here on the library's own kernel for a convolution's weights beats patches
 
 
-def form_kernels(use: Convolved, piece: slice, room: Tensor) -> None:
-    """Write the kernel's gradient of these examples into ``room``, ``(B, elements)``."""
+def form_kernels(use: Convolved, piece: slice, room: Tensor, cut: Tensor | None = None) -> None:
+    """Write the kernel's gradient of these examples into ``room``, ``(B, elements)``; ``cut``: the patches of all, if known."""
     part = Convolved(use.name, use.shape, use.call, use.entered[piece], use.settings)
     part.back = use.came_back[piece]
     places = part.back.shape[2:].numel()
-    if places >= MANY_PLACES and room.device.type == "cpu" and room.dtype == part.entered.dtype:
+    if not by_patches(part, room):
         for inner in pieces(len(room), max(use.shape.numel(), part.entered[0].numel())):
             _by_kernel(part, inner, room[inner])
         return
@@ -28,10 +28,16 @@ def form_kernels(use: Convolved, piece: slice, room: Tensor) -> None:
     for inner in pieces(len(room), unfolded):
         one = Convolved(use.name, use.shape, use.call, part.entered[inner], use.settings)
         one.back = part.back[inner]
-        a, d = one.factors()
+        a, d = (one.patches() if cut is None else cut[piece][inner]), one.by_place()
         target = room[inner].view(-1, use.shape[0] // groups, use.shape[1:].numel())
         left, right = d.flatten(0, 1).to(room.dtype).transpose(1, 2), a.flatten(0, 1).to(room.dtype)
         torch.bmm(left, right, out=target)
+
+
+def by_patches(use: Convolved, room: Tensor) -> bool:
+    """Return whether a kernel's gradient is a product with patches, rather than taken by the library's own kernel."""
+    many = use.came_back.shape[2:].numel() >= MANY_PLACES
+    return not (many and room.device.type == "cpu" and room.dtype == use.entered.dtype)
 
 
 def _by_kernel(use: Convolved, piece: slice, room: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Ask, Feed, one_each
+from forwardinf.core.feed import Ask, Asks, Feed, one_each
 from forwardinf.core.recorder import Recorder, only_these
 from forwardinf.core.recording import dense
 from forwardinf.core.uses import Use
@@ -73,7 +73,18 @@ def factored(
         NoiseError: An example's loss depends on the others in its batch.
         ModelError: Autograd has no gradient of the loss.
     """
-    return recorder_of(feed, parameters).batches(feed, rows, parameters, batch_size, ask)
+    for units, columns, heads in recorder_of(feed, parameters).batches(feed, rows, parameters, batch_size, ask):
+        yield units, columns[0], heads[0]
+
+
+def factored_each(
+    feed: Feed, rows: Ints, parameters: Mapping[str, nn.Parameter], batch_size: int, asks: Asks
+) -> Generator[tuple[Ints, list[Tensor], list[list[Use]]], None, None]:
+    """Yield (units, what was asked, uses) of each batch as :func:`factored` does, a list of one for each thing asked.
+
+    Cost: one forward in all, and one activation-only backward for each. What the uses keep of the forward is shared.
+    """
+    return recorder_of(feed, parameters).batches(feed, rows, parameters, batch_size, asks)
 
 
 def recorder_of(feed: Feed, parameters: Mapping[str, nn.Parameter]) -> Recorder:

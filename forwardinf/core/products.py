@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forwardinf.core.directions import Directions
-from forwardinf.core.kernels import form_kernels, pieces
+from forwardinf.core.kernels import by_patches, form_kernels, pieces
 from forwardinf.core.uses import Convolved, Lookup, Outer, Use
 
 TOUCH = 10  # what writing and reading one number costs, in multiplications of a matrix product
@@ -41,6 +41,7 @@ class Products:
         """Start without a buffer; it grows to what is needed, at most 64 MiB or one example's gradient."""
         self.dtype, self.device = dtype, device
         self._buffer = torch.empty(0, dtype=dtype, device=device)
+        self._cut: tuple[Tensor, int, Tensor] | None = None  # what entered a call, its number, and its patches
 
     def room(self, rows: int, columns: int) -> Tensor:
         """Return ``(rows, columns)`` of the buffer, contents undefined."""
@@ -77,6 +78,23 @@ class Products:
                 row.index_add_(0, index.reshape(-1), (d.to(self.dtype) * scale[:, None, None]).reshape(-1, d.shape[-1]))
         else:
             table.addmm_(own.T, use.flat().to(self.dtype))
+
+    def formed(self, use: Use) -> Tensor:
+        """Return each example's gradient through this use, ``(B, size)``; it lasts until the next one is formed.
+
+        Of one call whose output several things came back to, one after the other, patches are cut once.
+        """
+        if not isinstance(use, Convolved):
+            return use.flat().detach().to(self.dtype)
+        room = self.room(len(use.entered), use.shape.numel())
+        form_kernels(use, slice(None), room, self._patches(use) if by_patches(use, room) else None)
+        return room
+
+    def _patches(self, use: Convolved) -> Tensor:
+        known = self._cut is not None and self._cut[0] is use.entered and self._cut[1] == use.call
+        if self._cut is None or not known:
+            self._cut = use.entered, use.call, use.patches()
+        return self._cut[2]
 
     # -- matrices ----------------------------------------------------------------------------------------------------
 

@@ -14,14 +14,25 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
-from forwardinf.core.compare import distances, lengths, tolerance_of, total, wrong_alone
+from forwardinf.core.compare import (
+    PRIMES,
+    counts,
+    distances,
+    lengths,
+    same_company,
+    spread,
+    tolerance_of,
+    total,
+    wrong_alone,
+)  # fmt: skip
 from forwardinf.core.errors import NoiseError
 from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Ask, Feed, one_each
+from forwardinf.core.feed import Ask, Asks, Feed, one_each
 from forwardinf.core.joining import Joined
 from forwardinf.core.layouts import Ambiguous
 from forwardinf.core.memory import out_of_memory, release
@@ -39,15 +50,13 @@ from forwardinf.core.recording import (
 from forwardinf.core.uses import Use, formed
 
 Tensors = dict[str, Tensor]
-PRIMES = (7, 5, 11, 3, 2)  # examples of the batch that is checked: one that divides no other axis
+Asked = Ask | Asks | None
+Heads = list[list[Use]]
 KINDS = 4  # structures of batches that are checked: one with more is read one example at a time
 FEW = 8  # batches of an unfamiliar kind before their share decides that all are read so
 SEEN_ALONE = 3  # examples on which a structure is compared with autograd before it is trusted
 ROUNDINGS = 4
 KINK = 1e-2  # how far one unit at its kink moves an example's gradient, at most: a batch may round it to the other side
-
-
-COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
 
 
 @dataclass
@@ -97,9 +106,12 @@ class Recorder:
         return "gradients are taken one document at a time: rows hold several documents" if self.packed else ""
 
     def batches(
-        self, feed: Feed, rows: Sequence[int], parameters: Parameters, batch_size: int, ask: Ask | None = None
-    ) -> Generator[tuple[Sequence[int], Tensor, list[Use]], None, None]:
-        """Yield (units, losses ``(B,)`` float64, uses) of all rows in order; see :func:`forwardinf.core.per_example.factored`."""
+        self, feed: Feed, rows: Sequence[int], parameters: Parameters, batch_size: int, ask: Asked = None
+    ) -> Generator[tuple[Sequence[int], list[Tensor], Heads], None, None]:
+        """Yield (units, losses ``(B,)`` float64, uses) of all rows in order, losses and uses once for each thing asked.
+
+        See :func:`forwardinf.core.per_example.factored` and :func:`~forwardinf.core.per_example.factored_each`.
+        """
         packed = feed.examples.units != len(feed.examples)
         with only_these(feed.model, parameters):
             if not packed and not self.met:
@@ -113,7 +125,7 @@ class Recorder:
                 else:
                     yield from self._one_by_one(feed, piece, parameters, ask)
 
-    def meet(self, feed: Feed, parameters: Parameters, ask: Ask | None = None) -> None:
+    def meet(self, feed: Feed, parameters: Parameters, ask: Asked = None) -> None:
         """Look at the model with a few of these rows, unless that has been done.
 
         Cost: a forward and backward of about seven examples together, and of as many alone.
@@ -125,15 +137,15 @@ class Recorder:
     # -- batches ---------------------------------------------------------------------------------------------------------
 
     def _taken_apart(
-        self, feed: Feed, piece: Sequence[int], parameters: Parameters, ask: Ask | None
-    ) -> tuple[Tensor, list[Use]] | None:
+        self, feed: Feed, piece: Sequence[int], parameters: Parameters, ask: Asked
+    ) -> tuple[list[Tensor], Heads] | None:
         """Return (losses, uses) of a batch that looks as a checked one did, or None."""
         if self.reason or not self.together:
             return None
         self._pieces += 1
         while True:
             try:
-                recording, values, uses = _record(feed, piece, parameters, ask, Known(self.together))
+                recording, columns, heads = _record(feed, piece, parameters, ask, Known(self.together))
             except Unfamiliar as error:
                 known = len(self.together)
                 if (
@@ -147,13 +159,13 @@ class Recorder:
                     self.reason = str(error)
                 return None
             self.reason = _uncountable(recording, feed, piece)
-            return None if self.reason else (values, uses)
+            return None if self.reason else (columns, heads)
 
-    def _meet(self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None) -> bool:
+    def _meet(self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Asked) -> bool:
         """Record a batch and each of its examples alone, compare; return whether batches like it may be taken apart."""
         why: str | None = ""
-        for spread in (True, False):
-            guide = Sizes(spread=spread)
+        for spreading in (True, False):
+            guide = Sizes(spread=spreading)
             try:
                 why = self._looked_at(feed, rows, parameters, ask, guide)
             except NoiseError:
@@ -172,37 +184,39 @@ class Recorder:
         return why == ""
 
     def _looked_at(
-        self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None, guide: Sizes
+        self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Asked, guide: Sizes
     ) -> str | None:
         """Record and compare a batch of some of these rows.
 
         Returns:
             What speaks against it; nothing: it was right; None: they are too few to tell which axis is theirs.
         """
-        for count in _counts(parameters, len(rows)):
+        for count in counts(parameters, len(rows)):
             with suppress(Ambiguous):
                 found = _record(feed, rows[:count], parameters, ask, guide)
                 return self._compared(feed, rows[:count], parameters, ask, *found)
         return None
 
     def _compared(
-        self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None, recording: Recording,
-        values: Tensor, uses: list[Use],
+        self, feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Asked, recording: Recording,
+        columns: list[Tensor], heads: Heads,
     ) -> str:  # fmt: skip
         """Compare a batch's gradients with those of its examples alone; return what speaks against it, or nothing."""
         for name, function in recording.unknown_uses.items():
             return f"parameter {name} is used by {function}(): its per-example gradient is not known"
         tolerance = tolerance_of(parameters, recording.element_size)
         kinked, largest, odd = 0, 0.0, frozenset[str]()
-        for place, row in enumerate(rows):
-            whole, loss, names = self._checked_alone(feed, row, parameters, ask)
+        for (place, row), head in product(enumerate(rows), range(len(heads))):
+            if not head:
+                alone = self._checked_alone(feed, row, parameters, ask)
+            whole, loss, names = alone[head]
             odd |= names
             own = lengths(whole)
             size = total(own)
             if not math.isfinite(size + loss):
                 continue  # said where it is asked for
-            _same_company(feed, row, float(values[place]), loss, parameters)
-            apart = distances([use.part(place, place + 1) for use in uses], whole)
+            same_company(feed, row, float(columns[head][place]), loss, parameters)
+            apart = distances([use.part(place, place + 1) for use in heads[head]], whole)
             off = total(apart)
             if off <= tolerance.whole * size and not wrong_alone(apart, own, tolerance):
                 self.error, largest = max(self.error, off), max(largest, size)
@@ -217,7 +231,7 @@ class Recorder:
         self.error = max(self.error, ROUNDINGS * torch.finfo(product_dtype(parameters)).eps * largest)
         if odd:
             return f"parameter {min(odd)} is {self.odd[min(odd)]}: its per-example gradient is not known"
-        if kinked > len(rows) // 4:  # a kink is rare: this is the examples of a batch seeing one another
+        if kinked > len(rows) * len(heads) // 4:  # a kink is rare: this is the examples of a batch seeing one another
             return "gradients in a batch differ from those of single examples"
         if recording.found in self.together:
             return ""
@@ -229,55 +243,63 @@ class Recorder:
     # -- one example at a time -------------------------------------------------------------------------------------------
 
     def _one_by_one(
-        self, feed: Feed, piece: Sequence[int], parameters: Parameters, ask: Ask | None
-    ) -> Iterator[tuple[Sequence[int], Tensor, list[Use]]]:
+        self, feed: Feed, piece: Sequence[int], parameters: Parameters, ask: Asked
+    ) -> Iterator[tuple[Sequence[int], list[Tensor], Heads]]:
         """Yield the units of these rows, read alone and joined again."""
-        waiting = Joined()
+        waiting: list[Joined] = []
         for row in piece:
             units = feed.examples.units_of([row]).tolist()
-            for unit, (loss, uses) in zip(units, self._alone(feed, row, len(units), parameters, ask), strict=True):
-                waiting.add(unit, loss, uses)
-                if waiting.full:
-                    yield waiting.taken()
-        if len(waiting):
-            yield waiting.taken()
+            for unit, heads in zip(units, self._alone(feed, row, len(units), parameters, ask), strict=True):
+                waiting = waiting or [Joined() for _ in heads]
+                for joined, (loss, uses) in zip(waiting, heads, strict=True):
+                    joined.add(unit, loss, uses)
+                if any(joined.full for joined in waiting):
+                    yield _taken(waiting)
+        if waiting and len(waiting[0]):
+            yield _taken(waiting)
 
     def _alone(
-        self, feed: Feed, row: int, units: int, parameters: Parameters, ask: Ask | None
-    ) -> list[tuple[float, list[Use]]]:
-        """Return (loss, uses) of each unit of one row: factors where they were right, autograd's gradient elsewhere."""
-        found: list[tuple[float, list[Use]]] = []
+        self, feed: Feed, row: int, units: int, parameters: Parameters, ask: Asked
+    ) -> list[list[tuple[float, list[Use]]]]:
+        """Return (loss, uses) of each unit of one row, of each thing asked: factors where they were right, else autograd's."""
+        found: list[list[tuple[float, list[Use]]]] = []
 
-        def read(recording: Recording, values: Tensor) -> None:
-            structure = recording.structure(values)
+        def read(recording: Recording, columns: list[Tensor]) -> None:
+            structure = recording.structure(columns)
             names, seen = self.alone.get(structure, (frozenset[str](), 0))
-            checked = seen >= SEEN_ALONE
+            checked = seen >= SEEN_ALONE * len(columns)
             also = {name: parameters[name] for name in names} if checked else parameters
-            for place in range(units):
-                uses, whole = recording.back(values[place], also, keep=place + 1 < units)
+            last = units - 1, len(columns) - 1
+            for place, head in product(range(units), range(len(columns))):
+                value = columns[head][place]
+                uses, whole = recording.back(value, also, keep=(place, head) != last)
                 if not checked:
                     names |= self._believed(recording, structure, uses, whole, parameters)
                 uses = [use for use in uses if use.name not in names]
                 odd = self.odd if names else {}
                 uses += [formed(name, whole[name][None], why=odd.get(name, "")) for name in names if name in whole]
-                found.append((float(values[place].detach()), uses))
+                if not head:
+                    found.append([])
+                found[-1].append((float(value.detach()), uses))
 
         _forward(feed, [row], units, parameters, ask, one_example, read)
         return found
 
     def _checked_alone(
-        self, feed: Feed, row: int, parameters: Parameters, ask: Ask | None
-    ) -> tuple[Tensors, float, frozenset[str]]:
-        """Return (autograd's gradient of one example, its loss, the parameters on which its own uses disagree)."""
+        self, feed: Feed, row: int, parameters: Parameters, ask: Asked
+    ) -> list[tuple[Tensors, float, frozenset[str]]]:
+        """Return (autograd's gradient of one example, its loss, the parameters on which its own uses disagree), of each ask."""
         found: list[tuple[Tensors, float, frozenset[str]]] = []
 
-        def read(recording: Recording, values: Tensor) -> None:
-            uses, whole = recording.back(values[0], parameters)
-            names = self._believed(recording, recording.structure(values), uses, whole, parameters)
-            found.append((whole, float(values[0].detach()), names))
+        def read(recording: Recording, columns: list[Tensor]) -> None:
+            structure = recording.structure(columns)
+            for left, column in zip(reversed(range(len(columns))), columns, strict=True):
+                uses, whole = recording.back(column[0], parameters, keep=left > 0)
+                names = self._believed(recording, structure, uses, whole, parameters)
+                found.append((whole, float(column[0].detach()), names))
 
         _forward(feed, [row], 1, parameters, ask, one_example, read)
-        return found[0]
+        return found
 
     def _believed(
         self, recording: Recording, structure: Structure, uses: Sequence[Use], whole: Tensors, parameters: Parameters
@@ -300,38 +322,46 @@ class Recorder:
 
 
 def _record(
-    feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None, guide: Guide
-) -> tuple[Recording, Tensor, list[Use]]:
-    """Return (the recording, losses, uses with what came back) of one batch."""
-    found: list[tuple[Recording, Tensor, list[Use]]] = []
+    feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Asked, guide: Guide
+) -> tuple[Recording, list[Tensor], Heads]:
+    """Return (the recording, losses, uses with what came back) of one batch, once for each thing asked."""
+    found: list[tuple[Recording, list[Tensor], Heads]] = []
 
-    def read(recording: Recording, values: Tensor) -> None:
-        recording.found = recording.structure(values)
+    def read(recording: Recording, columns: list[Tensor]) -> None:
+        recording.found = recording.structure(columns)
         if isinstance(guide, Known) and recording.found not in guide.structures:
             raise Unfamiliar("parameters are used otherwise than when the model was checked")
-        uses, _ = recording.back(values.sum())
-        found.append((recording, feed.checked(values, rows, len(rows)), uses))
+        sums = [column.sum() for column in columns]
+        heads = [recording.back(one, keep=at + 1 < len(sums))[0] for at, one in enumerate(sums)]
+        found.append((recording, [feed.checked(column, rows, len(rows)) for column in columns], heads))
 
     _forward(feed, rows, len(rows), parameters, ask, guide, read)
     return found[0]
 
 
 def _forward(
-    feed: Feed, rows: Sequence[int], units: int, parameters: Parameters, ask: Ask | None, guide: Guide,
-    read: Callable[[Recording, Tensor], None],
+    feed: Feed, rows: Sequence[int], units: int, parameters: Parameters, ask: Asked, guide: Guide,
+    read: Callable[[Recording, list[Tensor]], None],
 ) -> None:  # fmt: skip
     """Run one forward under a recording, and ``read`` what it gave while the graph is there."""
 
     def run(model: nn.Module, batch: Batch) -> Tensor:
         recording = Recording(parameters, len(rows), guide, batch)
         with torch.enable_grad(), recording:
-            values = (ask or feed.task.loss)(model, batch)
-        one_each(values, units, f"{feed.examples.name}, rows from {rows[0]}", finite=feed.skipped.isdisjoint(rows))
-        read(recording, values)
-        return values.detach()
+            columns = list(ask.all(model, batch)) if isinstance(ask, Asks) else [(ask or feed.task.loss)(model, batch)]
+        for column in columns:
+            one_each(column, units, f"{feed.examples.name}, rows from {rows[0]}", finite=feed.skipped.isdisjoint(rows))
+        read(recording, columns)
+        return columns[0].detach()
 
     for _ in feed.each(run, rows, len(rows)):
         pass
+
+
+def _taken(waiting: Sequence[Joined]) -> tuple[list[int], list[Tensor], Heads]:
+    """Return what was collected of each thing asked; the units are the same."""
+    taken = [joined.taken() for joined in waiting]
+    return taken[0][0], [losses for _, losses, _ in taken], [uses for _, _, uses in taken]
 
 
 @contextmanager
@@ -349,19 +379,6 @@ def only_these(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iter
 
 
 # -- comparisons -------------------------------------------------------------------------------------------------------
-
-
-def spread(rows: Sequence[int], count: int) -> list[int]:
-    """Return so many rows, evenly spread."""
-    count = min(len(rows), count)
-    return [rows[place * len(rows) // count] for place in range(count)]
-
-
-def _counts(parameters: Parameters, most: int) -> list[int]:
-    """Return numbers of examples to try, those first that divide no side of a parameter."""
-    sides = {side for parameter in parameters.values() for side in parameter.shape}
-    fitting = [count for count in PRIMES if count <= most]
-    return sorted(fitting, key=lambda count: any(side % count == 0 for side in sides))
 
 
 def _uncountable(recording: Recording, feed: Feed, rows: Sequence[int]) -> str:
@@ -389,15 +406,3 @@ def _columns(batch: Batch) -> Iterator[Tensor]:
     elif isinstance(batch, list | tuple):
         for value in batch:
             yield from _columns(value)
-
-
-def _same_company(feed: Feed, row: int, together: float, alone: float, parameters: Parameters) -> None:
-    """Refuse a loss that depends on the rest of the batch: its gradient belongs to no example."""
-    dtype = next(iter(parameters.values())).dtype
-    if abs(together - alone) > COMPANY.get(dtype, 2e-1) * (1 + abs(alone)):
-        raise NoiseError(
-            f"row {row} read alone and among others", expected="losses that belong to the example",
-            got=f"{alone:.6g} and {together:.6g}",
-            do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised over the "
-            "batch, padding that is not masked): make it per example.",
-        )  # fmt: skip

@@ -297,9 +297,9 @@ class Recording(TorchFunctionMode):
 
     # -- the backward --------------------------------------------------------------------------------------------------
 
-    def structure(self, values: Tensor) -> Structure:
-        """Return what the recording looked like; ``values`` is what the forward ended in."""
-        edges = _edges(values, self.parameters)
+    def structure(self, ends: Sequence[Tensor]) -> Structure:
+        """Return what the recording looked like; ``ends`` is what the forward ended in."""
+        edges = _edges(ends, self.parameters)
         return Structure(tuple(self.calls), edges, frozenset(self.unknown_uses.items()))
 
     def back(
@@ -354,11 +354,11 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.layout != torch.strided else gradient
 
 
-def _edges(values: Tensor, parameters: Parameters) -> tuple[int, ...]:
+def _edges(ends: Sequence[Tensor], parameters: Parameters) -> tuple[int, ...]:
     """Return how many paths of the graph end in each parameter."""
     counts = {id(parameter): 0 for parameter in parameters.values()}
-    todo = [values.grad_fn] if values.grad_fn is not None else []
-    seen = set(todo)
+    seen = {end.grad_fn for end in ends if end.grad_fn is not None}
+    todo = list(seen)
     while todo:
         node: Any = todo.pop()
         for following, _ in node.next_functions:

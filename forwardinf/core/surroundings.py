@@ -2,7 +2,7 @@
 
 Mixed precision around the call would round our own arithmetic, too; inference mode forbids gradients; attention's fast path
 without gradients is another kernel than with them; activation checkpoints run a forward a second time, behind the recording's
-back.
+back; cuDNN's recurrent layers have no backward in eval mode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within the block: full precision, gradients possible, one kernel for attention, no activation checkpoints."""
+    """Within the block: full precision, gradients possible, one kernel for each layer, no activation checkpoints."""
     kinds = {parameter.device.type for parameter in model.parameters()} | {"cpu"}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -27,6 +27,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_one_kernel())
         stack.enter_context(_no_checkpoints())
         stack.enter_context(_ordinary_weights(model))
+        stack.enter_context(_own_recurrence(model))
         yield
 
 
@@ -63,6 +64,36 @@ def _no_checkpoints() -> Iterator[None]:
         else:
             kind.apply = outer
         checkpointing._checkpoint_without_reentrant_generator = kept
+
+
+@contextmanager
+def _own_recurrence(model: nn.Module) -> Iterator[None]:
+    """Let torch's own kernel read recurrent layers on a GPU, with gradients and without: cuDNN's is for training mode alone.
+
+    Switched off around each of these layers and nothing else: convolutions keep cuDNN.
+    """
+    before: list[bool] = []
+
+    def off(*_: Any) -> None:
+        before.append(torch.backends.cudnn.enabled)
+        torch.backends.cudnn.enabled = False
+
+    def back(*_: Any) -> None:
+        torch.backends.cudnn.enabled = before.pop()
+
+    hooks: list[Any] = []
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase) and _on_gpu(module):
+            hooks += [module.register_forward_pre_hook(off), module.register_forward_hook(back, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _on_gpu(module: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in module.parameters())
 
 
 @contextmanager

@@ -233,7 +233,10 @@ class Classification(Supervised):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return ``(B, C)``; with ``binary`` the one logit z becomes (0, z)."""
-        output = self._put_out(model, batch)
+        return self.as_classes(self._put_out(model, batch))
+
+    def as_classes(self, output: Tensor) -> Tensor:
+        """Return logits ``(B, C)`` of what :meth:`predicted` puts out: of one logit z, (0, z)."""
         return torch.stack([torch.zeros_like(output), output], 1) if self.binary else output
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -142,9 +142,12 @@ class Convolved(Use):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return (a, d), ``(B, groups, places, in)`` and ``(B, groups, places, out)``, each of one group."""
+        return self.patches(), self.by_place()
+
+    def by_place(self) -> Tensor:
+        """Return what came back, ``(B, groups, places, out)``."""
         d = self.came_back.flatten(2)
-        d = d.view(len(d), self.settings["groups"], -1, d.shape[-1]).transpose(2, 3)
-        return self.patches(), d
+        return d.view(len(d), self.settings["groups"], -1, d.shape[-1]).transpose(2, 3)
 
     def gradient(self) -> Tensor:
         """Return the kernel's gradient, ``(B, *shape)``."""

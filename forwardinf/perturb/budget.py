@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from forwardinf.core.compare import spread
 from forwardinf.core.feed import Feed
 from forwardinf.core.per_example import factored
-from forwardinf.core.recorder import spread
 from forwardinf.core.recording import Parameters
 from forwardinf.core.uses import Direct, Lookup, Use
 from forwardinf.perturb.parts import Part, sorted_uses

@@ -7,7 +7,7 @@ last hidden feature. Maps are averaged down to at most 8 × 8 places, sequences 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed
+from forwardinf.core.feed import Ask, Feed
 from forwardinf.core.progress import Advance
 
 NAMES = ("input", "early", "last")
@@ -36,38 +36,66 @@ def features(feed: Feed, batch_size: int, advance: Advance, layers: Mapping[str,
 
     Cost: one forward pass.
     """
-    rows: Sequence[int] = range(len(feed.examples))
-    found_layers = find_layers(feed) if layers is None else layers
-    modules = dict(feed.model.named_modules())
-    seen: dict[str, Tensor] = {}
-    hooks = [
-        modules[path].register_forward_pre_hook(_keep(seen, name), with_kwargs=True)
-        for name, path in found_layers.items()
-    ]
-    parts: dict[str, list[Tensor]] = {}
+    with Look(feed, layers) as look:
+        for values in feed.each(look.at(feed.task.loss), range(len(feed.examples)), batch_size):
+            advance(len(values))
+    return look.features()
 
-    def ask(model: nn.Module, batch: Batch) -> Tensor:
-        seen.clear()
-        values = feed.task.loss(model, batch)
-        mask = _mask(batch)
-        inputs = _input(feed, batch)
-        if inputs is not None:
-            seen["input"] = inputs
-        for name, tensor in seen.items():
-            shown = tensor if name == "input" else _flat(tensor, len(values), mask)
-            if shown is not None:
-                parts.setdefault(name, []).append(shown.float().cpu())
-        advance(len(values))
-        return values
 
-    try:
-        for _ in feed.each(ask, rows, batch_size):
-            pass
-    finally:
-        for hook in hooks:
+class Look:
+    """Within the block, what an ask's forwards make of examples is kept: features without a pass of their own.
+
+    Args:
+        feed: Model (in eval mode), task and examples.
+        layers: Which modules; default :func:`find_layers`.
+    """
+
+    def __init__(self, feed: Feed, layers: Mapping[str, str] | None = None) -> None:
+        """Nothing has been seen."""
+        self.feed = feed
+        self._layers = find_layers(feed) if layers is None else layers
+        self._seen: dict[str, Tensor] = {}
+        self._parts: dict[str, list[Tensor]] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Look:
+        """Look at the layers."""
+        modules = dict(self.feed.model.named_modules())
+        self._hooks = [
+            modules[path].register_forward_pre_hook(_keep(self._seen, name), with_kwargs=True)
+            for name, path in self._layers.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Look away."""
+        for hook in self._hooks:
             hook.remove()
-    whole = {name: torch.cat(parts[name]) for name in NAMES if name in parts and _even(parts[name])}
-    return {name: values for name, values in whole.items() if len(values) == len(rows)}
+
+    def at(self, ask: Ask) -> Ask:
+        """Return the ask, of whose batches what the layers saw is kept."""
+
+        def asked(model: nn.Module, batch: Batch) -> Tensor:
+            self._seen.clear()
+            values = ask(model, batch)
+            mask, inputs = _mask(batch), _input(self.feed, batch)
+            if inputs is not None:
+                self._seen["input"] = inputs
+            for name, tensor in self._seen.items():
+                shown = tensor if name == "input" else _flat(tensor, len(values), mask)
+                if shown is not None:
+                    self._parts.setdefault(name, []).append(shown.float().cpu())
+            return values
+
+        return asked
+
+    def features(self) -> Features:
+        """Return what was seen of all examples."""
+        size = len(self.feed.examples)
+        whole = {
+            name: torch.cat(self._parts[name]) for name in NAMES if name in self._parts and _even(self._parts[name])
+        }
+        return {name: values for name, values in whole.items() if len(values) == size}
 
 
 @torch.no_grad()

@@ -17,8 +17,10 @@ from forwardinf.core.examples import Collate, Id
 from forwardinf.core.feed import Feed
 from forwardinf.core.progress import ARITHMETIC, Advance, Setting, Stages, stages
 from forwardinf.core.progress import progress as shown
+from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
-from forwardinf.job.options import Options
+from forwardinf.core.task import Task
+from forwardinf.job.options import Options, settled
 from forwardinf.method import self_influence
 from forwardinf.use.leave_one_out import Without, leave_one_out, multiplications
 from forwardinf.use.opened import checked_count, opened
@@ -69,6 +71,7 @@ def memorized(
     *,
     task: Any,
     k: int = 5,
+    direction: str | Perturbation = "plain",
     ids: str | Sequence[Id] | None = None,
     query_ids: str | Sequence[Id] | None = None,
     parameters: str | Sequence[str] | None = None,
@@ -84,11 +87,11 @@ def memorized(
     Both are predictions of the label by ridge regression on the responses of the logits to shared probes: the model's tangent
     space, leave-one-out in closed form. Retraining on random subsets (Feldman & Zhang 2020) estimates the same difference,
     for hundreds of trainings. With ordinary labels self-influence along ``gfim``, by the root, ranks closer to that
-    (docs/memorized.md); it stands in the same table. Labels that are wrong and fitted all the same are found best by
-    ``memorization``, which has the scale of a probability.
+    (docs/memorized.md): ``direction="gfim"`` puts it into the same table. Labels that are wrong and fitted all the same are
+    found best by ``memorization``, which has the scale of a probability.
 
-    Cost: about 25 F and a fit of ``gfim``, and one eigendecomposition of at most 2,048 × 2,048. With queries: the same
-    passes over them, the fit apart.
+    Cost: about 27 F, and one eigendecomposition of at most 2,048 × 2,048. With queries: the same passes over them. A
+    direction other than ``"plain"``: its fit and one more pass.
 
     Args:
         model: As in :func:`attribute`; trained on ``train``.
@@ -96,6 +99,8 @@ def memorized(
         queries: Test examples whose predictions are traced to memorised training examples; None: no pairs.
         task: A classification: ``fi.Classification()``, or one with ``logits`` and ``split``.
         k: Pairs for each query.
+        direction: P of the column ``self_influence``, as in :func:`self_influence`. ``"plain"``: ‖gᵢ‖², from the passes that
+            are made anyway. Nothing is decided by it.
         ids: As in :func:`attribute`.
         query_ids: As in :func:`attribute`.
         parameters: Globs over the names of the parameters whose responses count.
@@ -107,8 +112,9 @@ def memorized(
         seed: Of the probes and of what the data draws.
 
     Returns:
-        :class:`Memorized`. ``table``, indexed by id: ``memorization`` in [−1, 1], ``self_influence``, ``loss``,
-        ``is_memorized`` (memorisation of at least .25, the convention of Feldman & Zhang; no false-positive rate can be had).
+        :class:`Memorized`. ``table``, indexed by id: ``memorization`` in [−1, 1], ``self_influence`` (gᵢᵀ P gᵢ, of losses read as
+        :func:`attribute` reads them: a classifier's by their root), ``loss``, ``is_memorized`` (memorisation of at least .25,
+        the convention of Feldman & Zhang; no false-positive rate can be had).
         ``pairs``: ``query, train, influence``.
 
     Raises:
@@ -124,19 +130,24 @@ def memorized(
     """
     options = Options(batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed)
     began, count = time.perf_counter(), checked_count("k", k)
+    rule = direction if isinstance(direction, Perturbation) else Perturbation(direction, reading="auto")
     with stages("memorized", progress) as whole:
         with borrowed(model) as model:
             given = opened(model, task, options, collate_fn, parameters)
             feed = given.feed(train, "train", ids)
             checked_size(feed, LEAST)
             asked = None if queries is None else given.feed(queries, "queries", query_ids)
-            _expect(whole, feed, asked)
-            own, centre = readings(given, feed)
-            test = None if asked is None else readings(given, asked, centre)[0]
-        strength = self_influence(
-            model, train, task=task, direction=Perturbation("gfim", reading="auto"), parameters=parameters, ids=ids,
-            collate_fn=collate_fn, num_workers=num_workers, batch_size=batch_size, device=device, progress=progress, seed=seed,
-        )  # fmt: skip
+            _expect(whole, feed, asked, fitted=direction != "plain")
+            own, _ = readings(given, feed, looks=False)
+            test = None if asked is None else readings(given, asked, looks=False)[0]
+        if direction == "plain":
+            strength, unit = _plain(own, settled(rule, given.task), given.task)
+        else:
+            apart = self_influence(
+                model, train, task=task, direction=rule, parameters=parameters, ids=ids, collate_fn=collate_fn,
+                num_workers=num_workers, batch_size=batch_size, device=device, progress=progress, seed=seed,
+            )  # fmt: skip
+            strength, unit = apart.values, apart.unit
         with shown("predictions by the others", 1, progress) as advance:
             others = leave_one_out(own.logits, own.labels, own.classes)
             advance(1)
@@ -146,7 +157,7 @@ def memorized(
                 pairs = _pairs(others, test, feed, asked, count, advance)
     known = memorization(others, own.labels)
     table = pd.DataFrame(
-        {"memorization": known, "self_influence": strength.values, "loss": own.loss.numpy(),
+        {"memorization": known, "self_influence": strength, "loss": own.loss.numpy(),
          "is_memorized": known >= MEMORIZED},
         index=id_index(feed.examples.ids),
     )  # fmt: skip
@@ -154,7 +165,7 @@ def memorized(
                               "leverage": others.leverage.numpy()}, index=table.index)  # fmt: skip
     pictured = {"train": feed.examples} | ({"queries": asked.examples} if asked is not None else {})
     cost = {"seconds": round(time.perf_counter() - began, 3), "examples": len(table), "ridge": others.ridge}
-    units = UNITS | {"self_influence": f"{strength.unit} per unit step"}
+    units = UNITS | {"self_influence": f"{unit} per unit step"}
     return Memorized("memorized", table, "is_memorized", MEMORIZED, None, "threshold of Feldman & Zhang 2020",
                      baselines, units, feed.examples.notes, cost, pictured, pairs)  # fmt: skip
 
@@ -167,7 +178,13 @@ def memorization(others: Without, labels: Tensor) -> np.ndarray[Any, np.dtype[np
     return (others.fitted - others.predicted).gather(1, labels[:, None])[:, 0].numpy()
 
 
-def _expect(whole: Stages, feed: Feed, asked: Feed | None) -> None:
+def _plain(own: Readings, rule: Perturbation, task: Task) -> tuple[np.ndarray[Any, np.dtype[np.float64]], str | None]:
+    """Return (‖gᵢ‖² of losses as the rule reads them, its unit): what :func:`self_influence` would say, without its pass."""
+    factor = slope(own.loss).square() if rule.reading == "root" else torch.ones_like(own.loss)
+    return (own.self_influence * factor).numpy(), rule.unit_of(task.unit)
+
+
+def _expect(whole: Stages, feed: Feed, asked: Feed | None, *, fitted: bool) -> None:
     """Say what the call will do, for its progress."""
     size = len(feed.examples)
     read = size + (0 if asked is None else len(asked.examples))
@@ -176,8 +193,8 @@ def _expect(whole: Stages, feed: Feed, asked: Feed | None) -> None:
     for part in (feed, asked):
         if part is not None:
             expect_readings(whole, part)
-    whole.expect("fitting", 4 * size)
-    whole.expect("self-influence", 4 * size)
+    whole.expect("fitting", 4 * size * fitted)
+    whole.expect("self-influence", 4 * size * fitted)
     whole.expect("predictions by the others", multiplications(size, WIDTH), ARITHMETIC)
     if asked is not None:
         whole.expect("pairs", len(asked.examples) * size * (WIDTH + 2 * min(size, WIDTH)), ARITHMETIC)

@@ -90,7 +90,7 @@ def mislabeled(
     fit (loss and self-influence, one vote); with ``clean``, the reaction to it. Their ranks are averaged with weights from
     how far the detectors agree (``use/consensus.py``): no tuning, before memorisation as after it.
 
-    Cost: about 22 F (features, and a gradient pass for the loss and for four directions of the logits), and one
+    Cost: about 27 F (features, and one gradient pass for the loss and four directions of the logits), and one
     eigendecomposition of at most 2,048 × 2,048 for each view.
 
     Args:
@@ -141,8 +141,8 @@ def mislabeled(
             if trusted is not None and len(trusted.examples) < LEAST_CLEAN:
                 raise DataError("clean", expected=f"at least {LEAST_CLEAN} examples", got=str(len(trusted.examples)))
             _expect(whole, feed, trusted)
-            own, centre = readings(given, feed)
-            known = None if trusted is None else readings(given, trusted, centre)[0]
+            own, centre = readings(given, feed, reaction=trusted is not None)
+            known = None if trusted is None else readings(given, trusted, centre, reaction=True)[0]
         with shown("predictions by the others", len(own.views()), progress) as advance:
             others = _by_others(own, advance)
         with shown("neighbours", len(own.features), progress) as advance:

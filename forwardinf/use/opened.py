@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forwardinf.core.errors import SettingError, TaskError
 from forwardinf.core.examples import Collate, Id
-from forwardinf.core.feed import Feed
+from forwardinf.core.feed import Ask, Feed
 from forwardinf.core.progress import Advance, progress
 from forwardinf.core.task import Task, as_task
 from forwardinf.job.options import Options, device_of, open_examples
@@ -70,10 +70,12 @@ def losses(feed: Feed, batch_size: int, advance: Advance = NONE) -> Tensor:
 
 
 @torch.no_grad()
-def predictions(feed: Feed, batch_size: int, advance: Advance = NONE) -> tuple[Tensor, Tensor]:
+def predictions(
+    feed: Feed, batch_size: int, advance: Advance = NONE, seen: Callable[[Ask], Ask] = lambda ask: ask
+) -> tuple[Tensor, Tensor]:
     """Return (probabilities ``(N, C)`` float64, labels ``(N,)`` int64) of a classifier.
 
-    ``advance`` is told of examples done.
+    ``advance`` is told of examples done; ``seen`` may look at what is asked.
 
     Raises:
         TaskError: The task has no logits or no label, or its logits are not ``(B, C)``.
@@ -98,7 +100,7 @@ def predictions(feed: Feed, batch_size: int, advance: Advance = NONE) -> tuple[T
         return logits
 
     rows = range(len(feed.examples))
-    found.extend(logits.double().softmax(1).cpu() for logits in feed.each(ask, rows, batch_size))
+    found.extend(logits.double().softmax(1).cpu() for logits in feed.each(seen(ask), rows, batch_size))
     probabilities, given = torch.cat(found), torch.cat(labels)
     classes = given.long()
     if (

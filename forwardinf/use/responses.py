@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed
-from forwardinf.core.per_example import factored
+from forwardinf.core.feed import Asks, Feed
+from forwardinf.core.per_example import factored_each
+from forwardinf.core.products import Products
 from forwardinf.core.progress import Advance
+from forwardinf.core.uses import Use
 
 Ask = Callable[[nn.Module, Batch], Tensor]
 Parameters = Mapping[str, nn.Parameter]
@@ -96,34 +98,65 @@ def responses(
     Cost: one forward, one activation-only backward and the gradients' formation, about 4 F. Memory: a batch's gradients
     (at most 16 MiB, or one example's), and the result.
     """
+    one = Asks(lambda model, batch: [(ask or feed.task.loss)(model, batch)])
+    return responses_each(feed, parameters, one, [probes], rows=rows, advance=advance)[0]
+
+
+def responses_each(
+    feed: Feed, parameters: Parameters, asks: Asks, probes: Sequence[Probes | None], *, rows: Sequence[int] | None = None,
+    advance: Advance = lambda done: None,
+) -> list[Responses]:  # fmt: skip
+    """Return every row's responses to several things asked of one forward, each by probes of its own; see :func:`responses`.
+
+    Args:
+        feed: As in :func:`responses`.
+        parameters: As in :func:`responses`.
+        asks: What is differentiated.
+        probes: One for each; None: of that the square alone is wanted.
+        rows: As in :func:`responses`.
+        advance: As in :func:`responses`.
+
+    Cost: one forward, and for each thing asked an activation-only backward and the gradients' formation, about 3 F.
+    """
     wanted = range(len(feed.examples)) if rows is None else rows
-    values = torch.zeros(len(wanted), probes.count)
-    square, asked, at = torch.zeros(len(wanted), dtype=torch.float64), torch.zeros(len(wanted), dtype=torch.float64), 0
-    for found, grads in gradients(feed, wanted, parameters, ask):
-        here = slice(at, at + len(found))
-        block = torch.zeros(len(found), probes.count, dtype=torch.float32, device=feed.device)
-        for name, gradient in grads.items():
-            flat = gradient.flatten(1)
-            probes.add(block, name, flat.float())
-            square[here] += flat.float().square().sum(1).double().cpu()
-        values[here], asked[here] = block.cpu(), found
-        at += len(found)
-        advance(len(found))
-    return Responses(values, square, asked)
+    counts = [0 if each is None else each.count for each in probes]
+    found = [Responses(torch.zeros(len(wanted), count), torch.zeros(len(wanted), dtype=torch.float64),
+                       torch.zeros(len(wanted), dtype=torch.float64)) for count in counts]  # fmt: skip
+    size = max(1, min(MOST_AT_ONCE, HELD // max(sum(parameter.numel() for parameter in parameters.values()), 1)))
+    products, at = Products(torch.float32, feed.device), 0
+    for units, columns, heads in factored_each(feed, wanted, parameters, size, asks):
+        here = slice(at, at + len(units))
+        blocks = [torch.zeros(len(units), count, device=feed.device) for count in counts]
+        squares = [torch.zeros(len(units), dtype=torch.float64, device=feed.device) for _ in heads]
+        for head, name, gradient in _gradients(products, heads):
+            squares[head] += torch.linalg.vector_norm(gradient, dim=1).double().square()
+            sketch = probes[head]
+            if sketch is not None:
+                sketch.add(blocks[head], name, gradient)
+        for one, block, square, column in zip(found, blocks, squares, columns, strict=True):
+            one.values[here], one.square[here], one.asked[here] = block.cpu(), square.cpu(), column
+        at += len(units)
+        advance(len(units))
+    return found
 
 
-def gradients(
-    feed: Feed, rows: Sequence[int], parameters: Parameters, ask: Ask | None = None
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yield (what was asked ``(B,)``, each example's gradient by name ``(B, *shape)``) of batches of rows, in order."""
-    total = sum(parameter.numel() for parameter in parameters.values())
-    size = max(1, min(MOST_AT_ONCE, HELD // max(total, 1)))
-    for _, values, uses in factored(feed, rows, parameters, size, ask):
-        grads: dict[str, Tensor] = {}
+def _gradients(products: Products, heads: Sequence[Sequence[Use]]) -> Iterator[tuple[int, str, Tensor]]:
+    """Yield (which thing asked, parameter, its gradient by example ``(B, size)`` float32), one parameter after the other.
+
+    The memory is written over by the next one.
+    """
+    of: dict[str, dict[int, list[Use]]] = {}
+    for head, uses in enumerate(heads):
         for use in uses:
-            found = use.gradient().detach()
-            grads[use.name] = grads[use.name] + found if use.name in grads else found
-        yield values, grads
+            of.setdefault(use.name, {}).setdefault(head, []).append(use)
+    for name, each in of.items():
+        for head, own in each.items():
+            whole = products.formed(own[0])
+            if len(own) > 1:  # the first one may lie where the next is formed
+                whole = whole.clone()
+                for use in own[1:]:
+                    whole += products.formed(use)
+            yield head, name, whole
 
 
 def unit(values: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from forwardinf.view.cli import (
 
 Rows = Annotated[int, typer.Option("-k", "--top", help="How many rows to print.")]
 Pairs = Annotated[int, typer.Option(help="Training examples for each query.")]
+Own = Annotated[str, typer.Option("--direction", help="P of the column self_influence: plain (free), gfim, ekfac, …")]
 Saved = Annotated[Path | None, typer.Option("--out", help="Folder for the tables (Parquet) and the facts (JSON).")]
 Page = Annotated[Path | None, typer.Option("--report", help="Write an HTML report to this file.")]
 Clean = Annotated[
@@ -94,7 +95,8 @@ def memorized(
     model: ModelArg, data: DataArg,
     queries: Traced = None,
     weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None, data_option: DataOption = None,
-    where: Where = None, task: TaskArg = "classification", task_option: TaskOption = None, pairs: Pairs = 5, ids: Ids = None,
+    where: Where = None, task: TaskArg = "classification", task_option: TaskOption = None, pairs: Pairs = 5,
+    direction: Own = "plain", ids: Ids = None,
     batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20, out: Saved = None, report: Page = None,
     tokenizer: TokenizerArg = None, as_json: Json = False, only: Only = False,
 ) -> None:  # fmt: skip
@@ -103,7 +105,9 @@ def memorized(
 
     config = _asked(model, data, data if queries is None else queries, weights, weights_key, model_option, data_option, where,
                     task, task_option, ids=ids, batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
-    _told(lambda: run_memorized(config, queries is not None, k=pairs), k, out, report, as_json, only)
+    _told(
+        lambda: run_memorized(config, queries is not None, k=pairs, direction=direction), k, out, report, as_json, only
+    )
 
 
 def say_plan(call: Callable[[], object], as_json: bool) -> None:

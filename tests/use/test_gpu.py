@@ -114,3 +114,21 @@ def test_traces_of_images_give_the_cpus_scores():
         got, want = (fi.trace_images(model, given.train, given.queries, task=given.task, progress=False, **settings)
                      for model in (on_gpu(given.model), given.model))  # fmt: skip
         assert_close(got.scores.values, want.scores.values, rtol=1e-2, why=f"{FLOATS}; differences of losses")
+
+
+@pytest.mark.parametrize("kind", [torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM])
+def test_recurrent_layers_have_gradients_in_eval_mode(kind):
+    given = case("cnn", torch.float64)
+
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent, self.head = kind(8, 6, batch_first=True), torch.nn.Linear(6, 10)
+
+        def forward(self, x):
+            return self.head(self.recurrent(x.squeeze(1))[0][:, -1])
+
+    torch.manual_seed(0)
+    given.model = Recurrent().double().eval()
+    got, want = both(given)
+    assert_close(got.values, want.values, rtol=1e-5, why=SUMS)

@@ -1,6 +1,8 @@
 """What is known by heart: wrong labels that a model fits, and copies of queries that its predictions rest on."""
 
+import pytest
 import torch
+from close import assert_close
 from planted import fitted, planted
 
 import forwardinf as fi
@@ -39,3 +41,21 @@ def test_a_query_with_an_odd_label_rests_on_its_own_copy(tmp_path):
     page = result.report(tmp_path / "page.html").read_text()
     assert "<i>" not in page
     assert "rest on" in page
+
+
+def test_the_column_is_what_self_influence_says_and_decides_nothing():
+    found = planted(6, 0.1)
+    train = tuple(part[:80] for part in found.train)
+    settings = {"task": fi.Classification(), "progress": False}
+    tables = {}
+    for direction in ("plain", "gfim", fi.Perturbation("plain", reading="loss")):
+        rule = direction if isinstance(direction, fi.Perturbation) else fi.Perturbation(direction, reading="auto")
+        result = fi.memorized(found.model, train, direction=direction, **settings)
+        want = fi.self_influence(found.model, train, direction=rule, **settings)
+        assert_close(result.table["self_influence"], want.values, rtol=1e-4, why="float32, formed in another way")
+        assert result.units["self_influence"] == f"{want.unit} per unit step"
+        tables[str(direction)] = result.table.drop(columns="self_influence")
+    first, *others = tables.values()
+    assert all(first.equals(table) for table in others)
+    with pytest.raises(fi.SettingError, match="nonsense"):
+        fi.memorized(found.model, train, direction="nonsense", **settings)

@@ -1,5 +1,6 @@
 """Responses to shared probes, against gradients by autograd; features, against hooks by hand."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from cases import case, feed, gradient, gradients
@@ -8,10 +9,10 @@ from torch import nn
 
 import forwardinf as fi
 from forwardinf.core.examples import examples
-from forwardinf.core.feed import Feed
+from forwardinf.core.feed import Asks, Feed
 from forwardinf.perturb.select import select
 from forwardinf.use.features import features, find_layers
-from forwardinf.use.responses import Probes, responses
+from forwardinf.use.responses import Probes, responses, responses_each
 
 
 def test_as_many_probes_as_weights_give_the_gradients_themselves():
@@ -38,6 +39,51 @@ def test_inner_products_of_few_probes_are_those_of_gradients_but_for_chance():
         errors.append(float(((found @ found.T - want) / (size[:, None] * size)).square().mean().sqrt()))
     assert errors[0] < 2 / 256**0.5  # relative to the lengths: about 1/√M
     assert errors[1] < 0.75 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet"])
+def test_several_things_asked_of_one_forward_have_their_own_gradients(name, monkeypatch):
+    given = case(name, torch.float64)
+    parameters, passes = select(given.model, None), []
+    asks = Asks(
+        lambda m, b: (lambda out: [given.task._judged(b, out), out[:, 3], out.square().sum(1)])(given.task.logits(m, b))
+    )
+    given.model.register_forward_hook(lambda *_: passes.append(1))
+    reader, probes = feed(given), [Probes(parameters, 10**9), Probes(parameters, 10**9), None]
+    responses_each(reader, parameters, asks, probes)  # looks at the model
+    passes.clear()
+    loss, logit, power = responses_each(reader, parameters, asks, probes)
+    assert len(passes) == -(-40 // 64)
+    for found, ask in ((loss, given.task.loss), (logit, lambda m, b: given.task.logits(m, b)[:, 3]),
+                       (power, lambda m, b: given.task.logits(m, b).square().sum(1))):  # fmt: skip
+        want = gradients(given, given.train, ask)
+        assert_close(found.square, want.square().sum(1), rtol=1e-5, why="float32")
+        if found is not power:
+            assert_close(found.values, want, rtol=1e-5, why="kept in float32")
+    assert power.values.shape == (40, 0)
+
+
+def test_several_things_asked_of_a_model_that_is_read_one_by_one():
+    given = case("cnn", torch.float64)
+
+    class Company(nn.Module):  # a parameter used in a way that is not known: autograd's own gradient
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.power = inner, nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.inner(x.abs() ** self.power)
+
+    model = Company(given.model).eval()
+    parameters = select(model, None)
+    reader = Feed(model, given.task, examples((given.train[0][:7], given.train[1][:7])), torch.device("cpu"))
+    asks = Asks(lambda m, b: (lambda out: [given.task._judged(b, out), out[:, 3]])(given.task.logits(m, b)))
+    found = responses_each(reader, parameters, asks, [Probes(parameters, 10**9)] * 2)
+    for one, ask in zip(found, (lambda out, y: F.cross_entropy(out, y), lambda out, y: out[0, 3]), strict=True):
+        want = torch.stack([
+            gradient(model, ask(model(x[None]), y[None])[None]) for x, y in zip(*(part[:7] for part in given.train), strict=True)
+        ])  # fmt: skip
+        assert_close(one.values, want, rtol=1e-5, why="kept in float32")
 
 
 def test_a_layer_that_is_not_known_is_read_by_autograd():
