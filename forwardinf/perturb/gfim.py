@@ -26,6 +26,7 @@ from forwardinf.perturb.parts import Part, sides, wide
 from forwardinf.perturb.schulz import schulz
 from forwardinf.perturb.squares import NUMBERS_AT_ONCE, gradients, places_of, squares
 
+EXACT_SIDE = 1024  # sides up to which a part is solved in float64: beyond, in the dtype that it is kept in
 NAMED = 8  # parameters that a note names; of more it says how many
 
 SIDES = ("rows", "columns", "diagonal")
@@ -72,25 +73,43 @@ class Slices:
         if self._known is None or self._known[0] != damping:
             self._known = damping, self._factored(damping)
         known, turned = self._known[1], self.side == "columns"
-        given = (gradient.mT if turned else gradient).to(known.dtype)  # (groups, d, …)
+        given = (gradient.mT if turned else gradient).to(self._dtype)  # (groups, d, …)
         if self.inverse == "schulz":
-            found = known @ given
+            found = known @ given.to(known.dtype)
         elif self.few:  # Woodbury: only what the few vectors span differs from g/λ
-            kept = self.kept.to(known.dtype)
-            found = (given - kept.mT @ torch.cholesky_solve(kept @ given, known)) / damping
+            kept = self.kept.to(self._dtype)
+            solved = torch.cholesky_solve((kept @ given).to(known.dtype), known)
+            found = (given - kept.mT @ solved.to(self._dtype)) / damping
         else:
             found = torch.cholesky_solve(given, known)
         return (found.mT if turned else found).to(gradient.dtype)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """What products with a side of d are taken in: float64, unless d is so large that they are what a call takes."""
+        return torch.float64 if self.kept.shape[-1] <= EXACT_SIDE else self.kept.dtype
+
     def _factored(self, damping: float) -> Tensor:
-        """Return the Cholesky factor of G + λI (of the few vectors' products + λI), or its inverse by Schulz; float64."""
-        kept = self.kept.double()
-        core = kept @ kept.mT if self.few and self.inverse == "cholesky" else self.gram.double()
-        core = core + damping * torch.eye(core.shape[-1], dtype=torch.float64, device=self.device)
+        """Return the Cholesky factor of G + λI (of the few vectors' products + λI), or its inverse by Schulz."""
+        kept = self.kept.to(self._dtype)
         if self.inverse == "schulz":
-            return torch.stack([schulz(one) for one in core])
-        factor: Tensor = torch.linalg.cholesky(core)
-        return factor
+            return torch.stack([schulz(_raised(one, damping)) for one in self.gram.double()])
+        if self.few:
+            return _factor(_raised((kept @ kept.mT).double(), damping))
+        factor, failed = torch.linalg.cholesky_ex(_raised(kept, damping))
+        return factor if not bool(failed.any()) else _factor(_raised(self.kept.double(), damping))
+
+
+def _raised(core: Tensor, damping: float) -> Tensor:
+    """Return a copy with λ added to the diagonal."""
+    core = core.clone()
+    core.diagonal(dim1=-2, dim2=-1).add_(damping)
+    return core
+
+
+def _factor(core: Tensor) -> Tensor:
+    factor: Tensor = torch.linalg.cholesky(core)
+    return factor
 
 
 def side_of(part: Part, uses: Sequence[Use]) -> Side | None:
