@@ -76,3 +76,46 @@ def last_hidden(model: nn.Module, inputs: Tensor) -> Tensor:
     finally:
         hook.remove()
     return torch.cat(seen)
+
+
+# Of a size at which a forward pass over a thousand examples takes seconds: benchmarks/bench_first_call.py
+
+
+def resnet9() -> nn.Module:
+    """A ResNet-9 with BatchNorm for 32×32 colour images: .9 million parameters."""
+
+    def conv(inside: int, outside: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU())
+
+    class Skip(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + super().forward(x)
+
+    return nn.Sequential(
+        conv(3, 32), conv(32, 64), nn.MaxPool2d(2), Skip(conv(64, 64), conv(64, 64)), conv(64, 128), nn.MaxPool2d(2),
+        conv(128, 192), nn.MaxPool2d(2), Skip(conv(192, 192)), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(192, 10),
+    )  # fmt: skip
+
+
+def cnn28() -> nn.Module:
+    """Two convolutions and two dense layers for 28×28 grey images: .46 million parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+class ViT(nn.Module):
+    """A vision transformer of six layers for 32×32 colour images in patches of 4: 1.8 million parameters at width 160."""
+
+    def __init__(self, width: int = 160, layers: int = 6) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.places = nn.Parameter(0.02 * torch.randn(1, 64, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.blocks(self.patches(x).flatten(2).mT + self.places)
+        return self.head(self.norm(hidden).mean(1))
