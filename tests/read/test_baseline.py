@@ -12,6 +12,7 @@ from torch import nn
 
 import forwardinf as fi
 from forwardinf.read import believe
+from forwardinf.read.forward import ForwardEngine
 
 SEEN = []
 
@@ -184,3 +185,21 @@ def test_candidates_have_a_baseline_of_their_own(given):
     assert attribute(given, candidates=[[0, 1, 3]] * QUERIES).plan["baseline"] == "read"
     assert np.isnan(first.baseline[3:]).all()
     assert np.isfinite(first.baseline[:3]).all()
+
+
+def test_an_exact_pass_leaves_the_baseline(monkeypatch, tmp_path):
+    given = case("cnn")
+    apart = attribute(given, engine="forward")
+
+    def read(*_):
+        raise AssertionError("a pass of its own")
+
+    monkeypatch.setattr(ForwardEngine, "losses", read)
+    scores = attribute(given, engine="factored", output_dir=tmp_path / "run", cache_dir=tmp_path / "cache")
+    assert scores.plan["baseline"] == "with the scores"
+    assert np.allclose(scores.baseline, apart.baseline, atol=4 * float(apart.noise_floor.max() * apart.step.max()) + 1e-5)
+    assert np.array_equal(fi.load_scores(tmp_path / "run").baseline, scores.baseline)
+    again = attribute(given, engine="factored", cache_dir=tmp_path / "cache")
+    assert again.plan["baseline"] == "cached"
+    assert np.array_equal(again.baseline, scores.baseline)
+    assert np.array_equal(again.values, scores.values)
