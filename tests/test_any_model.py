@@ -74,7 +74,9 @@ class Sequences(nn.Module):
 @pytest.mark.parametrize("rule", RULES)
 def test_sequences_first(rule, length):
     tokens = torch.randint(0, 30, (N, length), generator=torch.Generator().manual_seed(1))
-    odd, plain = pair(Sequences)
+    odd, plain = (
+        model.double() for model in pair(Sequences)
+    )  # eigenvectors that are nearly alike turn with each rounding
     want = scores(plain, (tokens, Y), (tokens[:3], Y[:3]), RULES[rule]).values
     for size in (1, length, "auto"):
         got = scores(odd, (tokens, Y), (tokens[:3], Y[:3]), RULES[rule], batch_size=size).values
@@ -322,7 +324,12 @@ def test_activation_checkpoints(first, reentrant):
     odd, plain = pair(lambda plain: Checkpointed(plain, first, reentrant))
     for rule in ("plain", "default", "finite"):
         got, want = (scores(model, (X, Y), (X[:3], Y[:3]), RULES[rule]).values for model in (odd, plain))
-        assert_close(got, want, rtol=1e-6, why="the same arithmetic")
+        assert_close(
+            got,
+            want,
+            rtol=1e-3 if rule == "finite" else 1e-6,
+            why="the same arithmetic; lengths are found by bisection",
+        )
     assert (module.CheckpointFunction.apply, module._checkpoint_without_reentrant_generator) == before
 
 
@@ -336,12 +343,17 @@ class Tables(nn.Module):
 
 
 def test_sparse_tables():
-    odd, plain = pair(Tables)
+    odd, plain = (model.double() for model in pair(Tables))
     train = torch.arange(N) % 20, torch.arange(N) * 7 % 20, X[:, 0]
     for rule in ("plain", "default", "finite"):
-        got, want = (scores(model, train, tuple(c[:3] for c in train), RULES[rule], task=fi.Regression()).values
+        got, want = (scores(model, train, tuple(c[:3] for c in train), RULES[rule], task=fi.Regression(), batch_size=8).values
                      for model in (odd, plain))  # fmt: skip
-        assert_close(got, want, rtol=1e-6, why="the same arithmetic")
+        assert_close(
+            got,
+            want,
+            rtol=1e-3 if rule == "finite" else 1e-6,
+            why="the same arithmetic; lengths are found by bisection",
+        )
 
 
 def test_complex_parameters_are_refused_by_name():

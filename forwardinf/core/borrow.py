@@ -17,6 +17,7 @@ from forwardinf.core.surroundings import undisturbed
 from forwardinf.core.uninterrupted import Lending, surely
 
 WRITES = "A forward that writes to its own weights makes every reading depend on the one before: build a model that does not."
+PLAIN = (Tensor, nn.Parameter)  # other classes need not have copies, nor be compared
 SLOTS = ("_parameters", "_buffers", "_modules")
 LARGE = 16 * 2**20  # bytes of weights from which freed memory is worth returning
 
@@ -149,7 +150,7 @@ class Loan(Lending[nn.Module]):
         size = sum(tensor.nbytes for tensor in live.values())
         room = machine.free_bytes(torch.device("cpu"))
         kept = (
-            {name: tensor.detach().cpu().clone() for name, tensor in live.items()}
+            {name: tensor.detach().cpu().clone() for name, tensor in live.items() if type(tensor) in PLAIN}
             if size < room / 2 or not room
             else {}
         )

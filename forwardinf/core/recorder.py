@@ -390,7 +390,7 @@ def _uncountable(recording: Recording, feed: Feed, rows: Sequence[int]) -> str:
     if all(call.layout.kind != "rows" for call in recording.calls):
         return ""
     if recording.by_content:
-        return "the forward picks rows by their content: whose they are cannot be counted"
+        return f"the forward picks rows by their content ({recording.by_content}): whose they are cannot be counted"
     if not all(len(tensor) == len(rows) for tensor in _columns(recording.batch)):
         return "examples are joined end to end: whose rows are whose cannot be counted"
     return ""

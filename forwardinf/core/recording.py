@@ -158,7 +158,7 @@ class Recording(TorchFunctionMode):
     Attributes:
         calls: See :class:`Structure`.
         unknown_uses: Parameters used by a function that is not known here, with that function's name.
-        by_content: Something's size depended on the content of a tensor.
+        by_content: The function whose result had a size that depends on a tensor's content; empty: there was none.
         element_size: Of the narrowest output in bytes: a forward may compute in less than the parameters are kept in.
         batch: What the model was fed.
         found: Its structure, once the forward is done.
@@ -174,7 +174,7 @@ class Recording(TorchFunctionMode):
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.calls: list[Call] = []
         self.unknown_uses: dict[str, str] = {}
-        self.by_content, self.element_size = False, 8
+        self.by_content, self.element_size = "", 8
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._turned: dict[int, str] = {}
         self._derived: dict[int, tuple[Tensor, str]] = {}
@@ -188,7 +188,7 @@ class Recording(TorchFunctionMode):
     ) -> Any:
         given = kwargs or {}
         if func in BY_CONTENT or _counted(func, args, given):
-            self.by_content = True
+            self.by_content = getattr(func, "__name__", str(func))
         if not any(map(self.involves, (*args, *given.values()))):
             return func(*args, **given)
         handler = HANDLERS.get(func)

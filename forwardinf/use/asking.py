@@ -488,8 +488,12 @@ class Asking:
 
     def _order(self, places: Sequence[int]) -> list[int]:
         """Return places sorted by length, where it is known: less padding."""
-        lengths = self.texts.lengths
-        return list(places) if lengths is None else sorted(places, key=lambda place: lengths[place])
+        lengths, rows = self.texts.lengths, self.train.examples
+        return (
+            list(places)
+            if lengths is None or rows.units != len(rows)
+            else sorted(places, key=lambda place: lengths[place])
+        )
 
     def _note(self, text: str) -> None:
         if text and text not in self.notes:

@@ -76,14 +76,14 @@ def test_a_closed_cache_is_done_without(tmp_path):
 
 def full(monkeypatch, where):
     """Make every file of ours that is put in place below a folder find the disk full."""
-    real = Path.replace
+    for owner, name in ((Path, "replace"), (os, "link")):
 
-    def replace(self, target):
-        if str(target).startswith(str(where)):
-            raise OSError(28, "No space left on device")
-        return real(self, target)
+        def put(source, target, real=getattr(owner, name)):
+            if str(target).startswith(str(where)):
+                raise OSError(28, "No space left on device")
+            return real(source, target)
 
-    monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(owner, name, put)
 
 
 def test_a_full_cache_is_done_without_and_a_full_output_is_our_error(tmp_path, monkeypatch, caplog):

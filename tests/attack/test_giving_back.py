@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from close import assert_close
 from torch import nn
 
 import forwardinf as fi
@@ -50,7 +51,7 @@ def attribute(model, **given):
     x, y = rows()
     rule = given.pop("perturbation", fi.Perturbation("plain", length=0.05, two_sided=True))
     return fi.attribute(model, (x, y), (x[:2], y[:2]), task=fi.Classification(), perturbation=rule, cache_dir="off",
-                        progress=False, **given)  # fmt: skip
+                        progress=False, **{"batch_size": 8, **given})  # fmt: skip
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
@@ -323,7 +324,8 @@ def test_two_threads_on_one_model_wait_for_one_another():
     for thread in threads:
         thread.join()
     assert len(found) == 4
-    assert all(torch.equal(torch.as_tensor(one), torch.as_tensor(want)) for one in found)
+    for one in found:  # a thread of its own may add up with other threads
+        assert_close(torch.as_tensor(one), torch.as_tensor(want), rtol=1e-4, why="the same readings")
     assert_as_before(model, before)
 
 

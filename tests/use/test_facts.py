@@ -357,8 +357,8 @@ def test_packed_documents_are_ranked_one_by_one():
     assert [word for word in shown.split() if word not in ("<s>", "</s>")] == top.split()
 
 
-def test_packed_documents_of_a_model_with_a_use_that_is_not_known():
-    """The norm's scale goes through a function that is not known: it is left out, and the rest is found as before."""
+def test_packed_documents_of_a_model_whose_scales_are_made_of_its_weights():
+    """The norm's scale is 1 + weight: a tensor made of a parameter, whose gradient is pulled back to it."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GemmaConfig(vocab_size=len(tokenizer()), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
                                       num_attention_heads=2, num_key_value_heads=1, head_dim=8, pad_token_id=1)  # fmt: skip
@@ -366,7 +366,7 @@ def test_packed_documents_of_a_model_with_a_use_that_is_not_known():
     packed = [{"input_ids": [token for row in rows[at : at + 2] for token in row]} for at in range(0, len(rows), 2)]
     found = traced(transformers.GemmaForCausalLM(config), packed, documents=1, spans=0, baselines=False)
     assert found.scores.values.shape == (1, len(rows))
-    assert any("left out" in note for note in found.notes)
+    assert any("one document at a time" in note for note in found.notes)
     rule = fi.Perturbation("kfac")  # whole gradients: what is not known is formed one row at a time
     whole = traced(
         transformers.GemmaForCausalLM(config), packed, documents=1, perturbation=rule, spans=0, baselines=False
