@@ -348,12 +348,8 @@ def test_sparse_tables():
     for rule in ("plain", "default", "finite"):
         got, want = (scores(model, train, tuple(c[:3] for c in train), RULES[rule], task=fi.Regression(), batch_size=8).values
                      for model in (odd, plain))  # fmt: skip
-        assert_close(
-            got,
-            want,
-            rtol=1e-3 if rule == "finite" else 1e-6,
-            why="the same arithmetic; lengths are found by bisection",
-        )
+        why = "a short push or gradients, lengths found by bisection"
+        assert_close(got, want, rtol=1e-3 if rule == "finite" else 1e-4, why=why)
 
 
 def test_complex_parameters_are_refused_by_name():
