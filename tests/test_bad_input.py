@@ -6,6 +6,7 @@ keyed in test_laws.py, files and forms of data in core/test_load_*.py.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,12 +101,26 @@ def test_bad_input_is_an_error_of_ours_and_leaves_no_scores(name, tmp_path):
     assert not (tmp_path / "run" / "done.json").exists()
 
 
-@pytest.mark.parametrize("setting", ["cache_dir", "output_dir"])
-def test_a_file_where_a_folder_should_be_is_an_error_of_ours(setting, tmp_path):
+def test_a_file_where_a_folder_should_be_is_an_error_of_ours(tmp_path):
     (tmp_path / "file").write_text("mine")
     x, y = torch.eye(2), torch.tensor([0, 1])
     with pytest.raises(fi.FileError, match="folder"):
-        fi.attribute(torch.nn.Linear(2, 2), (x, y), (x, y), task=fi.Classification(), **{setting: tmp_path / "file"})
+        fi.attribute(torch.nn.Linear(2, 2), (x, y), (x, y), task=fi.Classification(), output_dir=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_where_the_cache_should_be_is_told_once_and_done_without(tmp_path, caplog):
+    (tmp_path / "file").write_text("mine")
+    torch.manual_seed(0)
+    x, y, model = torch.eye(2), torch.tensor([0, 1]), torch.nn.Linear(2, 2)
+    want, *found = (
+        fi.attribute(model, (x, y), (x, y), task=fi.Classification(), progress=False, cache_dir=folder)
+        for folder in (tmp_path / "fine", tmp_path / "file", tmp_path / "file")
+    )
+    assert all(np.array_equal(got.values, want.values) for got in found)
+    told = [record.getMessage() for record in caplog.records if "nothing is kept between calls" in record.getMessage()]
+    assert len(told) == 1
+    assert str(tmp_path / "file") in told[0]
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -99,6 +99,20 @@ def many_labels():
     return model, (x[:20], labels[:20]), fi.MultiLabel()
 
 
+def ink():
+    """Return a network trained to find the ink of digits under noise, at all pixels but the border."""
+    clean = torch.tensor(load_digits().images[:600] / 16, dtype=torch.float32)[:, None]
+    x, maps = clean + 0.3 * torch.randn(clean.shape), torch.full((600, 8, 8), 255)
+    maps[:, 1:-1, 1:-1] = (clean[:, 0, 1:-1, 1:-1] > 0.5).long()
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 2, 3, padding=1))
+    task = fi.Segmentation(ignore_index=255)
+    fitted(model, lambda m: F.cross_entropy(m(x[:500]), maps[:500], ignore_index=255), 60, 1e-2)
+    with torch.no_grad():
+        right = model(x[500:]).argmax(1) == maps[500:]
+    assert right[maps[500:] != 255].float().mean() > 0.85
+    return model, (x[:15], maps[:15]), task
+
+
 TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 
 
@@ -135,8 +149,27 @@ def sentences():
     return model, rows[:15], task
 
 
+def tags():
+    """Return a BERT trained to tell low tokens, high ones behind a low one, and high ones behind a high one."""
+    transformers = pytest.importorskip("transformers")
+    model = transformers.BertForTokenClassification(transformers.BertConfig(
+        vocab_size=20, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3,
+        max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **TOKENS,
+    ))  # fmt: skip
+    texts = [torch.randint(3, 20, (int(torch.randint(4, 12, ())),)) for _ in range(128)]
+    rows = [{"input_ids": text, "labels": (text >= 12) * (1 + (text.roll(1) >= 12))} for text in texts]
+    for row in rows:
+        row["labels"][0] = -100  # nothing is in front of it
+    task = fi.TokenClassification()
+    batch = task.collate(rows)
+    fitted(model, lambda m: task.loss(m, batch).sum() / task.count(batch).sum(), 80, 5e-3)
+    assert task.loss(model, batch).detach().sum() / task.count(batch).sum() < 0.6
+    return model, rows[:15], task
+
+
 REAL = {"cifar": cifar, "fashion": fashion, "stories": stories, "ddpm": ddpm}
-TRAINED = {"regression": regression, "many labels": many_labels, "backwards": backwards, "sentences": sentences}
+TRAINED = {"regression": regression, "many labels": many_labels, "ink": ink, "backwards": backwards, "sentences": sentences,
+           "tags": tags}  # fmt: skip
 EVERY = pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.data) for name in REAL), *TRAINED])
 
 
@@ -210,6 +243,8 @@ def test_every_built_in_task_is_here():
         "SequenceClassification",
         "Seq2Seq",
         "CausalLM",
+        "TokenClassification",
+        "Segmentation",
         "Diffusion",
     }
     assert built_in == {

@@ -43,7 +43,7 @@ def find_cast(model: nn.Module, task: Task, batch: Batch, loss: Callable[[Batch]
     half: list[Cast | None] = []
     for candidate in candidates:
         far = _how_far(batch if candidate is None else candidate(task, batch), loss, wanted)
-        if far >= 1:
+        if far == 2:
             return candidate
         half += [candidate] if far == 1 else []
     return half[0] if half else candidates[1]  # no forward at all: the first reading says what else is wrong

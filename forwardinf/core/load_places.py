@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,4 +86,4 @@ def look_on_hub(what: str, word: str, forms: str, *, extra: str = "hf", cached: 
 
 def offline(hub: Any) -> bool:
     """Return whether the hub is not to be asked (``HF_HUB_OFFLINE``)."""
-    return bool(hub.constants.HF_HUB_OFFLINE)
+    return bool(import_module(f"{hub.__name__}.constants").HF_HUB_OFFLINE)  # no attribute until it is imported

@@ -78,7 +78,7 @@ def tokenised(
     rows = _Rows(found, max_length, chosen, f"{source}, " if source else "")
     others = {name: _values(data, name) for name in keep}
     columns = [_values(data, name) for name in chosen]
-    talk = isinstance(next((value for value in columns[0] if value is not None), None), list)
+    talk = _is_talk(next((value for value in columns[0] if value is not None), None))
     if talk and reader in ("encoder-decoder", "classifier"):
         raise SettingError(
             "text=", expected=f"text, for a model that is a {reader}", got=f"conversations in {chosen[0]!r}"
@@ -142,6 +142,11 @@ def _chosen(text: str | Sequence[str] | None, names: Sequence[str]) -> list[str]
     if len(parts) not in (1, 2):
         raise SettingError("text=", expected="a column, or two: a prompt and its completion", got=repr(text))
     return parts
+
+
+def _is_talk(value: Any) -> bool:
+    """Return whether a value is a list of messages; a list of strings, say, is not."""
+    return isinstance(value, list) and (not value or any(isinstance(turn, Mapping) for turn in value))
 
 
 def _values(data: Any, name: str) -> list[Any]:
@@ -270,7 +275,8 @@ class _Rows:
     def _check_text(self, row: int, values: tuple[Any, ...]) -> None:
         for name, value in zip(self.names, values, strict=True):
             if not isinstance(value, str):
-                raise DataError(f"{self.source}column {name!r}, row {row}", expected="text", got=repr(value)[:60])
+                expected = "text, or messages [{role, content}, …] in every row" if isinstance(value, list) else "text"
+                raise DataError(f"{self.source}column {name!r}, row {row}", expected=expected, got=repr(value)[:60])
 
     @contextmanager
     def _readable(self, row: int, values: tuple[Any, ...]) -> Iterator[None]:

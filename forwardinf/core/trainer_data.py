@@ -70,7 +70,7 @@ class Columns:
     def kept(self, data: Any, what: str) -> Any:
         """Return data without what the trainer drops, texts apart: people want to see them."""
         where = f"from_trainer: {what}"
-        if isinstance(data, Mapping) and not hasattr(data, "column_names"):
+        if isinstance(data, Mapping):
             one = all(
                 not hasattr(value, "__getitem__") or isinstance(value, str | list | Tensor) for value in data.values()
             )

@@ -222,12 +222,10 @@ def _plan(
     by_passes = options.engine == "factored" or (
         options.engine == "auto" and rule.kind == "linear" and queries * sides > FEW
     )
-    reading = len(rows) * (
-        1 + (FEW if by_passes else queries * sides)
-    )  # the baseline, and what forward passes will read
+    work = len(rows) * (1 + (FEW if by_passes else queries * sides))  # the baseline, and what forward passes will read
     known = same_speed(feed, len(rows), options.batch_size, by_passes)
     kept = None if cache is None else cache / "tuning" / f"{known}.json"
-    tuning = tune(feed, rows, batch_size, reading, kept)
+    tuning = tune(feed, rows, batch_size, work, kept)
     making = passes_of(rule.direction, queries, directions_together(parameters), rule.steps) * len(feed.examples)
     plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, direction_rows=making)
     moved = digest(known, sorted(parameters), rule.direction)

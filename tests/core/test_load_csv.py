@@ -138,4 +138,6 @@ def test_texts_of_a_csv_file_are_tokenised_like_those_of_any_table(tmp_path):
             return {"input_ids": [ord(letter) for letter in text]}
 
     rows = load_data(write(tmp_path, "text,label\nab,1\n,0\n"), tokenizer=Letters())
-    assert [rows[0], rows[1]] == [{"input_ids": [97, 98], "labels": 1}, {"input_ids": [], "labels": 0}]
+    assert list(rows) == [{"input_ids": [97, 98], "attention_mask": [1, 1], "text": "ab", "labels": 1},
+                          {"input_ids": [], "attention_mask": [], "text": "", "labels": 0}]  # fmt: skip
+    assert rows.notes == ["1 of 2 texts have no token"]

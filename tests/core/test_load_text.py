@@ -47,8 +47,6 @@ REFUSED = {
     "half a surrogate pair, as bytes": b'{"text": "a \xed\xa0\x80"}',
     "bytes that are no UTF-8": b'{"text": "a \xff"}',
     "NUL outside of text": b"\x00",
-    "brackets without end": "[" * 100_000,
-    "braces without end": '{"a":' * 100_000,
     "a bare text": '"text"',
 }
 
@@ -63,17 +61,25 @@ def test_a_line_that_is_no_row_of_text_is_named(tmp_path, what, before):
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 100_000], ids=["brackets without end", "braces without end"])
+@pytest.mark.parametrize("before", ["", '{"text": "fine"}\n'])
+def test_a_line_that_nests_without_end_is_named(tmp_path, line, before):
+    told = f"rows.jsonl, line {2 if before else 1}: expected values nested at most 64 deep"
+    with pytest.raises(fi.FileError, match=told):
+        load_data(write(tmp_path, before + line + "\n"))
+
+
 NOT_TEXT = {
-    "missing": ('{"text": null}', "None"),
-    "a number": ('{"text": 3}', "3"),
-    "a list": ('{"text": ["a"]}', r"\['a'\]"),
+    "missing": ('{"text": null}', "text, got None"),
+    "a number": ('{"text": 3}', "text, got 3"),
+    "a list": ('{"text": ["a"]}', r"text, or messages \[{role, content}, …\] in every row, got \['a'\]"),
 }
 
 
 @pytest.mark.parametrize("what", NOT_TEXT)
 def test_what_is_no_text_is_refused_by_file_column_and_row(tmp_path, what):
     line, got = NOT_TEXT[what]
-    with pytest.raises(fi.DataError, match=rf"rows.jsonl, column 'text', row 0: expected text, got {got}"):
+    with pytest.raises(fi.DataError, match=rf"rows.jsonl, column 'text', row 0: expected {got}"):
         load_data(write(tmp_path, line + "\n"), tokenizer=Bytes())
 
 

@@ -232,6 +232,7 @@ def test_the_result_is_saved_and_is_json(planted, tmp_path):
     found = fi.evaluate(effects, bank=bank)
     folder = found.save(tmp_path / "e")
     kept = json.loads((folder / "evaluation.json").read_text())
+    assert len(kept.pop("checksum")) == 32
     assert kept == json.loads(json.dumps(found.to_dict()))
     assert kept["table"][0]["mean"] == pytest.approx(1)
     assert kept["table"][0]["ceiling"] is None, "one seed: NaN is no JSON"
