@@ -197,7 +197,9 @@ def test_an_exact_pass_leaves_the_baseline(monkeypatch, tmp_path):
     monkeypatch.setattr(ForwardEngine, "losses", read)
     scores = attribute(given, engine="factored", output_dir=tmp_path / "run", cache_dir=tmp_path / "cache")
     assert scores.plan["baseline"] == "with the scores"
-    assert np.allclose(scores.baseline, apart.baseline, atol=4 * float(apart.noise_floor.max() * apart.step.max()) + 1e-5)
+    assert np.allclose(
+        scores.baseline, apart.baseline, atol=4 * float(apart.noise_floor.max() * apart.step.max()) + 1e-5
+    )
     assert np.array_equal(fi.load_scores(tmp_path / "run").baseline, scores.baseline)
     again = attribute(given, engine="factored", cache_dir=tmp_path / "cache")
     assert again.plan["baseline"] == "cached"
