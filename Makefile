@@ -20,10 +20,10 @@ test-whole: .venv/dev       ## the same in every combination: also the cases mar
 	FORWARDINF_WHOLE=1 $(BIN)/python -m pytest
 
 test-architectures: .venv/dev  ## both presets and two uses on forty real architectures, tiny: ten minutes
-	FORWARDINF_ALL_ARCHITECTURES=1 $(BIN)/python -m pytest tests/core/test_architectures.py --dist load
+	FORWARDINF_WHOLE=1 FORWARDINF_ALL_ARCHITECTURES=1 $(BIN)/python -m pytest tests/core/test_architectures.py --dist load
 
 test-attacks: .venv/dev     ## the attacks of tests/attack in full: a kill before every file operation, a signal at 300 moments; ten minutes
-	FORWARDINF_ALL_ATTACKS=1 $(BIN)/python -m pytest tests/attack
+	FORWARDINF_WHOLE=1 FORWARDINF_ALL_ATTACKS=1 $(BIN)/python -m pytest tests/attack
 
 lint: .venv/dev             ## ruff and mypy --strict
 	$(BIN)/ruff check .
