@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data),)
 export FORWARDINF_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test test-architectures test-attacks lint docs smoke pythons constraints clean
+.PHONY: demo test test-whole test-architectures test-attacks lint docs smoke pythons constraints clean
 .PHONY: bench bench-engines bench-published evaluate-attribution evaluate-leaks evaluate-memorized evaluate-mislabeled evaluate-probes evaluate-trace evaluate-trace-images evaluate-trace-removal evaluate-verify
 
 demo: .venv/core            ## train, attribute, show: about a minute
@@ -16,11 +16,14 @@ demo: .venv/core            ## train, attribute, show: about a minute
 test: .venv/dev             ## everything that is asserted; a few minutes on two cores
 	$(BIN)/python -m pytest
 
+test-whole: .venv/dev       ## the same in every combination: also the cases marked `whole`, which repeat on slower inputs; 20 minutes
+	FORWARDINF_WHOLE=1 $(BIN)/python -m pytest
+
 test-architectures: .venv/dev  ## both presets and two uses on forty real architectures, tiny: ten minutes
-	FORWARDINF_ALL_ARCHITECTURES=1 $(BIN)/python -m pytest tests/core/test_architectures.py --dist load
+	FORWARDINF_WHOLE=1 FORWARDINF_ALL_ARCHITECTURES=1 $(BIN)/python -m pytest tests/core/test_architectures.py --dist load
 
 test-attacks: .venv/dev     ## the attacks of tests/attack in full: a kill before every file operation, a signal at 300 moments; ten minutes
-	FORWARDINF_ALL_ATTACKS=1 $(BIN)/python -m pytest tests/attack
+	FORWARDINF_WHOLE=1 FORWARDINF_ALL_ATTACKS=1 $(BIN)/python -m pytest tests/attack
 
 lint: .venv/dev             ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -24,6 +24,10 @@ from forwardinf.perturb.push import Pusher
 from forwardinf.perturb.select import select
 
 NAMES = ("cnn", "resnet", "transformer", "unet")
+QUICK = (
+    *NAMES[:3],
+    pytest.param("unet", marks=pytest.mark.whole),
+)  # where the U-Net, by far the slowest, is seen nearby
 ROWS, QUERIES = 40, 3
 
 
@@ -44,6 +48,15 @@ class Case:
     def with_copies(self):
         """Return the case with the queries appended to the training set."""
         return replace(self, train=joined(self.train, self.queries))
+
+
+def crossed(values, unet=()):
+    """Return every name with every value, to be parametrised over; the U-Net ``whole`` but with the values that are given."""
+    return [
+        pytest.param(name, value, id=f"{value}-{name}",
+                     marks=pytest.mark.whole if name == "unet" and value not in unet else ())
+        for value in values for name in NAMES
+    ]  # fmt: skip
 
 
 def case(name, dtype=torch.float32):
@@ -308,9 +321,9 @@ def _unet():
 
     def build():
         model = diffusers.UNet2DModel(
-            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=8,
+            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+            down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+            attention_head_dim=8,  # attention is in the block in the middle
         )  # fmt: skip
 
         def loss(model, rows):

@@ -8,6 +8,14 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked ``whole``, dear repetitions of what is run anyway, unless FORWARDINF_WHOLE=1."""
+    if os.environ.get("FORWARDINF_WHOLE") != "1":
+        left_out = [item for item in items if item.get_closest_marker("whole")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("whole")]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """The machines that run this are shared and the models small; and one thread gives the same bits everywhere."""

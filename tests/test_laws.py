@@ -7,7 +7,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import NAMES, QUERIES, ROWS, Cnn, Sketch, attribute, case, feed, gradients, joined, one_by_one, size, take
+from cases import (
+    NAMES,
+    QUERIES,
+    QUICK,
+    ROWS,
+    Cnn,
+    Sketch,
+    attribute,
+    case,
+    crossed,
+    feed,
+    gradients,
+    joined,
+    one_by_one,
+    size,
+    take,
+)
 from close import assert_close, assert_within
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,6 +34,7 @@ from forwardinf.score.influence import influence
 
 Push = fi.Perturbation
 EVERY = pytest.mark.parametrize("name", NAMES)
+MOST = pytest.mark.parametrize("name", QUICK)
 FOUR_READINGS = "two runs, each the difference of two readings; the floor itself was seen on a sample of the rows"
 
 
@@ -126,8 +143,7 @@ PUSHES = {
 }
 
 
-@EVERY
-@pytest.mark.parametrize("push", PUSHES)
+@pytest.mark.parametrize(("name", "push"), crossed(PUSHES, unet=["finite"]))
 def test_1_the_model_is_given_back_bit_for_bit(name, push):
     given = case(name)
     mixed(given.model)
@@ -137,8 +153,7 @@ def test_1_the_model_is_given_back_bit_for_bit(name, push):
     assert np.abs(scores.values).max() > 0, "a push that does nothing gives anything back"
 
 
-@EVERY
-@pytest.mark.parametrize("push", ["finite", "two-sided", "as published"])
+@pytest.mark.parametrize(("name", "push"), crossed(["finite", "two-sided", "as published"], unet=["two-sided"]))
 @pytest.mark.parametrize("error", [ValueError("bad luck"), KeyboardInterrupt()], ids=["exception", "interrupt"])
 def test_1_the_model_is_given_back_after_a_break_in_mid_reading(name, push, error):
     given = case(name)
@@ -204,29 +219,20 @@ def test_1_a_forward_that_writes_a_buffer_is_refused_and_the_buffer_put_back():
 # -- 2: linear scores are gradient products; finite ones tend to them --------------------------------------------------
 
 
-@EVERY
-@pytest.mark.parametrize(
-    ("rule", "turn", "rtol", "why"),
-    [
-        (
-            Push(),
-            lambda g: g,
-            1e-3,
-            "float64, one-sided at ‖Δθ‖/‖θ‖ = 1e-6: the second-order term is 1e-6 times curvature",
-        ),
-        (
-            Push(two_sided=True),
-            lambda g: g,
-            2e-7,
-            "float64, two-sided: what is left is the float32 in which scores are kept",
-        ),
-        (Push("sign"), torch.sign, 1e-3, "float64, one-sided at 1e-6"),
-        (Push("sign", two_sided=True), torch.sign, 2e-7, "float64, two-sided: float32 storage"),
-        (Push(toward="descent"), lambda g: g, 1e-3, "float64, one-sided at 1e-6"),
-    ],
-    ids=["plain", "plain two-sided", "sign", "sign two-sided", "descent"],
-)
-def test_2_linear_scores_are_gradient_products(name, rule, turn, rtol, why):
+LINEAR = {
+    "plain": (Push(), lambda g: g, 1e-3,
+              "float64, one-sided at ‖Δθ‖/‖θ‖ = 1e-6: the second-order term is 1e-6 times curvature"),
+    "plain two-sided": (Push(two_sided=True), lambda g: g, 2e-7,
+                        "float64, two-sided: what is left is the float32 in which scores are kept"),
+    "sign": (Push("sign"), torch.sign, 1e-3, "float64, one-sided at 1e-6"),
+    "sign two-sided": (Push("sign", two_sided=True), torch.sign, 2e-7, "float64, two-sided: float32 storage"),
+    "descent": (Push(toward="descent"), lambda g: g, 1e-3, "float64, one-sided at 1e-6"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "which"), crossed(LINEAR, unet=["plain two-sided"]))
+def test_2_linear_scores_are_gradient_products(name, which):
+    rule, turn, rtol, why = LINEAR[which]
     given = case(name, torch.float64)
     trained, asked = gradients(given, given.train, given.task.loss), gradients(given, given.queries, given.task.loss)
     scores = attribute(given, perturbation=rule)
@@ -235,16 +241,12 @@ def test_2_linear_scores_are_gradient_products(name, rule, turn, rtol, why):
     assert scores.kind == "linear"
 
 
-@EVERY
-@pytest.mark.parametrize(
-    ("two_sided", "first", "second"),
-    [
-        (False, (5, 15), (8, 12)),
-        (True, (25, 150), (80, 120)),
-    ],
-    ids=["one-sided", "two-sided"],
-)
-def test_2_finite_scores_tend_to_the_gradient_product(name, two_sided, first, second):
+BANDS = {"one-sided": (False, (5, 15), (8, 12)), "two-sided": (True, (25, 150), (80, 120))}
+
+
+@pytest.mark.parametrize(("name", "sides"), crossed(BANDS, unet=["two-sided"]))
+def test_2_finite_scores_tend_to_the_gradient_product(name, sides):
+    two_sided, first, second = BANDS[sides]
     # A decade in length: ten times less error one-sided, a hundred times two-sided. Wider bands for the first decade,
     # where higher orders still speak (the U-Net is far from linear at 1e-2).
     given = case(name, torch.float64)
@@ -262,7 +264,7 @@ def test_2_finite_scores_tend_to_the_gradient_product(name, two_sided, first, se
         assert band[0] < long / short < band[1], f"errors at 1e-2, 1e-3, 1e-4: {errors}"
 
 
-@EVERY
+@MOST
 @pytest.mark.parametrize("labels", [["b", "a", "b"], [1, 1, 1]])
 def test_2_a_group_is_its_mean_gradient(name, labels):
     given = case(name, torch.float64)
@@ -338,7 +340,7 @@ def assert_same_scores(one, other, columns=slice(None)):
     assert (np.abs(one.values).max(1) > 20 * floor).all(), "scores that drown in the noise prove nothing"
 
 
-@EVERY
+@MOST
 @pytest.mark.parametrize("rule", [Push(), Push(length=0.01)], ids=["linear", "finite"])
 def test_4_batches_and_shards_do_not_matter(name, rule):
     given = case(name)
@@ -358,8 +360,7 @@ def test_4_batches_do_not_matter_in_float64(name):
     assert_close(one.values, whole.values, rtol=1e-6, why="float64: all that is left is float32 storage")
 
 
-@EVERY
-@pytest.mark.parametrize("form", ["list", "dataset", "loader"])
+@pytest.mark.parametrize(("name", "form"), crossed(["list", "dataset", "loader"], unet=["list"]))
 def test_4_the_form_of_the_data_does_not_matter(name, form):
     given = case(name)
     base = attribute(given, perturbation=Push(length=0.01))
@@ -510,8 +511,7 @@ def test_6_the_published_behaviour_differs_and_is_the_only_one_in_training_mode(
 # -- 7: ascent and descent mean the same -------------------------------------------------------------------------------
 
 
-@EVERY
-@pytest.mark.parametrize("direction", ["plain", "sign"])
+@pytest.mark.parametrize(("name", "direction"), crossed(["plain", "sign"], unet=["plain"]))
 def test_7_ascent_and_descent_have_the_same_sign(name, direction):
     given = case(name, torch.float64).with_copies()
     up, down = (
@@ -532,14 +532,20 @@ def test_7_ascent_and_descent_have_the_same_sign(name, direction):
 # -- 8: a copy of the query --------------------------------------------------------------------------------------------
 
 
-@EVERY
-@pytest.mark.parametrize(
-    "rule",
-    [Push(), Push(length=0.01), Push(length=0.01, toward="descent"), Push(rise="0.5x", two_sided=True),
-     Push("sign", length=0.003), Push(length=0.02, steps=3), Push(two_sided=True)],
-    ids=["linear", "finite", "descent", "rise two-sided", "sign", "three steps", "linear two-sided"],
-)  # fmt: skip
-def test_8_an_exact_copy_of_the_query_has_share_one(name, rule):
+COPIES = {
+    "linear": Push(),
+    "finite": Push(length=0.01),
+    "descent": Push(length=0.01, toward="descent"),
+    "rise two-sided": Push(rise="0.5x", two_sided=True),
+    "sign": Push("sign", length=0.003),
+    "three steps": Push(length=0.02, steps=3),
+    "linear two-sided": Push(two_sided=True),
+}
+
+
+@pytest.mark.parametrize(("name", "which"), crossed(COPIES, unet=["linear", "rise two-sided"]))
+def test_8_an_exact_copy_of_the_query_has_share_one(name, which):
+    rule = COPIES[which]
     given = case(name).with_copies()
     scores = attribute(given, perturbation=rule)
     copies = scores.share[range(QUERIES), range(ROWS, ROWS + QUERIES)]

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from cases import NAMES, case, feed
+from cases import case, crossed, feed
 from close import assert_close
 from torch import nn
 
@@ -45,8 +45,7 @@ def compare(given, size=B):
     return seen, recorder_of(reader, chosen)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [1, 4, B])
+@pytest.mark.parametrize(("name", "size"), crossed([1, 4, B], unet=[4]))
 def test_every_case_of_the_laws(name, size):
     assert compare(case(name, torch.float64), size)[1].reason == ""
 

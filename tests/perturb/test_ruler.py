@@ -1,6 +1,6 @@
 import pytest
 import torch
-from cases import NAMES, attribute, case, feed, gradient, pusher
+from cases import NAMES, QUICK, attribute, case, feed, gradient, pusher
 from close import assert_close
 from test_select import Mlp, lora
 from torch import nn
@@ -29,7 +29,7 @@ def test_a_plain_length_is_the_norm_of_the_change_over_the_norm_of_what_moves(na
     assert_close(ruler.relative(change, step), 0.03, rtol=1e-6, why="the length rule")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("length", [1e-3, 0.03, 0.3])
 @pytest.mark.parametrize("toward", ["ascent", "descent"])
 def test_the_length_asked_for_is_the_length_of_the_weights_that_are_lent(name, length, toward):

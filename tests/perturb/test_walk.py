@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import NAMES, QUERIES, ROWS, attribute, batch_of, case, keyed, pusher
+from cases import QUERIES, ROWS, attribute, batch_of, case, crossed, keyed, pusher
 from close import assert_close
 from torch import nn
 
@@ -32,8 +32,7 @@ def by_hand(given, steps, step_of, row=0):
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("name", "steps"), crossed([1, 3], unet=[3]))
 def test_lr_is_that_many_steps_of_plain_sgd(name, steps):
     given = case(name, torch.float64)
     _, query, push = pushed(given, fi.Perturbation(lr=2e-3, steps=steps))
@@ -49,8 +48,7 @@ def test_lr_is_that_many_steps_of_plain_sgd(name, steps):
     assert query.size == 2e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize(("name", "steps"), crossed([1, 2, 5], unet=[2]))
 def test_k_steps_walk_equal_lengths_each_along_a_direction_of_its_own(name, steps):
     given = case(name, torch.float64)
     size = torch.cat([p.detach().flatten() for p in given.model.parameters()]).norm()

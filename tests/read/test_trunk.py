@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import QUERIES, ROWS, attribute, case, feed
+from cases import QUERIES, ROWS, attribute, case, crossed, feed
 from close import assert_close
 from given import Packed
 from torch import nn
@@ -24,11 +24,13 @@ def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("FORWARDINF_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("name", LAST)
-@pytest.mark.parametrize("rule", [{"rise": 0.1, "two_sided": True}, {"length": "linear"}])
-def test_scores_are_those_of_whole_forwards(name, rule):
+RULES = {"rise": {"rise": 0.1, "two_sided": True}, "linear": {"length": "linear"}}
+
+
+@pytest.mark.parametrize(("name", "which"), crossed(RULES, unet=["linear"]))
+def test_scores_are_those_of_whole_forwards(name, which):
     given = case(name, torch.float64)
-    rule = fi.Perturbation(parameters=LAST[name], **rule)
+    rule = fi.Perturbation(parameters=LAST[name], **RULES[which])
     want = attribute(given, perturbation=rule)
     for there in (0, ROWS):  # the second finds its trunk in the cache
         found = attribute(given, perturbation=rule, engine="trunk")

@@ -1,12 +1,14 @@
 """The demonstration finds what it planted."""
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageColor
+from rich.console import Console
 
 from forwardinf.use.demo import FLIPPED, demonstrate, plant
 from forwardinf.view.demo import demo
@@ -27,13 +29,22 @@ def test_planted_data_is_what_it_says():
     assert not torch.equal(labels, plant(1).train[1])
 
 
-@pytest.mark.slow
-def test_the_demonstration_finds_copies_and_culprits(tmp_path, capsys):
-    from rich.console import Console
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """Run the demonstration once: what it returns, its folder, what it prints, and what it found."""
+    found, told, folder = [], io.StringIO(), tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORWARDINF_CACHE", str(folder / "cache"))
+        patch.setattr("forwardinf.view.demo.demonstrate", lambda **how: found.append(demonstrate(**how)) or found[0])
+        state = torch.get_rng_state()
+        returned = demo(folder, Console(file=told))
+        assert torch.equal(torch.get_rng_state(), state)
+    return returned, folder, told.getvalue(), found[0]
 
-    state = torch.get_rng_state()
-    found = demo(tmp_path, Console(stderr=True))
-    assert torch.equal(torch.get_rng_state(), state)
+
+@pytest.mark.slow
+def test_the_demonstration_finds_copies_and_culprits(shown):
+    found, folder, told, _ = shown
     json.dumps(found, default=str)
     table = {row["ranking"]: row for row in found["found"]}
     copies, culprits = [key for key in found["found"][0] if key != "ranking"]
@@ -41,10 +52,9 @@ def test_the_demonstration_finds_copies_and_culprits(tmp_path, capsys):
     assert table["forwardinf: share nearest to 1"][copies] == 1.0
     assert table["forwardinf: highest score"][culprits] > 0.95
     assert table["random (free)"][culprits] < 0.8
-    page = (tmp_path / "report.html").read_text()
+    page = (folder / "report.html").read_text()
     assert "labelled" in page
     assert page.count("data:image/png") > 50
-    told = capsys.readouterr().err
     assert "own copy ranked first" in told
     caption = " ".join(README.read_text().split())  # the numbers there are those of `make demo`
     best, near = table["forwardinf: highest score"][culprits], table["pixel neighbour (free)"][culprits]
@@ -53,13 +63,13 @@ def test_the_demonstration_finds_copies_and_culprits(tmp_path, capsys):
     assert f"{best:.3f}" in told, "and those that it prints"
 
 
-def test_the_picture_shows_wrong_predictions_beside_their_proponents():
+def test_the_picture_shows_wrong_predictions_beside_their_proponents(shown):
     spec = importlib.util.spec_from_file_location("make_demo_picture", ROOT / "docs" / "make_demo_picture.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with Image.open(module.PICTURE) as committed:
         size, colours = committed.size, committed.convert("RGB").getcolors(1 << 16)
-    drawn = module.draw(demonstrate(progress_bar=False))
+    drawn = module.draw(shown[3])
     assert drawn.size == size, "run `make docs`"
     frames = {colour: count for count, colour in colours}
     flipped = ImageColor.getrgb(module.FLIPPED)
@@ -68,6 +78,7 @@ def test_the_picture_shows_wrong_predictions_beside_their_proponents():
     )
 
 
+@pytest.mark.whole
 def test_another_seed_finds_its_culprits_too():
     found = demonstrate(seed=1, progress_bar=False)
     best = found.found.set_index("ranking").iloc[:, 1]

@@ -25,9 +25,9 @@ from forwardinf.score.whiten import whitened
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"), pytest.mark.data]
 SMALL = images.Size(
-    images=60, width=24, steps=150, queries=2, removed=10, seeds=(0,), randoms=1, halves=3, judged=2, samples=3, alike=5,
-    customise=60, grid=(1, 4), reference=8, timesteps=2, timesteps_conv=1, timesteps_slow=1, fit=10, unlearned=1,
-    conditioned_steps=4, classified=5,
+    images=40, width=16, steps=40, queries=2, removed=10, seeds=(0,), randoms=1, halves=3, judged=2, samples=2, alike=3,
+    customise=10, grid=(1, 4), reference=4, timesteps=2, timesteps_conv=1, timesteps_slow=1, fit=5, unlearned=1,
+    conditioned_steps=2, classified=5,
 )  # fmt: skip
 
 
@@ -111,8 +111,8 @@ def test_recall_and_precision_are_what_they_are_called():
 
 
 def test_removed_texts_in_small():
-    recipe = Recipe(vocabulary=400, width=16, layers=1, heads=2, epochs=1, batch=32, kept=())
-    small = texts.Size(rows=texts.ROWS, facts=3, texts=60, lexical=3, removed=3, seeds=(0,), recipe=recipe)
+    recipe = Recipe(vocabulary=300, width=8, layers=1, heads=2, epochs=1, batch=32, kept=())
+    small = texts.Size(rows=texts.ROWS, facts=3, texts=30, lexical=3, removed=3, seeds=(0,), recipe=recipe)
     found = texts.main(small)
     lines = {row["row"]: row for row in found["rows"]}
     assert set(lines) == {texts.RANDOM, *texts.ROWS}

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from cases import NAMES, QUERIES, ROWS, attribute, case, gradients, take
+from cases import QUERIES, ROWS, attribute, case, crossed, gradients, take
 from close import assert_close, assert_within
 from given import Packed
 
@@ -36,8 +36,7 @@ def directions(given, count=PROBES, kind="structured"):
     return torch.stack([torch.cat([probes.direction(m)[n].flatten() for n in chosen]).double() for m in range(count)])
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("how", ["projected", "forward"])
+@pytest.mark.parametrize(("name", "how"), crossed(["projected", "forward"], unet=["forward"]))
 def test_responses_are_gradients_along_the_probes(tmp_path, name, how):
     given = case(name, torch.float64)
     given.train, size = (take(given.train, range(6)), 6) if name == "unet" else (given.train, ROWS)
