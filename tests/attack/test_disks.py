@@ -76,14 +76,17 @@ def test_a_closed_cache_is_done_without(tmp_path):
 
 def full(monkeypatch, where):
     """Make every file of ours that is put in place below a folder find the disk full."""
-    for owner, name in ((Path, "replace"), (os, "link")):
 
-        def put(source, target, real=getattr(owner, name)):
+    def refusing(real):
+        def put(source, target):
             if str(target).startswith(str(where)):
                 raise OSError(28, "No space left on device")
             return real(source, target)
 
-        monkeypatch.setattr(owner, name, put)
+        return put
+
+    monkeypatch.setattr(Path, "replace", refusing(Path.replace))
+    monkeypatch.setattr(os, "link", refusing(os.link))
 
 
 def test_a_full_cache_is_done_without_and_a_full_output_is_our_error(tmp_path, monkeypatch, caplog):
