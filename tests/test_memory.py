@@ -42,7 +42,11 @@ print(json.dumps({"grown": max(reading) - before, "parameters": 4 * P, "peak": s
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "copies"),
-    [({}, 1), ({"length": 0.01, "two_sided": True}, 2), pytest.param({"rise": 0.1}, 1, marks=pytest.mark.whole)],
+    [
+        ({}, 1),
+        pytest.param({"length": 0.01, "two_sided": True}, 2, marks=pytest.mark.whole),
+        pytest.param({"rise": 0.1}, 1, marks=pytest.mark.whole),
+    ],
 )
 def test_reading_takes_one_copy_of_the_parameters_or_two(tmp_path, settings, copies):
     done = subprocess.run(

@@ -181,7 +181,9 @@ def test_documents_packed_into_a_row_count_each():
 
 @pytest.mark.parametrize("direction", ["gfim", "cg"])
 def test_float32_gives_what_float64_gives(direction):
-    rule = fi.Perturbation(direction)  # texts are the same bits in both, and so are the labels drawn for them
+    rule = fi.Perturbation(
+        direction, parameters="blocks.1.*"
+    )  # texts are the same bits in both, and so are the labels drawn for them
     narrow, exact = (
         values(attribute(case("transformer", dtype), perturbation=rule)) for dtype in (torch.float32, torch.float64)
     )

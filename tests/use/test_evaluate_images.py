@@ -40,7 +40,20 @@ def folders(tmp_path, monkeypatch, data_folder):
 
 
 @pytest.mark.slow
-def test_removal_and_timesteps_in_small(folders, monkeypatch):
+def test_removal_in_small(folders, monkeypatch):
+    found = images.main(["removal"], SMALL, publish=False)
+    lines = {row["row"]: row for row in found["removal"]["found"]["rows"]}
+    assert set(lines) == {rows.RANDOM, *images.REMOVED_BY}
+    assert all(len(row["per query"]) == 2 for row in lines.values())
+    assert lines[rows.RANDOM]["above random"]["mean"] == 0
+    assert f"| {rows.OURS} |" in table.tables(found)
+    monkeypatch.setattr(denoisers, "train", None)
+    assert images.main(["removal"], SMALL, publish=False) == found, "kept: nothing is trained or read again"
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+def test_every_part_in_small(folders, monkeypatch):
     found = images.main(["removal", "fresh", "halves", "timesteps"], SMALL, publish=False)
     lines = {row["row"]: row for row in found["removal"]["found"]["rows"]}
     assert set(lines) == {rows.RANDOM, *images.REMOVED_BY}
@@ -68,6 +81,7 @@ def test_removal_and_timesteps_in_small(folders, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_customised_models_in_small():
     found = images.main(["conditioned"], SMALL, publish=False)["conditioned"]["found"]
     found += [images.ranked(images.customised_ddpm("item", small), small)
