@@ -1,4 +1,4 @@
-"""Inner products of per-example gradients with one vector, from the factors of a watched batch."""
+"""Inner products of per-example gradients with one vector, from the factors of a recorded batch."""
 
 from __future__ import annotations
 

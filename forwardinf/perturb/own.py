@@ -1,4 +1,4 @@
-"""How strongly each example acts on its own loss, gᵢᵀ P gᵢ, from the factors of a watched batch: no gradient is kept.
+"""How strongly each example acts on its own loss, gᵢᵀ P gᵢ, from the factors of a recorded batch: no gradient is kept.
 
 Where curvature is diagonal in a basis, P is too: gᵀPg = Σ w (UₗᵀGUᵣ)², part by part. A layer that saw one vector has
 G = l rᵀ, so the sum is l′² · W r′²; with few places and even weights it is the product of two small Gram matrices; else the

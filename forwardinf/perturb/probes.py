@@ -78,7 +78,7 @@ class Probes:
         return found
 
     def responses(self, uses: Sequence[Use], size: int) -> Tensor:
-        """Return gᵢᵀu_m of ``size`` examples, ``(B, M)``, from the uses of a watched batch; on their device."""
+        """Return gᵢᵀu_m of ``size`` examples, ``(B, M)``, from the uses of a recorded batch; on their device."""
         if self.kind == "gaussian":
             return self._dense(uses, size)
         blocks = [self._block(uses, size, block) for block in range(-(-self.count // self.width))]
