@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -7,13 +8,21 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import pytest
 import torch
 
+MANY, EACH = 6, 4  # of a test with more cases than that, every fourth of the others is run each time
+
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked ``whole``, dear repetitions of what is run anyway, unless FORWARDINF_WHOLE=1."""
-    if os.environ.get("FORWARDINF_WHOLE") != "1":
-        left_out = [item for item in items if item.get_closest_marker("whole")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("whole")]
+    """Leave out, unless FORWARDINF_WHOLE=1, what is marked ``whole``, and most cases of a test that has very many."""
+    if os.environ.get("FORWARDINF_WHOLE") or os.environ.get("FORWARDINF_ALL_ATTACKS"):
+        return
+    seen, kept, left_out = Counter(), [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        seen[test] += 1
+        some = seen[test] <= MANY or seen[test] % EACH == 0
+        (kept if some and not item.get_closest_marker("whole") else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)
