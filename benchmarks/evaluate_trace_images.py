@@ -260,8 +260,8 @@ def rankings(bench: Bench, model: nn.Module, queries: Tensor, costs: dict[str, f
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     found = {name: values.numpy() for name, values in kept(path, make).items()}
-    kept = json.loads(path.with_suffix(".json").read_text())
-    costs |= {name: seconds for name, seconds in kept.items() if name != "checksum"}
+    times = json.loads(path.with_suffix(".json").read_text())
+    costs |= {name: seconds for name, seconds in times.items() if name != "checksum"}
     return found
 
 
