@@ -22,7 +22,7 @@ from forwardinf.perturb.select import select
 
 @pytest.fixture(autouse=True)
 def without_onednn():
-    """OneDNN's backward of the small ResNet's convolutions, eight examples at a time, damages the heap (torch 2.13): dev/LOG.md."""
+    """The backward of small convolutions in oneDNN, eight examples at a time, damages the heap (torch 2.13): dev/LOG.md."""
     enabled = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     yield
