@@ -16,6 +16,8 @@ from forwardinf.core.uses import Use
 
 Tensors = dict[str, Tensor]
 PRIMES = (7, 5, 11, 3, 2)  # examples of the batch that is checked: one that divides no other axis
+MIXED = ("The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised over the batch, "
+         "padding that is not masked): make it per example.")  # fmt: skip
 COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
 
 
@@ -93,6 +95,5 @@ def same_company(feed: Feed, row: int, together: float, alone: float, parameters
         raise NoiseError(
             f"row {row} read alone and among others", expected="losses that belong to the example",
             got=f"{alone:.6g} and {together:.6g}",
-            do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised over the "
-            "batch, padding that is not masked): make it per example.",
+            do=MIXED,
         )  # fmt: skip

@@ -194,14 +194,19 @@ def _embedding(recording: Recording, func: Any, args: Args, given: Given) -> Any
     layout = recording.layout(func, (name,), index.shape, may_share=True)
     if layout.kind == "shared":
         return recording.made(found, name)
-    if layout.kind == "spread":
-        found, index = recording.spread(found, index.ndim), recording.spread(index, index.ndim)
-    index = layout.examples_first(index, recording.size)
+    found, index = _examples_first(recording, layout, found, index)
     skipped = _argument(args, given, 2, "padding_idx")
     if skipped is not None and skipped < 0:
         skipped += len(weight)
     use = Lookup(name, weight.shape, recording.number, index.reshape(recording.size, -1), skipped)
     return recording.output(found, layout, [use])
+
+
+def _examples_first(recording: Recording, layout: Layout, found: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (what was taken out of a table, made each example's own where all share it; whence, examples first)."""
+    if layout.kind == "spread":
+        found, places = recording.spread(found, places.ndim), recording.spread(places, places.ndim)
+    return found, layout.examples_first(places, recording.size)
 
 
 def _bag(recording: Recording, func: Any, args: Args, given: Given) -> Any:
@@ -234,9 +239,7 @@ def _taken_out(recording: Recording, func: Any, args: Args, given: Given) -> Any
     layout = recording.layout(func, (name,), found.shape, may_share=True)
     if layout.kind == "shared":
         return recording.made(found, name)
-    if layout.kind == "spread":
-        found, places = recording.spread(found, found.ndim), recording.spread(places, places.ndim)
-    places = layout.examples_first(places, recording.size)
+    found, places = _examples_first(recording, layout, found, places)
     pull, shape = recording.puller(weight), weight.shape
 
     def form(d: Tensor) -> Tensor:

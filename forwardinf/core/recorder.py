@@ -46,6 +46,7 @@ from forwardinf.core.recording import (
     Structure,
     Unfamiliar,
     one_example,
+    tensors_in,
 )
 from forwardinf.core.uses import Use, formed
 
@@ -391,18 +392,6 @@ def _uncountable(recording: Recording, feed: Feed, rows: Sequence[int]) -> str:
         return ""
     if recording.by_content:
         return f"the forward picks rows by their content ({recording.by_content}): whose they are cannot be counted"
-    if not all(len(tensor) == len(rows) for tensor in _columns(recording.batch)):
+    if not all(len(tensor) == len(rows) for tensor in tensors_in(recording.batch) if tensor.ndim):
         return "examples are joined end to end: whose rows are whose cannot be counted"
     return ""
-
-
-def _columns(batch: Batch) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        if batch.ndim:
-            yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _columns(value)
-    elif isinstance(batch, list | tuple):
-        for value in batch:
-            yield from _columns(value)

@@ -228,7 +228,7 @@ class Recording(TorchFunctionMode):
 
     def derived(self, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """Call a function of one parameter and nothing else: what comes out stands for it. Other functions are not known."""
-        tensors = list(_tensors((args, given)))
+        tensors = list(tensors_in((args, given)))
         if func in LEND_A_DTYPE:
             del tensors[1:]
         source = self.source(tensors[0])
@@ -252,8 +252,8 @@ class Recording(TorchFunctionMode):
 
     def _told(self, func: Any, args: Any, given: dict[str, Any], found: Any) -> Any:
         """Note whom a function has used, if anything can come back through what it gave or wrote."""
-        if func is Tensor.__setitem__ or any(tensor.requires_grad for tensor in _tensors(found)):
-            for tensor in _tensors((args, given)):
+        if func is Tensor.__setitem__ or any(tensor.requires_grad for tensor in tensors_in(found)):
+            for tensor in tensors_in((args, given)):
                 name = self.parameter(tensor) or self._turned.get(id(tensor)) or self.made_of(tensor)
                 if name is not None:
                     self.unknown_uses[name] = called(func)
@@ -381,20 +381,20 @@ def _counted(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> bool:
     if func in REPEATS:
         return any(isinstance(value, Tensor) for value in (*args[1:2], given.get("repeats")))
     if func is Tensor.__getitem__:
-        return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in _tensors(args[1:]))
+        return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in tensors_in(args[1:]))
     return False
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in a value, inside containers too."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from _tensors(inner)
+            yield from tensors_in(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _tensors(inner)
+            yield from tensors_in(inner)
 
 
 def _transposed(found: Tensor, of: Tensor) -> bool:

@@ -21,7 +21,7 @@ from forwardinf.perturb.squares import squares
 
 
 def add_squares(sums: dict[str, Tensor], part: Part, uses: Sequence[Use]) -> None:
-    """Add the squares of one batch's gradients, in float64: a Fisher is a sum of very unequal numbers (AbU, SYSTEMS §6.1)."""
+    """Add the squares of one batch's gradients, in float64: a Fisher is a sum of very unequal numbers (AbU)."""
     found = squares(part, uses)
     if part.key in sums:
         sums[part.key] += found

@@ -17,6 +17,7 @@ from torch import Tensor
 from forwardinf.core.feed import Feed
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
+from forwardinf.perturb.budget import Budget
 from forwardinf.perturb.select import Parameters
 
 PIECE = 2**20  # numbers widened to float64 at a time: no second copy of a large tensor
@@ -40,6 +41,7 @@ class Fitting:
         progress: Whether long fits show a bar.
         notes: Takes what a person should know (parameters that a direction could only treat by the diagonal).
         witnesses: What a kept fit has to reproduce, once it is known (:mod:`forwardinf.perturb.witness`).
+        budget: What a fit costs, once it is counted.
     """
 
     perturbation: Perturbation
@@ -51,6 +53,7 @@ class Fitting:
     progress: Setting = "auto"
     notes: list[str] = field(default_factory=list)
     witnesses: dict[tuple[object, ...], tuple[object, object]] = field(default_factory=dict)
+    budget: Budget | None = None
 
 
 def plain(gradient: Tensors) -> Tensors:
@@ -59,7 +62,7 @@ def plain(gradient: Tensors) -> Tensors:
 
 
 def sign(gradient: Tensors) -> Tensors:
-    """Return the gradient's sign, element by element: the first step of Adam, up to its ε (SYSTEMS §2.3)."""
+    """Return the gradient's sign, element by element: the first step of Adam, up to its ε."""
     return {name: tensor.sign_() for name, tensor in gradient.items()}
 
 

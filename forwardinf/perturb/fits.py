@@ -84,9 +84,10 @@ class Costs:
 
 
 def budgeted(fitting: Fitting, costs: Costs) -> tuple[int, Budget]:
-    """Return (how many examples ``fit_examples="auto"`` takes, what a fit costs)."""
-    budget = count(fitting.train, fitting.parameters, costs.work, costs.once)
-    return min(ALL_UP_TO, budget.examples(len(fitting.train.examples))), budget
+    """Return (how many examples ``fit_examples="auto"`` takes, what a fit costs); counted once."""
+    if fitting.budget is None:
+        fitting.budget = count(fitting.train, fitting.parameters, costs.work, costs.once)
+    return min(ALL_UP_TO, fitting.budget.examples(len(fitting.train.examples))), fitting.budget
 
 
 def sampled_rows(fitting: Fitting, most: int = ALL_UP_TO) -> Sequence[int]:

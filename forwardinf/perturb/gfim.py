@@ -1,4 +1,4 @@
-"""HyperINF's Fisher (Zhou, Fan & Jaggi 2024; SYSTEMS §3): one d×d matrix for each weight, the same for all of its slices.
+"""HyperINF's Fisher (Zhou, Fan & Jaggi 2024): one d×d matrix for each weight, the same for all of its slices.
 
 A weight's gradient is an r×d matrix, d its longer side (the rank of an adapter is the shorter one). Were its r slices alike and
 independent, the Fisher would be I ⊗ E[GᵀG]/r. The paper has this 1/r, its code has not; with it the trace is E‖G‖², so that
@@ -8,7 +8,6 @@ both sides, and parameters without factors have their diagonal alone, and are na
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -180,7 +179,8 @@ def _add_products(total: Tensor, part: Part, uses: Sequence[Use], side: Side) ->
     groups, rows, columns = part.shape
     d, other = (columns, rows) if side == "columns" else (rows, columns)
     places = sum(map(places_of, uses))
-    by_places = operator.lt(*_products_cost(places, d, other))
+    apart, formed = _products_cost(places, d, other)
+    by_places = apart < formed
     held = places * (rows + columns) + (places * (places + d) if by_places else rows * columns)
     step, size = max(1, NUMBERS_AT_ONCE // (groups * held)), len(uses[0].came_back)
     for start in range(0, size, step):

@@ -33,11 +33,7 @@ def query_gradient(
         if not away.requires_grad:  # it touches none of these parameters
             return away
         weighed = away * slope(away.detach()) if rooted else away
-        grads = torch.autograd.grad(weighed.sum() / len(rows), list(parameters.values()), allow_unused=True)
-        for name, grad in zip(parameters, grads, strict=True):
-            if grad is not None:
-                wide = dense(grad).to(torch.promote_types(grad.dtype, torch.float32))
-                total[name] = total[name].add_(wide) if name in total else wide.contiguous()
+        _add_gradient(total, parameters, weighed.sum() / len(rows))
         return away.detach()
 
     with only_these(queries.model, parameters), torch.enable_grad():
@@ -59,17 +55,22 @@ def weighted_gradient(
         own = weights[at : at + len(losses)].to(losses)
         at += len(losses)
         if losses.requires_grad:
-            grads = torch.autograd.grad((losses * own).sum(), list(parameters.values()), allow_unused=True)
-            for name, grad in zip(parameters, grads, strict=True):
-                if grad is not None:
-                    wide = dense(grad).to(torch.promote_types(grad.dtype, torch.float32))
-                    total[name] = total[name].add_(wide) if name in total else wide.contiguous()
+            _add_gradient(total, parameters, (losses * own).sum())
         return losses.detach()
 
     with only_these(train.model, parameters), torch.enable_grad():
         for _ in train.each(ask, rows, batch_size):
             pass
     return total
+
+
+def _add_gradient(total: Tensors, parameters: Parameters, value: Tensor) -> None:
+    """Add the gradient of one number, in float32 or wider; what it does not touch stays out."""
+    grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    for name, grad in zip(parameters, grads, strict=True):
+        if grad is not None:
+            wide = dense(grad).to(torch.promote_types(grad.dtype, torch.float32))
+            total[name] = total[name].add_(wide) if name in total else wide.contiguous()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The perturbation of the authors' released leakage notebook, for comparison only (SYSTEMS §2.2, §2.6).
+"""The perturbation of the authors' released leakage notebook, for comparison only.
 
 What it does that the clean behaviour does not: the push runs in training mode on the example doubled, so BatchNorm's
 running statistics move too; the step is Adam's first, about lr · sign(gradient) whatever the gradient's size; a saturated

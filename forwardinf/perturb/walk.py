@@ -14,7 +14,7 @@ from forwardinf.perturb.ruler import Ruler
 from forwardinf.perturb.select import Parameters
 
 LINEAR_LENGTH = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-TINY_SHARE = 0.05  # below this share of moved weights, rounding decides the ranks (ECOSYSTEM, trap 1)
+TINY_SHARE = 0.05  # below this share of moved weights, rounding decides the ranks
 
 
 def linear_length(parameters: Parameters) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from forwardinf.core import noise
+from forwardinf.core.compare import COMPANY, MIXED
 from forwardinf.core.errors import DataError, NoiseError
 from forwardinf.core.examples import Examples
 from forwardinf.core.feed import Feed
@@ -16,7 +17,6 @@ from forwardinf.core.fingerprint import row_digest
 from forwardinf.core.root import root
 
 AGAIN = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
-COMPANY = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 2e-1, torch.float16: 1e-1}
 FEW = 8  # rows that are read twice as a batch
 ALONE = 4  # of them, read one at a time
 ULPS = 4  # a loss cannot be read better than a few roundings of the model's own dtype
@@ -84,8 +84,7 @@ def _of_a_batch(feed: Feed, rows: Sequence[int], floor: Floor, in_company: Tenso
                 f"rows {rows[0]} to {rows[-1]} read {len(rows)} at a time and {how}",
                 expected="losses that belong to the example",
                 got=f"losses that differ by {float((same - other).abs().max()):.2g}",
-                do="The loss depends on the rest of the batch (mixing in the collate, batch statistics, a loss normalised "
-                "over the batch, padding that is not masked): make it per example.",
+                do=MIXED,
             )  # fmt: skip
         floor = floor.raised((same - other).abs().max(), (root(same) - root(other)).abs().max())
     return floor

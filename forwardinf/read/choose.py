@@ -78,7 +78,7 @@ def choose_engine(
 
     Raises:
         SettingError: ``"factored"`` was asked for a finite length.
-        ModelError: ``"factored"`` or ``"trunk"`` was asked for a model that it cannot read; names the parameter.
+        ModelError: ``"trunk"`` was asked for a model that cannot be cut, or ``"factored"`` where there is not enough memory.
     """
     if asked.engine == "forward":
         return replace(plan, why="asked for"), ""

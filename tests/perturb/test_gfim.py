@@ -132,7 +132,7 @@ def test_schulz_ends_where_it_says_and_refuses_where_it_would_not():
     with pytest.raises(ModelError, match="diverges"):
         schulz(a, start=2.1)  # I − AX₀ has an eigenvalue of −1.1
     with pytest.raises(ModelError, match="in 5 steps"):
-        schulz(a, most=5)  # another, stronger damping: HyperINF's 15 steps from 5e-5 (SYSTEMS §3.4)
+        schulz(a, most=5)  # another, stronger damping: HyperINF's 15 steps from 5e-5
     with pytest.raises(ModelError, match="diverges"):
         schulz(a * float("nan"))
 

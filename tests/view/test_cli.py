@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 import forwardinf as fi
-from forwardinf.view.cli import main
 
 NET = """
 import torch
@@ -59,24 +58,6 @@ def here(tmp_path, monkeypatch):
 
 
 BASIC = ["--model", "cli_net:Net", "--weights", "net.safetensors", "--data", "digits.npz", "--queries", "data:test"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run ``forwardinf …`` in this process; return (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["forwardinf", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_attribute_writes_a_run_folder_and_prints_json_on_stdout_only(here, run):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from sklearn.datasets import load_digits
 
 import forwardinf as fi
 from forwardinf.score.bank import Bank
-from forwardinf.view.cli import main
 
 FIT = """
 import numpy as np, torch
@@ -51,18 +51,8 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(here, monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["forwardinf", "evaluate", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+def evaluate(here, run):
+    return partial(run, "evaluate")
 
 
 def means(out):
@@ -70,25 +60,25 @@ def means(out):
 
 
 @pytest.mark.parametrize("scores", ["scores", "scores.npy"])
-def test_saved_scores_are_held_against_a_bank(run, scores):
-    code, out, _ = run(scores, "--bank", "bank", "--json")
+def test_saved_scores_are_held_against_a_bank(evaluate, scores):
+    code, out, _ = evaluate(scores, "--bank", "bank", "--json")
     assert code == 0
     found = means(out)
     assert found["scores", "lds", "spearman"] == pytest.approx(1, abs=1e-4)
     assert abs(found["control: shuffled", "lds", "spearman"]) < 0.5
-    code, out, _ = run(scores, "--bank", "bank", "--output", "worse", "--json")
+    code, out, _ = evaluate(scores, "--bank", "bank", "--output", "worse", "--json")
     assert means(out)["scores", "lds", "spearman"] < 0.7
 
 
-def test_people_get_a_table_on_stderr(run):
-    code, out, err = run("scores", "--bank", "bank")
+def test_people_get_a_table_on_stderr(evaluate):
+    code, out, err = evaluate("scores", "--bank", "bank")
     assert code == 0
     assert out == ""
     assert "spearman" in err
     assert "control: shuffled" in err
 
 
-def test_a_training_function_makes_a_bank_that_stays(run):
+def test_a_training_function_makes_a_bank_that_stays(evaluate):
     words = ["scores", "--train", "cli_fit:fit", "--queries", "digits.npz", "--data-option", "split=test"]
     words += [
         "--where",
@@ -105,7 +95,7 @@ def test_a_training_function_makes_a_bank_that_stays(run):
         2,
     ]
     words += ["--out", "found", "--json"]
-    code, out, _ = run(*words)
+    code, out, _ = evaluate(*words)
     assert code == 0
     kept = json.loads(Path("found/evaluation.json").read_text())
     assert kept.pop("checksum"), "the file has one; what is printed is the numbers"
@@ -115,7 +105,7 @@ def test_a_training_function_makes_a_bank_that_stays(run):
     assert fi.load_bank("found/bank").outputs.shape == (6, 2, 4)
     changed = {path: path.stat().st_mtime_ns for path in Path("found/trainings").rglob("*.npz")}
     assert len(changed) == 12 + 2 + 10 + 4 + 8
-    code, again, _ = run(*words)
+    code, again, _ = evaluate(*words)
     assert again == out
     assert changed == {path: path.stat().st_mtime_ns for path in Path("found/trainings").rglob("*.npz")}, "resumed"
 
@@ -134,8 +124,8 @@ def test_a_training_function_makes_a_bank_that_stays(run):
         (["scores", "--train", "cli_fit:fitt", "--queries", "digits.npz", "--subsets", "3"], 2, "Did you mean"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_an_exit_code(run, words, code, told):
-    got, out, err = run(*words)
+def test_what_is_wrong_is_one_line_and_an_exit_code(evaluate, words, code, told):
+    got, out, err = evaluate(*words)
     assert (got, out) == (code, "")
     assert told in err
     assert err.count("\n") == 1

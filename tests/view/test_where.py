@@ -10,8 +10,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from forwardinf.view.cli import main
-
 MODULE = """
 import numpy as np, pandas as pd, pyarrow as pa, torch, datasets
 from torch import nn
@@ -90,24 +88,6 @@ def here(tmp_path, monkeypatch):
             f"images/{label}/{row:02}.png"
         )
     return tmp_path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run ``forwardinf …`` in this process; return (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["forwardinf", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 STACKED, CELLS = ["--task", "where_forms:STACKED"], ["--task-option", "inputs=x"]
