@@ -1,6 +1,6 @@
 """The inverse of a positive definite matrix by matrix products alone: X ← X (2I − A X), started where it must converge.
 
-Schulz 1933; the way of HyperINF (Zhou, Fan & Jaggi 2024). Every step squares I − AX, so a start whose I − AX has an eigenvalue beyond
+Schulz 1933; the way of HyperINF (2024). Every step squares I − AX, so a start whose I − AX has an eigenvalue beyond
 ±1 diverges, and one stopped early is another, much stronger damping. Both are refused here. One step is 4 d³ operations: Cholesky
 does with d³/3 for all, so this pays only where products are far cheaper than factorisations.
 """
