@@ -17,8 +17,9 @@ from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, write_json
 from forwardinf.core.memory import out_of_memory
 
-FORMAT = "forwardinf.tuning/1"
+FORMAT = "forwardinf.tuning/2"
 SHARE = 0.08  # of the rows that will be read may be read to find out how: a better setting must win them back
+NARROW = 8  # channels below which a strided 1×1 convolution is kept in the ordinary layout: seen below 7
 FIRST, LARGEST = 32, 512  # batch sizes: tried first, and last
 SHORT = 0.3  # seconds that a search may take whatever its share is
 ENOUGH = 0.05  # seconds of a setting's readings after which one was enough
@@ -73,6 +74,19 @@ def tune(
     return tuning
 
 
+def may_turn(model: nn.Module) -> bool:
+    """Return whether images may be laid out pixel by pixel: there are convolutions, and none whose backward is broken so.
+
+    oneDNN 3.12 (torch 2.13) writes beyond its memory in the weight gradient of a strided 1×1 convolution of fewer than seven
+    channels in that layout: the process dies, soon or late (dev/LOG.md).
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return bool(layers) and not any(
+        layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels // layer.groups < NARROW
+        for layer in layers
+    )
+
+
 class _Search:
     """Times one kind of work at one setting after another, while it can afford it."""
 
@@ -91,9 +105,7 @@ class _Search:
             raise ModelError("reading", expected="room for one example", got="out of memory",
                              do="Use a device with more memory.")  # fmt: skip
         best, layout = eager, False
-        if any(isinstance(module, nn.Conv2d) for module in self.feed.model.modules()) and (
-            asked or self._affords(size)
-        ):
+        if may_turn(self.feed.model) and (asked or self._affords(size)):
             other = self._timed(size, True)
             if other is not None and other < WORTH * eager:
                 best, layout = other, True

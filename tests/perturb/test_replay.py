@@ -20,15 +20,6 @@ from forwardinf.perturb.ruler import Ruler
 from forwardinf.perturb.select import select
 
 
-@pytest.fixture(autouse=True)
-def without_onednn():
-    """The backward of small convolutions in oneDNN, eight examples at a time, damages the heap (torch 2.13): dev/LOG.md."""
-    enabled = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    yield
-    torch._C._set_mkldnn_enabled(enabled)
-
-
 def pushed(given, rule, row=0, **more):
     pushing = pusher(given, rule, **more)
     query = pushing.check([row], row, skip=False)

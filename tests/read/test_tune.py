@@ -8,7 +8,7 @@ from torch import nn
 
 from forwardinf.core.errors import ModelError
 from forwardinf.core.task import Classification
-from forwardinf.read.tune import tune
+from forwardinf.read.tune import may_turn, tune
 
 PLENTY = 10**6  # rows to be read: everything can be afforded
 
@@ -84,8 +84,8 @@ def test_it_remembers(tmp_path):
     assert not model.sizes
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": "forwardinf.tuning/1"}', '{"format": "forwardinf.tuning/2"}', "[]",
-                                  '{"format": "forwardinf.tuning/1", "tuning": {"batch": 3}}'])  # fmt: skip
+@pytest.mark.parametrize("text", ["", "{", '{"format": "forwardinf.tuning/2"}', '{"format": "forwardinf.tuning/1"}', "[]",
+                                  '{"format": "forwardinf.tuning/2", "tuning": {"batch": 3}}'])  # fmt: skip
 def test_a_damaged_memory_is_made_anew(tmp_path, text):
     path = tmp_path / "kept.json"
     path.write_text(text)
@@ -119,3 +119,11 @@ def test_the_layout_is_tried_for_convolutions_only():
     tune(feed(given), range(40), 16, PLENTY, None)
     handle.remove()
     assert seen
+
+
+@pytest.mark.parametrize(("layer", "may"), [
+    (nn.Conv2d(6, 12, 1, stride=2), False), (nn.Conv2d(12, 12, 1, stride=2, groups=2), False), (nn.Conv2d(6, 12, 1), True),
+    (nn.Conv2d(6, 12, 3, stride=2), True), (nn.Conv2d(64, 128, 1, stride=2), True), (nn.Linear(3, 2), False),
+])  # fmt: skip
+def test_a_layout_in_which_a_backward_damages_memory_is_never_tried(layer, may):
+    assert may_turn(nn.Sequential(nn.Conv2d(3, 6, 3), layer) if isinstance(layer, nn.Conv2d) else layer) is may
