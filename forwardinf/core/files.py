@@ -62,7 +62,7 @@ def written(path: Path, beside: Path | None = None) -> Iterator[Path]:
             yield part
             _settle(part)
             part.replace(path)
-            sync_folder(path.parent)
+            _sync_folder(path.parent)
         except (OSError, SafetensorError) as error:
             if not forgiven(path, error):
                 raise _trouble(path, error) from error
@@ -86,7 +86,7 @@ def once(path: Path, make: Callable[[Path], object], beside: Path | None = None)
                 _place(part, path)
             except FileExistsError:
                 return False
-            sync_folder(path.parent)
+            _sync_folder(path.parent)
     except OSError as error:
         raise _trouble(path, error) from error
     return True
@@ -133,7 +133,7 @@ def _part(path: Path, beside: Path | None) -> Iterator[Path]:
 
 
 def _settle(part: Path) -> None:
-    part.chmod(0o666 & ~umask())
+    part.chmod(0o666 & ~_umask())
     with part.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -170,15 +170,13 @@ def _locked(handle: int) -> bool:
     return bool(fcntl)
 
 
-def umask() -> int:
-    """Return the process's mask for new files."""
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's listing to disk, where that can be done."""
+def _sync_folder(folder: Path) -> None:
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -7,8 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from forwardinf.core.errors import UnknownId
-
-Id = int | str
+from forwardinf.core.given_ids import Id as Id
 
 SHOWN = 5  # ids that an error names
 COMPARED = 20_000  # ids that a guess looks at

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +16,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from forwardinf.core.errors import FileError
-from forwardinf.core.files import sync_folder, umask
+from forwardinf.core.files import once, sweep, written
 
 FORMAT, SUFFIX = "forwardinf.piece/1", ".safetensors"
-ABANDONED = 3600.0  # seconds after which a half-written file is nobody's
 
 
 class Piece(NamedTuple):
@@ -106,16 +101,17 @@ class Pieces:
         """
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         kept = {"format": FORMAT, "sum": checksum(plain, about or {}), "about": about or {}}
-        new = _put(self.path(name), save(plain, {"about": json.dumps(kept)}), replace=name in self.damaged)
+        content = save(plain, {"about": json.dumps(kept)})
+        if name not in self.damaged:
+            return once(self.path(name), lambda part: part.write_bytes(content))
+        with written(self.path(name)) as part:
+            part.write_bytes(content)
         self.damaged.discard(name)
-        return new
+        return True
 
     def sweep(self) -> None:
-        """Remove what killed processes left half-written; of the last hour nothing: another build may be writing it."""
-        for part in self.folder.glob(".*.part"):
-            with suppress(OSError):
-                if time.time() - part.stat().st_mtime > ABANDONED:
-                    part.unlink()
+        """Remove what killed processes left half-written."""
+        sweep(self.folder)
 
 
 def checksum(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
@@ -126,40 +122,3 @@ def checksum(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def _put(path: Path, content: bytes, *, replace: bool) -> bool:
-    """Write beside, flush, and give it its name: at once, and only where the name is free (or with ``replace``)."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        part = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.chmod(0o666 & ~umask())
-            new = _named(part, path, replace=replace)
-            sync_folder(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise FileError(str(path), expected="room to write", got=str(error),
-                        do="Free space, or choose another folder; then make the call again: it goes on.") from error  # fmt: skip
-    return new
-
-
-def _named(part: Path, path: Path, *, replace: bool) -> bool:
-    """Give a written file its name; False where the name is taken."""
-    if not replace:
-        try:
-            os.link(part, path)
-            return True
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links: between the question and the answer another may come
-            if path.exists():
-                return False
-    part.replace(path)
-    return True
