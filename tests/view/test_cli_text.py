@@ -13,7 +13,6 @@ from forwardinf.core.chat import chat_tokens
 from forwardinf.score.store import Folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
-from test_cli import run  # noqa: F401  (a fixture)
 from words import PLAIN, tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -65,7 +64,7 @@ BASIC = ("attribute", "--model", "gpt", "--data", "texts.jsonl", "--queries", "t
          "--task", "causal-lm")  # fmt: skip
 
 
-def test_a_text_model_needs_no_word_about_its_tokenizer_and_texts_stand_beside_ids(here, run):  # noqa: F811
+def test_a_text_model_needs_no_word_about_its_tokenizer_and_texts_stand_beside_ids(here, run):
     code, out, err = run(*BASIC, *LINEAR, "--out", "run", "--report", "page.html", "-k", "2")
     assert code == 0, err
     found = json.loads(out)
@@ -80,7 +79,7 @@ def test_a_text_model_needs_no_word_about_its_tokenizer_and_texts_stand_beside_i
     assert "ids 2" not in page
 
 
-def test_top_shows_the_texts_of_a_run_folder_without_its_model(here, run):  # noqa: F811
+def test_top_shows_the_texts_of_a_run_folder_without_its_model(here, run):
     assert run(*BASIC, *LINEAR, "--out", "run")[0] == 0
     Path("texts.jsonl").unlink()
     code, out, err = run("top", "run", "-k", "2", "--json")
@@ -94,7 +93,7 @@ def test_top_shows_the_texts_of_a_run_folder_without_its_model(here, run):  # no
     assert not Path("run").exists() or not any(Path("run").iterdir())
 
 
-def test_scores_are_those_of_the_same_rows_in_python(here, run):  # noqa: F811
+def test_scores_are_those_of_the_same_rows_in_python(here, run):
     assert run(*BASIC, *LINEAR, "--out", "run")[0] == 0
     words = tokenizer()
     ids = [{"input_ids": words(text)["input_ids"]} for text in TEXTS]
@@ -102,7 +101,7 @@ def test_scores_are_those_of_the_same_rows_in_python(here, run):  # noqa: F811
     np.testing.assert_allclose(fi.load_scores("run").values, want.values, rtol=1e-5)
 
 
-def test_conversations_count_what_the_assistant_says(here, run):  # noqa: F811
+def test_conversations_count_what_the_assistant_says(here, run):
     code, _, err = run("attribute", "--model", "gpt", "--data", "chat.jsonl", "--queries", "chat.jsonl", "--where", "0:2",
                        "--task", "causal-lm", *LINEAR, "--out", "run")  # fmt: skip
     assert code == 0, err
@@ -116,7 +115,7 @@ def test_conversations_count_what_the_assistant_says(here, run):  # noqa: F811
     assert json.loads(out)[0]["text"].startswith("user: ")
 
 
-def test_pairs_count_the_completion(here, run):  # noqa: F811
+def test_pairs_count_the_completion(here, run):
     code, out, err = run("attribute", "--model", "gpt", "--data", "pairs.jsonl", "--queries", "pairs.jsonl", "--where", "0:1",
                          "--task", "causal-lm", *LINEAR, "--out", "run")  # fmt: skip
     assert code == 0, err
@@ -127,7 +126,7 @@ def test_pairs_count_the_completion(here, run):  # noqa: F811
     assert json.loads(out)["queries"][0]["text"] == "who are you  → i am a bot"
 
 
-def test_an_encoder_decoder_takes_pairs(here, run):  # noqa: F811
+def test_an_encoder_decoder_takes_pairs(here, run):
     torch.manual_seed(0)
     config = transformers.T5Config(vocab_size=24, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0,
                                    decoder_start_token_id=0)  # fmt: skip
@@ -142,7 +141,7 @@ def test_an_encoder_decoder_takes_pairs(here, run):  # noqa: F811
     assert "text=input,output" in err
 
 
-def test_a_decoder_that_classifies_is_padded_as_its_tokenizer_pads(here, run):  # noqa: F811
+def test_a_decoder_that_classifies_is_padded_as_its_tokenizer_pads(here, run):
     model = gpt("GPT2ForSequenceClassification", num_labels=2, pad_token_id=0)
     words = tokenizer()
     words.add_special_tokens({"pad_token": "<end>"})
@@ -159,7 +158,7 @@ def test_a_decoder_that_classifies_is_padded_as_its_tokenizer_pads(here, run):  
     np.testing.assert_allclose(fi.load_scores("run").values, want.values, rtol=1e-4, atol=1e-6)
 
 
-def test_rows_that_came_tokenised_are_shown_in_words(here, run):  # noqa: F811
+def test_rows_that_came_tokenised_are_shown_in_words(here, run):
     rows("ids.jsonl", [{"input_ids": tokenizer()(text)["input_ids"]} for text in TEXTS])
     code, out, err = run("attribute", "--model", "gpt", "--data", "ids.jsonl", "--queries", "ids.jsonl", "--where", "2,0",
                          "--task", "causal-lm", *LINEAR, "-k", "1")  # fmt: skip
@@ -167,7 +166,7 @@ def test_rows_that_came_tokenised_are_shown_in_words(here, run):  # noqa: F811
     assert [query["top"][0]["text"] for query in json.loads(out)["queries"]] == ["i am a bot", "hi you"]
 
 
-def test_an_adapters_folder_finds_its_bases_tokenizer(here, run):  # noqa: F811
+def test_an_adapters_folder_finds_its_bases_tokenizer(here, run):
     peft = pytest.importorskip("peft")
     settings = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     model = peft.get_peft_model(transformers.GPT2LMHeadModel.from_pretrained("gpt"), settings)
@@ -181,7 +180,7 @@ def test_an_adapters_folder_finds_its_bases_tokenizer(here, run):  # noqa: F811
     assert json.loads(out)["queries"][0]["top"][0]["text"] in TEXTS
 
 
-def test_a_model_of_ones_own_is_told_which_option_to_give(here, run, monkeypatch):  # noqa: F811
+def test_a_model_of_ones_own_is_told_which_option_to_give(here, run, monkeypatch):
     Path("own_gpt.py").write_text(
         "import transformers\ndef make():\n    return transformers.GPT2LMHeadModel.from_pretrained('gpt')\n"
     )
@@ -204,7 +203,7 @@ def test_a_model_of_ones_own_is_told_which_option_to_give(here, run, monkeypatch
     assert "--tokenizer" in err
 
 
-def test_a_run_with_a_tokenizer_of_its_own_is_replayed(here, run):  # noqa: F811
+def test_a_run_with_a_tokenizer_of_its_own_is_replayed(here, run):
     gpt().save_pretrained("bare")
     words = (BASIC[0], "--model", "bare", *BASIC[3:], "--tokenizer", "gpt", "--perturbation", "plain", "--out", "run")
     assert run(*words)[0] == 0
@@ -213,7 +212,7 @@ def test_a_run_with_a_tokenizer_of_its_own_is_replayed(here, run):  # noqa: F811
     assert np.array_equal(fi.load_scores("run").values, fi.load_scores("again").values)
 
 
-def test_texts_that_are_too_long_are_named_and_may_be_cut(here, run):  # noqa: F811
+def test_texts_that_are_too_long_are_named_and_may_be_cut(here, run):
     rows("long.jsonl", [{"text": "hi"}, {"text": "hi " * 20}, {"text": "bye " * 30}])
     words = (*BASIC[:3], "--data", "long.jsonl", "--queries", "texts.jsonl", *BASIC[7:], "--perturbation", "plain")
     code, _, err = run(*words)
@@ -227,7 +226,7 @@ def test_texts_that_are_too_long_are_named_and_may_be_cut(here, run):  # noqa: F
     assert "note: queries: " in err
 
 
-def test_a_tokenizer_of_another_model_is_refused(here, run):  # noqa: F811
+def test_a_tokenizer_of_another_model_is_refused(here, run):
     torch.manual_seed(0)
     small = transformers.GPT2Config(
         vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3
@@ -239,20 +238,20 @@ def test_a_tokenizer_of_another_model_is_refused(here, run):  # noqa: F811
     assert "--tokenizer" in err
 
 
-def test_a_text_model_without_a_task_of_text_is_told_which(here, run):  # noqa: F811
+def test_a_text_model_without_a_task_of_text_is_told_which(here, run):
     code, _, err = run(*BASIC[:-2])
     assert code == 2
     assert "sequence-classification, causal-lm or seq2seq" in err
 
 
-def test_ids_may_be_a_column_of_the_texts(here, run):  # noqa: F811
+def test_ids_may_be_a_column_of_the_texts(here, run):
     code, out, err = run(*BASIC, *LINEAR, "--ids", "key", "-k", "1")
     assert code == 0, err
     best = json.loads(out)["queries"][0]["top"][0]
     assert (best["train"], best["text"]) == ("t2", "i am a bot")
 
 
-def test_the_column_may_be_named_and_two_kinds_must_be(here, run):  # noqa: F811
+def test_the_column_may_be_named_and_two_kinds_must_be(here, run):
     rows("other.jsonl", [{"body": text, "messages": TALKS[0]} for text in TEXTS])
     words = (*BASIC[:3], "--data", "other.jsonl", "--queries", "other.jsonl", *BASIC[7:], *LINEAR, "-k", "1")
     code, out, _ = run(*words, "--data-option", "text=body")
@@ -264,7 +263,7 @@ def test_the_column_may_be_named_and_two_kinds_must_be(here, run):  # noqa: F811
     assert "--data-option text=" in err
 
 
-def test_self_influence_and_the_uses_read_texts_too(here, run):  # noqa: F811
+def test_self_influence_and_the_uses_read_texts_too(here, run):
     code, out, err = run(
         "self-influence", "--model", "gpt", "--data", "texts.jsonl", "--task", "causal-lm", "--json", "-k", "3"
     )
@@ -282,7 +281,7 @@ def test_self_influence_and_the_uses_read_texts_too(here, run):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["ekfac", "sign", "hold"])
-def test_a_direction_may_be_named_as_a_perturbation(here, run, name):  # noqa: F811
+def test_a_direction_may_be_named_as_a_perturbation(here, run, name):
     code, _, err = run(*BASIC, "--perturbation", name, "--json", "--out", "run")
     assert code == 0, err
     kept = fi.load_scores("run").perturbation
@@ -292,7 +291,7 @@ def test_a_direction_may_be_named_as_a_perturbation(here, run, name):  # noqa: F
     assert "'ekfac'" in err
 
 
-def test_a_configuration_may_name_a_direction(here, run):  # noqa: F811
+def test_a_configuration_may_name_a_direction(here, run):
     Path("run.yaml").write_text(
         "model: {spec: gpt}\ndata: {spec: texts.jsonl}\nqueries: {spec: texts.jsonl, where: '0:1'}\n"
         "task: {name: causal-lm}\nperturbation: sign\n"
@@ -302,7 +301,7 @@ def test_a_configuration_may_name_a_direction(here, run):  # noqa: F811
     assert json.loads(out)["queries"][0]["text"] == "hi you"
 
 
-def test_checkpoints_are_shown_with_texts(here, run):  # noqa: F811
+def test_checkpoints_are_shown_with_texts(here, run):
     other = gpt()
     with torch.no_grad():
         other.transformer.wte.weight.mul_(1.1)

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "use"))
-from test_cli import run  # noqa: F401  (a fixture)
 from texts_cases import decoder, stated, texts, tokenizer
 
 pytest.importorskip("transformers")
@@ -28,7 +27,7 @@ def there(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_trace_in_json_and_in_files(there, run):  # noqa: F811
+def test_trace_in_json_and_in_files(there, run):
     code, out, err = run(*BASIC, "--ids", "key", "--keep", "4", "--out", "found", "--report", "t.html", "--json")
     assert code == 0, err
     found = json.loads(out)
@@ -37,7 +36,7 @@ def test_trace_in_json_and_in_files(there, run):  # noqa: F811
     assert "quito" in Path("t.html").read_text()
 
 
-def test_trace_names_a_set_on_request(there, run):  # noqa: F811
+def test_trace_names_a_set_on_request(there, run):
     words = ("--jointly", "--curvature", "none", "--reading", "root", "--spans", "0", "--keep", "3", "--json")
     code, out, err = run(*BASIC, *words)
     assert code == 0, err
@@ -46,7 +45,7 @@ def test_trace_names_a_set_on_request(there, run):  # noqa: F811
     assert [row["rank"] for row in found["table"]] == [1, 2, 3]
 
 
-def test_plan_says_what_a_trace_takes_and_keeps_to_the_memory_that_is_allowed(there, run):  # noqa: F811
+def test_plan_says_what_a_trace_takes_and_keeps_to_the_memory_that_is_allowed(there, run):
     code, out, err = run("plan", *BASIC, "--memory", "2", "--out", "found", "--json")
     assert code == 0, err
     found = json.loads(out)
@@ -62,7 +61,7 @@ def test_plan_says_what_a_trace_takes_and_keeps_to_the_memory_that_is_allowed(th
     assert "memory_bytes" in err
 
 
-def test_trace_for_people_goes_to_stderr(there, run):  # noqa: F811
+def test_trace_for_people_goes_to_stderr(there, run):
     Path("asked.jsonl").write_text(json.dumps({"prompt": "hal lives in", "answer": "quito", "id": "hal"}) + "\n")
     code, out, err = run(*BASIC[:5], "--questions", "asked.jsonl", "--how", "cosine", "-k", "2", "--spans", "0")
     assert (code, out) == (0, ""), err
@@ -79,7 +78,7 @@ def test_trace_for_people_goes_to_stderr(there, run):  # noqa: F811
      (("trace-images", "--data", "texts.jsonl", "--queries", "texts.jsonl"), "--pipeline"),
      (("trace-images", "--data", "texts.jsonl", "--queries", "texts.jsonl", "--pipeline", "gpt"), "model_index.json")],
 )  # fmt: skip
-def test_what_is_refused_is_one_line_and_an_exit_code(there, run, words, told):  # noqa: F811
+def test_what_is_refused_is_one_line_and_an_exit_code(there, run, words, told):
     code, out, err = run(*words)
     assert code in (1, 2)
     assert out == ""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_cli import BASIC, here, run  # noqa: F401  (fixtures)
+from test_cli import BASIC
 
 
-def test_leaks_in_json_and_in_files(here, run):  # noqa: F811
+def test_leaks_in_json_and_in_files(here, run):
     code, out, err = run(
         "leaks", *BASIC, "--where", "0:5", "--pairs", "2", "--out", "found", "--report", "l.html", "--json"
     )
@@ -21,7 +21,7 @@ def test_leaks_in_json_and_in_files(here, run):  # noqa: F811
     assert Path("l.html").read_text().startswith("<!")
 
 
-def test_mislabeled_and_memorized_for_people_go_to_stderr(here, run):  # noqa: F811
+def test_mislabeled_and_memorized_for_people_go_to_stderr(here, run):
     words = [word for word in BASIC if word not in ("--queries", "data:test")]
     code, out, err = run("mislabeled", *words, "--clean", "data:test", "-k", "3")
     assert (code, out) == (0, ""), err
@@ -35,7 +35,7 @@ def test_mislabeled_and_memorized_for_people_go_to_stderr(here, run):  # noqa: F
 
 
 @pytest.mark.parametrize("use", ["leaks", "mislabeled", "memorized"])
-def test_plan_says_what_a_use_takes_and_does_none_of_it(here, run, use):  # noqa: F811
+def test_plan_says_what_a_use_takes_and_does_none_of_it(here, run, use):
     words = BASIC if use == "leaks" else [word for word in BASIC if word not in ("--queries", "data:test")]
     code, out, err = run("plan", use, *words, "--json", "--out", "found")
     assert code == 0, err
@@ -54,7 +54,7 @@ def test_plan_says_what_a_use_takes_and_does_none_of_it(here, run, use):  # noqa
     [(("leaks", *BASIC, "--candidates", "nearby"), "'neighbours'"), (("leaks", *BASIC, "--fdr", "2"), "between 0 and 1"),
      (("mislabeled", *BASIC[:6], "--task", "cli_net:absolute"), "logits(model, batch)")],
 )  # fmt: skip
-def test_what_is_refused_is_one_line_and_an_exit_code(here, run, words, told):  # noqa: F811
+def test_what_is_refused_is_one_line_and_an_exit_code(here, run, words, told):
     code, out, err = run(*words)
     assert code in (1, 2)
     assert out == ""

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import here, run  # noqa: F401  (fixtures)
 
 
-def test_verify_in_json_and_in_files_and_again_for_people(here, run):  # noqa: F811
+def test_verify_in_json_and_in_files_and_again_for_people(here, run):
     words = ("verify", "--quick", "--part", "convex", "--out", "found")
     code, out, err = run(*words, "--json")
     assert code == 0, err
@@ -25,7 +24,7 @@ def test_verify_in_json_and_in_files_and_again_for_people(here, run):  # noqa: F
     ("words", "told"),
     [(("--data", "cats"), "'digits'"), (("--seeds", "a"), "whole numbers"), (("--quick", "--data", "mnist"), "Leave quick out")],
 )  # fmt: skip
-def test_what_is_refused(here, run, words, told):  # noqa: F811
+def test_what_is_refused(here, run, words, told):
     code, out, err = run("verify", *words)
     assert (code, out) == (2, "")
     assert told in " ".join(err.split())
