@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from forwardinf.core.errors import FileError
@@ -79,13 +80,54 @@ def check_arrays(path: Path) -> None:
                                 got=f"{part.filename}: {part.file_size:,} bytes for {shape}")  # fmt: skip
 
 
+def check_archive(path: Path) -> None:
+    """Refuse a zip archive, as torch writes weights, whose directory says that it unfolds to more than the file can hold."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        total = sum(part.file_size for part in archive.infolist())
+    if total > most_of(path):
+        raise too_much(path, f"{total >> 20} MiB in {path.stat().st_size:,} bytes")
+
+
 def check_parquet(path: Path) -> None:
-    """Refuse a Parquet file whose own directory says that its rows need more than it can hold."""
-    facts = pq.read_metadata(path, memory_map=True)
+    """Refuse a Parquet file whose own directory says that its rows need more than it can hold, or whose texts do.
+
+    Texts of a dictionary are stored once and named by every row that has them, so what they unfold to is counted; columns that
+    could be too large are read twice.
+    """
+    facts, most = pq.read_metadata(path, memory_map=True), most_of(path)
     rows, columns = facts.num_rows, facts.num_columns
     stored = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
-    if stored > most_of(path) or rows * max(columns, 1) > most_of(path) or min(rows, stored) < 0:
+    if stored > most or rows * max(columns, 1) > most or min(rows, stored) < 0:
         raise too_much(path, f"{rows:,} rows, {stored >> 20} MiB")
+    worst = dict[str, int]()
+    for group in range(facts.num_row_groups):
+        for column in map(facts.row_group(group).column, range(columns)):
+            if column.physical_type == "BYTE_ARRAY" and column.dictionary_page_offset is not None:
+                at_worst = column.num_values * column.total_uncompressed_size
+                worst[column.path_in_schema] = worst.get(column.path_in_schema, 0) + at_worst
+    names = [name for name, size in worst.items() if size > most]
+    with pq.ParquetFile(path, memory_map=True, read_dictionary=names) as file:
+        total = 0
+        for name in names:
+            for batch in file.iter_batches(columns=[name]):
+                total += sum(map(_unfolded, batch.columns))
+                if total > most:
+                    raise too_much(path, f"more than {total >> 20} MiB of texts, most of them the same")
+
+
+def _unfolded(values: pa.Array) -> int:
+    """Return how many bytes the texts of an array need once none is stored for several."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0
+    if pa.types.is_map(kind):
+        return _unfolded(values.keys) + _unfolded(values.items)
+    if pa.types.is_struct(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = values.flatten()
+        return sum(map(_unfolded, inner)) if isinstance(inner, list) else _unfolded(inner)
+    return int(values.nbytes)
 
 
 def check_depth(content: bytes, where: str) -> None:

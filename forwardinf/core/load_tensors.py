@@ -7,12 +7,14 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from forwardinf.core.bounds import check_archive
 from forwardinf.core.errors import Error, FileError, SettingError, choose
 
 PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt")
@@ -26,6 +28,7 @@ def read_tensors(path: Path, key: str | None) -> State:
         if path.suffix == ".safetensors":
             return tensors_in(load_file(path), key, str(path))
         if path.suffix in PICKLED:
+            check_archive(path)
             return tensors_in(torch.load(path, map_location="cpu", weights_only=True), key, str(path))
     except Error:
         raise
@@ -34,7 +37,7 @@ def read_tensors(path: Path, key: str | None) -> State:
             str(path), expected="tensors only", got="a file that would run code when it is read, or a damaged one",
             do="Where you trust it, convert it once: safetensors.torch.save_model(model, 'model.safetensors').",
         ) from error  # fmt: skip
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, BadZipFile) as error:
         raise FileError(str(path), expected="a file of weights", got=f"a damaged or missing one ({error})") from error
     raise FileError(str(path), expected=f"a .safetensors file, or {', '.join(PICKLED)}", got=path.suffix or "no suffix")
 

@@ -19,6 +19,7 @@ import torch
 
 import forwardinf as fi
 from forwardinf.core import bounds, cache, files
+from forwardinf.core.load_weights import load_state
 from forwardinf.view import bounded_yaml
 from forwardinf.view.cli import main
 from forwardinf.view.config import read_config
@@ -301,6 +302,43 @@ def test_a_parquet_bomb_is_refused(tmp_path, small):
     assert path.stat().st_size < 2**16
     with pytest.raises(fi.FileError, match="unfolds"):
         fi.load_data(path)
+
+
+TEXT = "x" * 2**20
+REPEATED = {
+    "texts": [TEXT] * 200,
+    "bytes": [TEXT.encode()] * 200,
+    "messages": [[{"role": "user", "content": TEXT}]] * 200,
+    "maps": pa.array([[("key", TEXT)]] * 200, pa.map_(pa.string(), pa.string())),
+}
+
+
+@pytest.mark.parametrize("kind", REPEATED)
+def test_one_text_named_by_every_row_is_counted_as_often(tmp_path, small, kind):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"a": REPEATED[kind], "b": range(200)}), path, compression="zstd")
+    assert path.stat().st_size < 2**16
+    with pytest.raises(fi.FileError, match="unfolds"):
+        fi.load_data(path)
+
+
+def test_labels_named_by_many_rows_are_read(tmp_path, small):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": ["good", "bad"] * 5000, "label": [0, 1] * 5000}), path)
+    assert fi.load_data(path)["text"][:2].to_pylist() == ["good", "bad"]
+
+
+def test_a_bomb_of_weights_is_refused(tmp_path, small):
+    torch.save({"weight": torch.zeros(2**22), "bias": torch.zeros(2)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain:
+        parts = {part.filename: plain.read(part) for part in plain.infolist()}
+    with pytest.raises(fi.FileError, match="unfolds"):
+        load_state(torch.nn.Linear(2, 2), npz(tmp_path / "bomb.pt", parts))
+    whole = (tmp_path / "plain.pt").read_bytes()
+    for cut in (whole[: len(whole) // 2], whole[:-30], whole.replace(b"PK\x01\x02", b"PK\x01\x03")):
+        (tmp_path / "cut.pt").write_bytes(cut)
+        with pytest.raises(fi.FileError):
+            load_state(torch.nn.Linear(2, 2), tmp_path / "cut.pt")
 
 
 def test_a_fifo_is_not_waited_for(tmp_path):
