@@ -8,7 +8,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import pytest
 import torch
 
-MANY, EACH = 4, 6  # of a test with more cases than that, every sixth is run each time too
+MANY, EACH = 2, 7  # of a test with more cases than that, every seventh is run each time too
 
 
 def pytest_collection_modifyitems(config, items):

@@ -24,6 +24,7 @@ def bench(monkeypatch, tmp_path):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.whole
 def test_the_table_is_right_on_a_cpu(bench, tmp_path, capsys):
     bench[0].main(["--tiny", "--out", str(tmp_path / "gpu.json")])
     found = json.loads((tmp_path / "gpu.json").read_text())

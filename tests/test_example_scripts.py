@@ -72,6 +72,7 @@ def test_an_example_runs_and_its_numbers_hold(run, capsys, name):
         assert report.read_text().count('class="card') > asked["--n-queries"]
 
 
+@pytest.mark.whole
 @pytest.mark.data
 def test_a_storys_ending_is_traced_to_the_window_that_holds_it(run, capsys):
     _, printed, _ = run("tinystories_llama", capsys)

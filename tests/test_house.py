@@ -287,6 +287,7 @@ def test_the_oldest_grammar_would_notice():
         ast.parse("try:\n    f()\nexcept* ValueError:\n    pass", feature_version=(3, 10))
 
 
+@pytest.mark.whole
 def test_the_parts_that_need_no_torch_work_under_the_pythons_present():
     done = subprocess.run([sys.executable, ROOT.parent / "tests" / "pythons.py"], capture_output=True, text=True,
                           check=False, timeout=120)  # fmt: skip

@@ -170,7 +170,10 @@ def tags():
 REAL = {"cifar": cifar, "fashion": fashion, "stories": stories, "ddpm": ddpm}
 TRAINED = {"regression": regression, "many labels": many_labels, "ink": ink, "backwards": backwards, "sentences": sentences,
            "tags": tags}  # fmt: skip
-EVERY = pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.data) for name in REAL), *TRAINED])
+HEAVY = (pytest.mark.data, pytest.mark.whole)
+EVERY = pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=HEAVY if name == "ddpm" else pytest.mark.data) for name in REAL), *TRAINED]
+)
 
 
 def build(name, request):

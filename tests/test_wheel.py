@@ -17,6 +17,7 @@ sys.meta_path.insert(0, Hidden())
 """
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_the_wheel_works_without_any_extra(tmp_path):
     done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],

@@ -536,6 +536,7 @@ def test_differences_lists_what_differs_on_either_side():
     assert differences({}, {}) == {}
 
 
+@pytest.mark.whole
 def test_a_hugging_face_decoder_has_the_same_digest_in_every_process():
     transformers = pytest.importorskip("transformers")
     script = (

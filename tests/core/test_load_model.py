@@ -434,6 +434,7 @@ def test_a_folder_can_be_the_weights_of_another(tmp_path):
     assert same(load_model(tmp_path / "final", weights=tmp_path / "checkpoint-500"), bert(1))
 
 
+@pytest.mark.whole
 def test_a_hub_id_loads_from_the_hubs_own_cache(tmp_path):
     cache = tmp_path / "models--somebody--tiny"
     bert(3).save_pretrained(cache / "snapshots/abc")

@@ -268,6 +268,7 @@ def test_a_class_label_is_handed_to_the_model(diffusers):
     assert_close(got, want, rtol=1e-5, why="float32 noising and forward, in another order")
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore")  # diffusers' own, about its blocks
 def test_text_states_are_handed_to_a_conditioned_model_and_the_copy_is_found(diffusers):
     with torch.random.fork_rng(devices=[]):

@@ -119,6 +119,7 @@ def test_memory_that_runs_out_on_the_way_writes_a_revision_that_holds_from_there
     assert max(room.sizes[QUERIES:]) <= 4
 
 
+@pytest.mark.whole
 def test_a_resumed_run_follows_the_revision(tmp_path):
     given = case("cnn")
     settings = {"batch_size": 16, "shard_rows": 20, "output_dir": tmp_path / "run"}

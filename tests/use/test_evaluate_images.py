@@ -124,6 +124,7 @@ def test_recall_and_precision_are_what_they_are_called():
     assert np.isnan(found["mAP"][2])
 
 
+@pytest.mark.whole
 def test_removed_texts_in_small():
     recipe = Recipe(vocabulary=300, width=8, layers=1, heads=2, epochs=1, batch=32, kept=())
     small = texts.Size(rows=texts.ROWS, facts=3, texts=30, lexical=3, removed=3, seeds=(0,), recipe=recipe)

@@ -102,6 +102,7 @@ def test_mislabeled_small(digits, monkeypatch, tmp_path):
     assert "digits" in mislabeled_page.tables({"cases": [found]})
 
 
+@pytest.mark.whole
 def test_memorized_small(digits, tmp_path):
     recipe = subsets.Recipe(digits, epochs=12, models=20)
     kept = subsets.bank(recipe, tmp_path / "bank.npz", tmp_path / "work", lambda line: None)

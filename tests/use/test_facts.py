@@ -68,6 +68,7 @@ def test_the_planted_fact_is_found_first_and_the_answers_token_reacts_most():
     assert found.cost["total_s"] > 0
 
 
+@pytest.mark.whole
 def test_whoever_is_asked_about_a_text_that_says_so_comes_first_nearly_always():
     found = fi.trace(decoder(), texts(), [f"{person} lives in" for person in PEOPLE], tokenizer=tokenizer(), answers=TOWNS,
                      spans=0, baselines=False, progress=False, question_ids=PEOPLE)  # fmt: skip
@@ -199,6 +200,7 @@ def test_a_push_is_made_and_read_as_gradients_are(reading):
     assert_close(pushed.scores.values, compared.scores.values, rtol=1e-2, why="float32 differences at a small length")
 
 
+@pytest.mark.whole
 @needs_bm25
 def test_bm25_alone_fused_and_as_a_first_stage():
     found = traced(fuse="bm25", spans=0)
@@ -231,6 +233,7 @@ def test_only_the_candidates_are_scored():
         traced(candidates=[[3, 1000]])
 
 
+@pytest.mark.whole
 def test_candidates_are_compared_within_a_kept_index_of_all_documents(monkeypatch):
     """Nothing but the check of the kept rows is read again, and scores are those of all documents."""
     settings = {"spans": 0, "baselines": False}
@@ -298,6 +301,7 @@ def test_a_question_that_cannot_be_asked_is_refused_by_its_place(question, setti
         fi.trace(decoder(), texts(), [question], **{**given, "tokenizer": given["tokenizer"] or bare()})
 
 
+@pytest.mark.whole
 def test_an_answer_of_its_own_ends_where_the_model_has_no_more_places():
     found = fi.trace(
         decoder(), texts(), ["hal lives in " * 4], tokenizer=tokenizer(), spans=0, baselines=False, progress=False
@@ -305,6 +309,7 @@ def test_an_answer_of_its_own_ends_where_the_model_has_no_more_places():
     assert found.scores.values.shape == (1, len(texts()))
 
 
+@pytest.mark.whole
 def test_a_span_asks_about_its_tokens_only_and_a_contrast_about_the_difference():
     model, answer = decoder(), "quito tower"
     whole, part = (traced(model, answers=[answer], span=span, spans=0, baselines=False) for span in (None, "quito"))
@@ -318,6 +323,7 @@ def test_a_span_asks_about_its_tokens_only_and_a_contrast_about_the_difference()
     assert_close(apart.scores.values, against[0] - against[1], rtol=1e-3, why="dot products are linear in the question")
 
 
+@pytest.mark.whole
 def test_checkpoints_are_averaged_and_the_model_is_given_back():
     model, other = decoder(), decoder()
     with torch.no_grad():
@@ -330,6 +336,7 @@ def test_checkpoints_are_averaged_and_the_model_is_given_back():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.whole
 def test_asking_for_hidden_states_leaves_no_hooks_behind():
     model = decoder()
     before, hooks = model_digest(model), [len(module._forward_hooks) for module in model.modules()]
@@ -483,12 +490,14 @@ def test_rows_of_token_ids_are_shown_as_words_and_marked_where_they_stand():
     assert ("quito", 4) in levels(found, first)
 
 
+@pytest.mark.whole
 def test_a_text_that_is_not_a_pair_has_no_arrow():
     found = traced(spans=1)
     assert "→" not in "".join(told for told, _ in levels(found, found.table["train"].iloc[0]))
     assert "not counted" not in printed(found)
 
 
+@pytest.mark.whole
 def test_long_documents_are_cut_in_the_terminal_and_it_is_said():
     long = "hal lives in quito " * 100
     found = traced(train=[*texts(), long], max_length=16, spans=0, candidates=[[len(texts())]])
@@ -500,6 +509,7 @@ def test_long_documents_are_cut_in_the_terminal_and_it_is_said():
     assert any(note.startswith("1 of 49 training texts") for note in found.notes)
 
 
+@pytest.mark.whole
 def test_shares_beyond_ten_times_are_told_so_and_the_number_is_kept():
     found = traced(spans=0, baselines=False)
     found.table.loc[0, "share"] = 25.57
@@ -509,6 +519,7 @@ def test_shares_beyond_ten_times_are_told_so_and_the_number_is_kept():
     assert found.to_dict()["table"][0]["share"] == 25.57
 
 
+@pytest.mark.whole
 def test_the_words_that_say_how_are_explained_on_the_page(tmp_path):
     page = traced(spans=0, baselines=False).report(tmp_path / "t.html").read_text(encoding="utf-8")
     assert "unit-whitened through kfac, margin" in page

@@ -27,6 +27,7 @@ def test_wrong_labels_that_the_model_fits_are_known_by_heart(tmp_path):
     assert (tmp_path / "pairs.parquet").is_file()
 
 
+@pytest.mark.whole
 def test_a_query_with_an_odd_label_rests_on_its_own_copy(tmp_path):
     found = planted()
     odd = (found.test[0][:10], (found.test[1][:10] + 1) % 10)  # nothing else in the training set says so

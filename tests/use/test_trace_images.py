@@ -93,6 +93,7 @@ def test_the_image_that_was_nearly_copied_is_found_first(settings):
     assert list(found.table.columns) == ["image", "rank", "train", "score", "share", "pixel_similarity"]
 
 
+@pytest.mark.whole
 def test_unlearning_is_the_step_that_the_paper_writes():
     """θ + (α/N) (F + ε·mean F)⁻¹ ∇L(query) on K and V, everything one example and one draw at a time, by autograd."""
     model, states = conditioned(), torch.randn(12, 3, 8, generator=torch.Generator().manual_seed(4))
@@ -142,6 +143,7 @@ def test_unlearning_moves_keys_and_values_where_there_are_any():
         unlearning(denoiser(), examples=10, length=0.1)
 
 
+@pytest.mark.whole
 def test_the_larger_of_an_image_and_its_mirror_image_counts():
     mirrored = generated(7).flip(-1)
     plain, both = (traced(asked=mirrored, how="cosine", flips=flips) for flips in ("none", "max"))
@@ -152,6 +154,7 @@ def test_the_larger_of_an_image_and_its_mirror_image_counts():
     assert_close(both.scores.values, want, rtol=1e-3, why="float32 gradients; all images see the same noise")
 
 
+@pytest.mark.whole
 def test_gradients_are_compared_under_one_noise_unless_the_task_says_otherwise():
     default, shared, own = (
         traced(how="cosine", task=fi.Diffusion(scheduler(), timesteps=STEPS, noise=noise)).scores.values
@@ -178,6 +181,7 @@ def test_the_picture_that_is_read_is_the_clean_image_where_a_denoiser_is_right(t
     assert_close(task.loss(Right(), images()), want, rtol=1e-5, why="float32 outputs")
 
 
+@pytest.mark.whole
 def test_both_readings_side_by_side_are_the_mean_of_each():
     both, loss, picture = (
         traced(how="cosine", reading=reading).scores.values for reading in ("both", "loss", "picture")

@@ -274,6 +274,7 @@ def test_groups_are_the_published_ones_and_ones_of_equal_share():
     assert np.bincount(groups.labels[160:]).tolist() == [10] * 10
 
 
+@pytest.mark.whole
 def test_group_trainings_are_seeded_kept_and_signed(tmp_path, monkeypatch):
     found = verify_groups.group_check(pictures("digits"), SMALL, tmp_path, 42, [5, 6], False)
     assert len(list(tmp_path.glob("seed-*/t-*.npz"))) == 2 * (2 + 2 * 3)  # the tests are added once, not once a group

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.whole
 def test_verify_in_json_and_in_files_and_again_for_people(here, run):
     words = ("verify", "--quick", "--part", "convex", "--out", "found")
     code, out, err = run(*words, "--json")
