@@ -20,7 +20,7 @@ test-whole: .venv/dev       ## the same in every combination: also the cases mar
 	FORWARDINF_WHOLE=1 $(BIN)/python -m pytest
 
 test-architectures: .venv/dev  ## both presets and two uses on forty real architectures, tiny: ten minutes
-	FORWARDINF_WHOLE=1 FORWARDINF_ALL_ARCHITECTURES=1 $(BIN)/python -m pytest tests/core/test_architectures.py --dist load
+	FORWARDINF_WHOLE=1 FORWARDINF_ALL_ARCHITECTURES=1 $(BIN)/python -m pytest tests/gradients/test_architectures.py --dist load
 
 test-attacks: .venv/dev     ## the attacks of tests/attack in full: a kill before every file operation, a signal at 300 moments; ten minutes
 	FORWARDINF_WHOLE=1 FORWARDINF_ALL_ATTACKS=1 $(BIN)/python -m pytest tests/attack

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import forwardinf as fi
-from forwardinf.perturb.makers import MAKERS, passes_of
+from forwardinf.perturb.registry import MAKERS, passes_of
 
 Found = dict[str, np.ndarray]
 

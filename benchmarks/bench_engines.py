@@ -39,7 +39,7 @@ import forwardinf as fi
 from forwardinf.core.files import read_json, write_json
 from forwardinf.core.machine import peak_bytes
 from forwardinf.job.options import Options
-from forwardinf.job.own import prepare_self
+from forwardinf.job.self_influence import prepare_self
 from forwardinf.read import choose, tune
 
 HERE = Path(__file__).parent

@@ -28,8 +28,8 @@ from harness import commit, write
 from rivals import run as rivals
 
 from forwardinf.core.files import write_json
-from forwardinf.score.agreement import mean_interval, ratio
-from forwardinf.use.retrain import spoken
+from forwardinf.truth.agreement import mean_interval, ratio
+from forwardinf.truth.retrain import spoken
 
 WORK = Path(__file__).parent / ".cache" / "attribution"
 ROWS = {**BASELINES, **OURS, **rivals.ROWS}

@@ -32,7 +32,7 @@ from uses.reading import HASH, LOSS, OURS, Best, Side, read, ways
 
 import forwardinf as fi
 from forwardinf.core.files import write_json
-from forwardinf.score.agreement import difference
+from forwardinf.truth.agreement import difference
 
 COPIED, CLEAN = 60, 400
 RATES = (0.01, 0.05)

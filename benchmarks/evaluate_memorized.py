@@ -28,8 +28,8 @@ from uses.subsets import Bank, Recipe, bank, train
 
 import forwardinf as fi
 from forwardinf.core.files import write_json
-from forwardinf.score.agreement import ranks, spearman
-from forwardinf.use.memorize import INFLUENTIAL, MEMORIZED
+from forwardinf.truth.agreement import ranks, spearman
+from forwardinf.use.labels.memorized import INFLUENTIAL, MEMORIZED
 from forwardinf.use.responses import unit
 
 FOLDER, WORK = RESULTS / "memorized", sets.WORK / "memorized"

@@ -27,14 +27,14 @@ from rivals import run as rivals
 from torch import Tensor
 
 import forwardinf as fi
-from forwardinf.core.examples import examples
-from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_json, write_json
-from forwardinf.core.ridge import Ridge
+from forwardinf.data.examples import examples
+from forwardinf.gradients.ridge import Ridge
+from forwardinf.models.feed import Feed
+from forwardinf.perturb.parameters import select
 from forwardinf.perturb.probes import Probes, probe_responses, tables_of
-from forwardinf.perturb.select import select
-from forwardinf.score.agreement import mean_interval
-from forwardinf.use.retrain import spoken
+from forwardinf.truth.agreement import mean_interval
+from forwardinf.truth.retrain import spoken
 
 WORK = Path(__file__).parent / ".cache" / "probes"
 BANKS = ("digits", "digits-short", "fashion", "sst2", "sst2-short")

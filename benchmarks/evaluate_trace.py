@@ -40,14 +40,14 @@ from webnlg import (
 )
 
 import forwardinf as fi
-from forwardinf.core.examples import examples
-from forwardinf.core.feed import Feed
 from forwardinf.core.machine import cache_folder
-from forwardinf.score.agreement import difference, mean_interval
-from forwardinf.use.fuse import CONSTANT, WEIGHT, reciprocal
-from forwardinf.use.lexical import Lexical
-from forwardinf.use.states import hidden_states
-from forwardinf.use.texts import answer_row
+from forwardinf.data.examples import examples
+from forwardinf.models.feed import Feed
+from forwardinf.truth.agreement import difference, mean_interval
+from forwardinf.use.text.documents import answer_row
+from forwardinf.use.text.fuse import CONSTANT, WEIGHT, reciprocal
+from forwardinf.use.text.hidden_states import hidden_states
+from forwardinf.use.text.lexical import Lexical
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 TUNE, MOST, WRONG = 200, 300, 200

@@ -43,9 +43,9 @@ from trace_images_table import write_docs
 import forwardinf as fi
 from forwardinf.core.files import write_json, written
 from forwardinf.core.fingerprint import digest
-from forwardinf.score.agreement import difference, mean_interval, ratio, spearman, top_overlap
-from forwardinf.use.diffusion import READINGS
-from forwardinf.use.retrain import spoken
+from forwardinf.truth.agreement import difference, mean_interval, ratio, spearman, top_overlap
+from forwardinf.truth.retrain import spoken
+from forwardinf.use.images.trace_images import READINGS
 
 WORK = Path(__file__).parent / ".cache" / "trace-images"
 PARTS = ("removal", "fresh", "halves", "customised", "conditioned", "timesteps")

@@ -50,10 +50,10 @@ from webnlg import (
 import forwardinf as fi
 from forwardinf.core.files import write_json, written
 from forwardinf.core.fingerprint import digest
-from forwardinf.score.agreement import difference, mean_interval, ratio
-from forwardinf.use.fuse import reciprocal
-from forwardinf.use.lexical import Lexical
-from forwardinf.use.retrain import spoken
+from forwardinf.truth.agreement import difference, mean_interval, ratio
+from forwardinf.truth.retrain import spoken
+from forwardinf.use.text.fuse import reciprocal
+from forwardinf.use.text.lexical import Lexical
 
 WORK = Path(__file__).parent / ".cache" / "trace-removal"
 RANDOM, TRUE = "random", "labelled as stating it"

@@ -25,10 +25,10 @@ from verify_docs import write_docs
 
 from forwardinf.core import machine
 from forwardinf.core.files import write_json
-from forwardinf.use import verify_convex, verify_groups
-from forwardinf.use.convex import TOLERANCE
-from forwardinf.use.retrain import spoken
-from forwardinf.use.verify import PARTS, SEEDS, plain, verify
+from forwardinf.truth import verify_convex, verify_groups
+from forwardinf.truth.convex import TOLERANCE
+from forwardinf.truth.retrain import spoken
+from forwardinf.truth.verify import PARTS, SEEDS, plain, verify
 
 WORK = Path(__file__).parent / ".cache" / "verify"
 DATA = ("mnist", "fashion", "cifar10", "digits")

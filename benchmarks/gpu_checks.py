@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import forwardinf as fi
-from forwardinf.core.borrow import borrowed
-from forwardinf.core.examples import examples
-from forwardinf.core.feed import Feed
+from forwardinf.data.examples import examples
+from forwardinf.models.borrowed import borrowed
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting
-from forwardinf.perturb.makers import make_direction
 from forwardinf.perturb.metric import Sides, metric
-from forwardinf.perturb.select import select
+from forwardinf.perturb.parameters import select
+from forwardinf.perturb.registry import make_direction
 
 ROWS, QUERIES = 24, 2
 DIRECTIONS = ("plain", "sign", "diagonal", "kfac", "ekfac", "gfim", "cg", "hold")

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import forwardinf as fi
-from forwardinf.core.borrow import borrowed
-from forwardinf.core.examples import examples
-from forwardinf.core.feed import Feed
-from forwardinf.core.ridge import DAMPING
-from forwardinf.perturb.select import select
-from forwardinf.use.diffusion import READINGS, unlearning
+from forwardinf.data.examples import examples
+from forwardinf.gradients.ridge import DAMPING
+from forwardinf.models.borrowed import borrowed
+from forwardinf.models.feed import Feed
+from forwardinf.perturb.parameters import select
+from forwardinf.use.images.trace_images import READINGS, unlearning
 from forwardinf.use.jointly import jointly
 from forwardinf.use.responses import unit
 from forwardinf.use.sketch import DAMPING as WHITENING

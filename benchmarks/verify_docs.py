@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from harness import RESULTS
 
-from forwardinf.score.agreement import pearson, spearman
-from forwardinf.use.verify_convex import AS_PUBLISHED, FIXED, LIBRARY
+from forwardinf.truth.agreement import pearson, spearman
+from forwardinf.truth.verify_convex import AS_PUBLISHED, FIXED, LIBRARY
 
 DOCS = Path(__file__).parents[1] / "docs" / "verify.md"
 TITLES = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "cifar10": "CIFAR-10", "digits": "digits (scikit-learn)"}

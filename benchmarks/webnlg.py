@@ -30,7 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from forwardinf.core import machine
 from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
-from forwardinf.use.texts import answer_row
+from forwardinf.use.text.documents import answer_row
 
 LONGEST = 128  # tokens
 CPU = torch.device("cpu")

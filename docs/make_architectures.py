@@ -15,7 +15,7 @@ def main() -> None:
     from architectures import ARCHITECTURES
     from core.test_architectures import given, how
 
-    from forwardinf.perturb.select import select
+    from forwardinf.perturb.parameters import select
 
     rows = [f"| {name} | {how(case, select(case.model, None))} |" for name in ARCHITECTURES if (case := given(name))]
     page = HERE / "architectures.md"

@@ -19,25 +19,25 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from forwardinf.core.borrow import bare, borrowed
-from forwardinf.core.checkpoints import Checkpoints
 from forwardinf.core.errors import ModelError, SettingError, choose
-from forwardinf.core.examples import Collate, Id
-from forwardinf.core.per_example import recorder_of
 from forwardinf.core.progress import Setting, stages
 from forwardinf.core.settings import OF_RATES, Perturbation
-from forwardinf.core.task import Task, as_task
+from forwardinf.data.examples import Collate, Id
+from forwardinf.gradients.per_example import recorder_of
 from forwardinf.job.job import Job
 from forwardinf.job.options import Options, settled
-from forwardinf.job.own import prepare_self
 from forwardinf.job.prepare import prepare
-from forwardinf.perturb.lend import lend, tensors_of
+from forwardinf.job.self_influence import prepare_self
+from forwardinf.models.borrowed import bare, borrowed
+from forwardinf.models.checkpoints import Checkpoints
+from forwardinf.perturb.swap import lend, tensors_of
 from forwardinf.read.plan import Unit
 from forwardinf.score.combine import HOWS, into_folder
 from forwardinf.score.combine import combine as combine_scores
 from forwardinf.score.influence import influence, rate, residual
 from forwardinf.score.scores import Scores
 from forwardinf.score.self_influence import SelfInfluence
+from forwardinf.tasks.task import Task, as_task
 
 
 def run(job: Job) -> Scores:

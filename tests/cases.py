@@ -16,12 +16,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import forwardinf as fi
-from forwardinf.core import noise
-from forwardinf.core.examples import examples
-from forwardinf.core.feed import Feed
+from forwardinf.data import noise
+from forwardinf.data.examples import examples
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting
+from forwardinf.perturb.parameters import select
 from forwardinf.perturb.push import Pusher
-from forwardinf.perturb.select import select
 
 NAMES = ("cnn", "resnet", "transformer", "unet")
 QUICK = (

@@ -5,10 +5,10 @@ from cases import case, feed, size
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.per_example import per_example_gradients
+from forwardinf.gradients.per_example import per_example_gradients
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fisher import fisher_feed
-from forwardinf.perturb.select import select
+from forwardinf.perturb.parameters import select
 from forwardinf.score.scores import Scores
 
 OWN = "float64: the same sums in another order"

@@ -6,8 +6,8 @@ from cases import feed as unsealed
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.per_example import per_example_gradients
-from forwardinf.perturb.select import select
+from forwardinf.gradients.per_example import per_example_gradients
+from forwardinf.perturb.parameters import select
 
 
 def feed(given, data=None):

@@ -81,7 +81,7 @@ CASES = {
 @pytest.mark.parametrize("name", list(CASES))
 def test_bad_input_is_an_error_of_ours_and_leaves_no_scores(name, tmp_path):
     from forwardinf.core.settings import DIRECTIONS
-    from forwardinf.perturb.makers import MAKERS
+    from forwardinf.perturb.registry import MAKERS
 
     kind, told, given = CASES[name]
     if "{absent}" in str(given):

@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import forwardinf as fi
-from forwardinf.perturb.lend import lend, tensors_of
+from forwardinf.perturb.swap import lend, tensors_of
 from forwardinf.score.influence import influence
 
 Push = fi.Perturbation

@@ -7,7 +7,7 @@ from cases import QUERIES, ROWS, attribute, case
 from close import assert_close, assert_within
 
 import forwardinf as fi
-from forwardinf.core.root import root, slope
+from forwardinf.tasks.root import root, slope
 
 SAME = "exact beside a difference at a length of 1e-6"
 FINITE = {"rise": 0.1, "two_sided": True}

@@ -13,8 +13,8 @@ import recipes
 import torch
 
 from forwardinf.core import machine
-from forwardinf.score.bank import Bank
-from forwardinf.use.retrain import half_subsets, retrain, spoken
+from forwardinf.truth.bank import Bank
+from forwardinf.truth.retrain import half_subsets, retrain, spoken
 
 HERE = Path(__file__).parent
 WORK = HERE.parent / ".cache" / "banks"

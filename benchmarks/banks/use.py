@@ -22,8 +22,8 @@ from torch import Tensor, nn  # noqa: E402
 
 from forwardinf.core.files import written  # noqa: E402
 from forwardinf.core.fingerprint import digest  # noqa: E402
-from forwardinf.score.bank import Bank, load_bank  # noqa: E402
-from forwardinf.score.lds import Lds, lds  # noqa: E402
+from forwardinf.truth.bank import Bank, load_bank  # noqa: E402
+from forwardinf.truth.lds import Lds, lds  # noqa: E402
 
 CHECKPOINTS = 5
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import forwardinf as fi
-from forwardinf.use.evidence import matches
+from forwardinf.use.leaks.evidence import matches
 
 from .reading import OURS, read, ways
 

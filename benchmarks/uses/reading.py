@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import forwardinf as fi
-from forwardinf.core.borrow import borrowed
 from forwardinf.job.options import Options
-from forwardinf.use.evidence import Views, as_views, matches, whitening
+from forwardinf.models.borrowed import borrowed
 from forwardinf.use.features import features, find_layers
-from forwardinf.use.leakage import content
-from forwardinf.use.opened import NONE, opened
+from forwardinf.use.inputs import NONE, opened
+from forwardinf.use.leaks.evidence import Views, as_views, matches, whitening
+from forwardinf.use.leaks.leaks import content
 from forwardinf.use.responses import Probes, responses, unit
 
 PROBES = 2048  # as fi.leaks takes for sets of this size

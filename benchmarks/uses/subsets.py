@@ -56,7 +56,7 @@ class Bank:
 
     def reliability(self, right: bool = True) -> float:
         """Return the Spearman correlation that two estimates of this size would have (halves, Spearman–Brown)."""
-        from forwardinf.score.agreement import spearman
+        from forwardinf.truth.agreement import spearman
 
         outputs = self.train_right if right else self.train
         half = spearman(*(memorization(self.masks[at::2], outputs[at::2])[None] for at in (0, 1)))[0]

@@ -1,1 +1,1 @@
-"""Words and formulas: settings, errors, fingerprints, data, per-example losses, noise keyed by example."""
+"""Errors, settings, digests, files, progress, the machine: what every floor stands on."""

@@ -60,7 +60,7 @@ class Perturbation:
             which the few examples with large losses rule. ``"auto"``: ½, which weights a well-fitted example as the
             Gauss–Newton matrix does (docs/faithfulness.md).
         reading: What is read of a training example: ``"loss"``, or ``"root"``: its loss ℓ on a scale that is 2√ℓ where
-            ℓ is small and ℓ + 1.4 where it is large (:mod:`forwardinf.core.root`), so that fitted examples count by more
+            ℓ is small and ℓ + 1.4 where it is large (:mod:`forwardinf.tasks.root`), so that fitted examples count by more
             than the little that is left of their gradient. In √nats; for :class:`Classification`. ``"auto"``: ``"root"``
             where the task allows it.
         replay: None, or for how many steps of SGD training is continued, with the query added to every batch of 64 as one

@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import torch
 
-from forwardinf.core.feed import Feed
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.budget import PASS
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fits import budgeted, sampled_rows
 from forwardinf.perturb.gradient import query_gradient, row_gradients
 from forwardinf.perturb.hold import exact_examples
-from forwardinf.perturb.makers import COSTS, make_direction
+from forwardinf.perturb.parameters import Parameters
 from forwardinf.perturb.push import rows_together
-from forwardinf.perturb.select import Parameters
+from forwardinf.perturb.registry import COSTS, make_direction
 
 UNFITTED = ("plain", "sign", "cg")  # cg solves for each query
 SAMPLE = 256  # examples of the smaller of two fits of hold that are timed

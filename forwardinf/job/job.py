@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from forwardinf.core import machine
-from forwardinf.core.directions import Directions
 from forwardinf.core.errors import FileError
-from forwardinf.core.examples import Id
-from forwardinf.core.feed import Feed
 from forwardinf.core.progress import Advance, progress
-from forwardinf.core.root import slope
 from forwardinf.core.settings import Perturbation
-from forwardinf.job.before import Before
+from forwardinf.data.examples import Id
+from forwardinf.gradients.directions import Directions
+from forwardinf.job.baseline import Before
 from forwardinf.job.options import Options
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.push import OFF_RATE, Pusher, Query
 from forwardinf.read.cut import Cut, find_cut
 from forwardinf.read.engine import Engine
@@ -37,6 +36,7 @@ from forwardinf.read.whitened import Whitened, loss_gradient, read_whitened, ske
 from forwardinf.score.scores import Scores, gather, write_facts
 from forwardinf.score.store import REPAIR, Entry, Folder
 from forwardinf.score.top import Floats, Ints, extremes
+from forwardinf.tasks.root import slope
 
 
 @dataclass

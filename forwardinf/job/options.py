@@ -13,13 +13,13 @@ from torch import nn
 from forwardinf.core import machine
 from forwardinf.core.cache import usable
 from forwardinf.core.errors import ModelError, SettingError, choose
-from forwardinf.core.examples import Collate, Examples, examples
 from forwardinf.core.paths import as_path
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
-from forwardinf.core.task import Task
-from forwardinf.core.task_text import Seq2Seq
+from forwardinf.data.examples import Collate, Examples, examples
 from forwardinf.read import plan as planning
+from forwardinf.tasks.task import Task
+from forwardinf.tasks.text import Seq2Seq
 
 
 @dataclass(frozen=True, kw_only=True)

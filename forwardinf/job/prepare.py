@@ -17,37 +17,37 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core import machine
-from forwardinf.core.directions import Directions
 from forwardinf.core.errors import DataError, SettingError
-from forwardinf.core.examples import Collate, Examples, Id
-from forwardinf.core.feed import Feed
 from forwardinf.core.files import read_table
 from forwardinf.core.fingerprint import code_digest, digest, model_digest, notes_on
 from forwardinf.core.progress import progress
 from forwardinf.core.settings import Perturbation
-from forwardinf.core.task import Classification, as_task
-from forwardinf.job.before import Before
+from forwardinf.data.examples import Collate, Examples, Id
+from forwardinf.gradients.directions import Directions
+from forwardinf.job.baseline import Before
 from forwardinf.job.estimate import fit_seconds, query_seconds
 from forwardinf.job.job import Job
-from forwardinf.job.kept import must_reproduce, same_plan
 from forwardinf.job.options import Options, device_of, open_examples, settled
+from forwardinf.job.resume import must_reproduce, same_plan
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
-from forwardinf.perturb.makers import passes_of
+from forwardinf.perturb.parameters import Parameters, select
 from forwardinf.perturb.push import OFF_RATE, Pusher, Query, directions_together
-from forwardinf.perturb.select import Parameters, select
+from forwardinf.perturb.registry import passes_of
 from forwardinf.read.baseline import baseline_key, load_baseline
-from forwardinf.read.check import noise_floor
 from forwardinf.read.choose import FEW, Asked, choose_engine
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
-from forwardinf.read.like import same_speed
+from forwardinf.read.noise_floor import noise_floor
 from forwardinf.read.plan import LEFT, Plan, make_plan
 from forwardinf.read.predict import misclassified
+from forwardinf.read.speed_key import same_speed
 from forwardinf.read.trunk import TrunkFiles
 from forwardinf.read.tune import tune
 from forwardinf.score.store import QUERIES, Folder, id_column, plain_ids
 from forwardinf.score.top import Ints
+from forwardinf.tasks.task import Classification, as_task
 
 ALL_UP_TO = 10**8  # scores kept whole by keep="auto"
 KEPT_BEYOND = 1000

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from forwardinf.gradients.parts import Part, wide
 from forwardinf.perturb.direction import Tensors
-from forwardinf.perturb.parts import Part, wide
-from forwardinf.perturb.select import Parameters
+from forwardinf.perturb.parameters import Parameters
 
 
 class Solvable(Protocol):

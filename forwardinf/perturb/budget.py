@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from forwardinf.core.compare import spread
-from forwardinf.core.feed import Feed
-from forwardinf.core.per_example import factored
-from forwardinf.core.recording import Parameters
-from forwardinf.core.uses import Direct, Lookup, Use
-from forwardinf.perturb.parts import Part, sorted_uses
-from forwardinf.perturb.squares import places_of
+from forwardinf.gradients.compare import spread
+from forwardinf.gradients.layer_uses import Direct, Lookup, Use
+from forwardinf.gradients.parts import Part, sorted_uses
+from forwardinf.gradients.per_example import factored
+from forwardinf.gradients.recording import Parameters
+from forwardinf.gradients.squares import places_of
+from forwardinf.models.feed import Feed
 
 PASSES = 8  # forward passes over the training set that a fit may cost where nothing else is asked for
 LEAST = 2 * 10**11  # multiplications that it may cost whatever that is: about ten seconds on two cores

@@ -15,6 +15,7 @@ import torch
 
 from forwardinf.core.errors import ModelError, SettingError
 from forwardinf.core.fingerprint import digest
+from forwardinf.gradients.parts import wide
 from forwardinf.perturb.blocks import Solved, mean_diagonal
 from forwardinf.perturb.damping import damping
 from forwardinf.perturb.diagonal import diagonal_blocks
@@ -22,7 +23,6 @@ from forwardinf.perturb.direction import Direction, Fitting, Tensors, dot, norm
 from forwardinf.perturb.fisher import draws_labels
 from forwardinf.perturb.fits import kept_dtype, sampled_rows
 from forwardinf.perturb.gauss_newton import gauss_newton_product, unknown_prediction
-from forwardinf.perturb.parts import wide
 
 MOST_EXAMPLES = 4_096  # that fit_examples="auto" reads: every iteration of every query reads them
 MOST = 500  # iterations

@@ -11,13 +11,13 @@ from torch import Tensor
 from forwardinf.core.errors import SettingError
 from forwardinf.core.fingerprint import digest
 from forwardinf.core.settings import Perturbation
-from forwardinf.core.uses import Use
+from forwardinf.gradients.layer_uses import Use
+from forwardinf.gradients.parts import Part
+from forwardinf.gradients.squares import squares
 from forwardinf.perturb.blocks import Block, Solved, mean_diagonal
 from forwardinf.perturb.damping import damping
 from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.fits import Fit, fitted, kept_dtype
-from forwardinf.perturb.parts import Part
-from forwardinf.perturb.squares import squares
 
 
 def add_squares(sums: dict[str, Tensor], part: Part, uses: Sequence[Use]) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from forwardinf.core.feed import Feed
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.budget import Budget
-from forwardinf.perturb.select import Parameters
+from forwardinf.perturb.parameters import Parameters
 
 PIECE = 2**20  # numbers widened to float64 at a time: no second copy of a large tensor
 
@@ -40,7 +40,7 @@ class Fitting:
         cache: Where fits are kept between calls, or None.
         progress: Whether long fits show a bar.
         notes: Takes what a person should know (parameters that a direction could only treat by the diagonal).
-        witnesses: What a kept fit has to reproduce, once it is known (:mod:`forwardinf.perturb.witness`).
+        witnesses: What a kept fit has to reproduce, once it is known (:mod:`forwardinf.perturb.reproduce`).
         budget: What a fit costs, once it is counted.
     """
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed
-from forwardinf.core.prediction import Prediction, prediction_of
-from forwardinf.core.task import Task
+from forwardinf.data.examples import Batch
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting
+from forwardinf.tasks.prediction import Prediction
+from forwardinf.tasks.task import Task, prediction_of
 
 
 class Drawn(Task):

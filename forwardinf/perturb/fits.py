@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forwardinf.core.feed import Feed
+from forwardinf.core.cache_files import STALE, discard, read_kept, write_kept
 from forwardinf.core.fingerprint import digest
-from forwardinf.core.kept import STALE, discard, read_kept, write_kept
-from forwardinf.core.per_example import factored
 from forwardinf.core.progress import progress
-from forwardinf.core.uses import Formed, Use, formed
+from forwardinf.gradients.layer_uses import Formed, Use, formed
+from forwardinf.gradients.parts import Part, sorted_uses
+from forwardinf.gradients.per_example import factored
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.budget import Budget, Work, count
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fisher import fisher_feed
-from forwardinf.perturb.parts import Part, sorted_uses
-from forwardinf.perturb.witness import believed, witness
+from forwardinf.perturb.reproduce import believed, witness
 
 FORMAT = "forwardinf.fit/2"
 ALL_UP_TO = 100_000  # examples that fit_examples="auto" reads: what a fit needs grows with its numbers, not with N

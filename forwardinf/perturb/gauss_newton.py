@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forwardinf.core.errors import TaskError
-from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed
-from forwardinf.core.prediction import Prediction, prediction_of
+from forwardinf.data.examples import Batch
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Tensors
 from forwardinf.perturb.gradient import only_these
-from forwardinf.perturb.select import Parameters
+from forwardinf.perturb.parameters import Parameters
+from forwardinf.tasks.prediction import Prediction
+from forwardinf.tasks.task import prediction_of
 
 
 def gauss_newton_product(

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.errors import ModelError
-from forwardinf.core.uses import Direct, Lookup, Use
+from forwardinf.gradients.layer_uses import Direct, Lookup, Use
+from forwardinf.gradients.moments import LARGEST_SIDE
+from forwardinf.gradients.parts import Part, sides, wide
+from forwardinf.gradients.squares import NUMBERS_AT_ONCE, gradients, places_of, squares
 from forwardinf.perturb.blocks import Block, Solvable, Solved, mean_diagonal
 from forwardinf.perturb.damping import damping
 from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.fits import Costs, Fit, fitted, kept_dtype
-from forwardinf.perturb.moments import LARGEST_SIDE
-from forwardinf.perturb.parts import Part, sides, wide
 from forwardinf.perturb.schulz import schulz
-from forwardinf.perturb.squares import NUMBERS_AT_ONCE, gradients, places_of, squares
 
 EXACT_SIDE = 1024  # sides up to which a part is solved in float64: beyond, in the dtype that it is kept in
 NAMED = 8  # parameters that a note names; of more it says how many

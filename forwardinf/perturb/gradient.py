@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed
-from forwardinf.core.per_example import factored
-from forwardinf.core.recorder import only_these as only_these
-from forwardinf.core.recording import dense
-from forwardinf.core.root import slope
+from forwardinf.data.examples import Batch
+from forwardinf.gradients.per_example import factored
+from forwardinf.gradients.recorder import only_these as only_these
+from forwardinf.gradients.recording import dense
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Tensors
-from forwardinf.perturb.select import Parameters
+from forwardinf.perturb.parameters import Parameters
+from forwardinf.tasks.root import slope
 
 
 def query_gradient(
@@ -23,7 +23,7 @@ def query_gradient(
 ) -> Tensors:
     """Return the gradient of minus the mean measurement of these query rows, float32 or wider, by parameter name.
 
-    ``rooted``: of the mean root of it (:mod:`forwardinf.core.root`). Parameters that the query does not touch are left out.
+    ``rooted``: of the mean root of it (:mod:`forwardinf.tasks.root`). Parameters that the query does not touch are left out.
     Cost: one forward and one backward of the query.
     """
     total: Tensors = {}

@@ -17,21 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forwardinf.core.directions import Directions
-from forwardinf.core.dots import dots
-from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import digest
-from forwardinf.core.gram import Part, joined, parts_of, products
-from forwardinf.core.noise import seed_of
-from forwardinf.core.per_example import factored
-from forwardinf.core.products import Products, product_dtype
 from forwardinf.core.progress import Advance, progress
-from forwardinf.core.ridge import Ridge
-from forwardinf.core.uses import as_uses
+from forwardinf.data.noise import seed_of
+from forwardinf.gradients.directions import Directions
+from forwardinf.gradients.dots import dots
+from forwardinf.gradients.gram import Part, joined, parts_of, products
+from forwardinf.gradients.layer_uses import as_uses
+from forwardinf.gradients.per_example import factored
+from forwardinf.gradients.products import Products, product_dtype
+from forwardinf.gradients.ridge import Ridge
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting, Tensors
 from forwardinf.perturb.gradient import weighted_gradient
+from forwardinf.perturb.parameters import Parameters
 from forwardinf.perturb.probes import Probes, tables_of
-from forwardinf.perturb.select import Parameters
 from forwardinf.perturb.shards import Shards, joined_rows
 
 EXACT_EXAMPLES = 5_000  # K is N² numbers and N³/3 multiplications to factor

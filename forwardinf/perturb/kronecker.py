@@ -18,14 +18,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from forwardinf.core.uses import Direct, Lookup, Use
+from forwardinf.gradients.layer_uses import Direct, Lookup, Use
+from forwardinf.gradients.moments import LARGEST_BLOCK, LARGEST_SIDE, add_moments
+from forwardinf.gradients.parts import Part
+from forwardinf.gradients.squares import places_of, squares
 from forwardinf.perturb.blocks import Block, Solved, mean_diagonal
 from forwardinf.perturb.damping import damping
 from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.fits import Costs, Fit, fitted, kept_dtype
-from forwardinf.perturb.moments import LARGEST_BLOCK, LARGEST_SIDE, add_moments
-from forwardinf.perturb.parts import Part
-from forwardinf.perturb.squares import places_of, squares
 
 EIGENVECTORS = 9  # n³ of them
 KINDS = ("matrix", "table", "vector")

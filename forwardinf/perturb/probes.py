@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forwardinf.core.errors import choose
-from forwardinf.core.feed import Feed
-from forwardinf.core.noise import seed_of
-from forwardinf.core.per_example import factored
-from forwardinf.core.uses import Convolved, Lookup, Outer, Use
+from forwardinf.data.noise import seed_of
+from forwardinf.gradients.layer_uses import Convolved, Lookup, Outer, Use
+from forwardinf.gradients.per_example import factored
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Tensors
 
 KINDS = ("structured", "gaussian")

@@ -11,24 +11,24 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from forwardinf.core.directions import Directions
 from forwardinf.core.errors import Error, QueryError
-from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed
 from forwardinf.core.memory import out_of_memory
-from forwardinf.core.root import root, slope
 from forwardinf.core.settings import rise_target
+from forwardinf.data.examples import Batch
+from forwardinf.gradients.directions import Directions
+from forwardinf.models.feed import Feed
+from forwardinf.perturb.as_published import published_push
 from forwardinf.perturb.direction import Direction, Fitting, Tensors, dot, norm
 from forwardinf.perturb.gradient import RowGradients, query_gradient, row_gradients
 from forwardinf.perturb.hold import Holding
-from forwardinf.perturb.lend import Push, lend, tensors_of
 from forwardinf.perturb.length import CAP, find_rise
-from forwardinf.perturb.makers import make_direction
-from forwardinf.perturb.published import published_push
+from forwardinf.perturb.norms import Ruler
+from forwardinf.perturb.parameters import Parameters
+from forwardinf.perturb.registry import make_direction
 from forwardinf.perturb.replay import replay
-from forwardinf.perturb.ruler import Ruler
-from forwardinf.perturb.select import Parameters
-from forwardinf.perturb.walk import linear_length, walk
+from forwardinf.perturb.steps import linear_length, walk
+from forwardinf.perturb.swap import Push, lend, tensors_of
+from forwardinf.tasks.root import root, slope
 
 STRAIGHT = 0.01  # a linear push is short enough when the query's own rise is its exact rate to this
 OFF = 0.1  # beyond this, even when shortened, losses move otherwise than their gradients say

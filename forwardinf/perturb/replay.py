@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core.errors import ModelError, TaskError
-from forwardinf.core.feed import Feed
-from forwardinf.core.noise import seed_of
+from forwardinf.data.noise import seed_of
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Tensors, norm
 from forwardinf.perturb.gradient import query_gradient, weighted_gradient
-from forwardinf.perturb.lend import Push, lend, tensors_of
-from forwardinf.perturb.ruler import Ruler
-from forwardinf.perturb.select import Parameters
-from forwardinf.perturb.walk import TINY_SHARE
+from forwardinf.perturb.norms import Ruler
+from forwardinf.perturb.parameters import Parameters
+from forwardinf.perturb.steps import TINY_SHARE
+from forwardinf.perturb.swap import Push, lend, tensors_of
 
 BATCH = 64  # training examples in a step, fewer where there are fewer
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from forwardinf.core.cache_files import STALE, discard, read_kept, write_kept
 from forwardinf.core.fingerprint import digest
-from forwardinf.core.kept import STALE, discard, read_kept, write_kept
 from forwardinf.perturb.direction import Fitting
-from forwardinf.perturb.witness import believed, witness
+from forwardinf.perturb.reproduce import believed, witness
 
 FORMAT = "forwardinf.rows/1"
 LABELS = "training"

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from forwardinf.core.feed import Feed
+from forwardinf.core.cache_files import STALE, discard, read_kept, write_kept
 from forwardinf.core.fingerprint import digest
-from forwardinf.core.kept import STALE, discard, read_kept, write_kept
-from forwardinf.read.believe import differing
-from forwardinf.read.check import Floor
+from forwardinf.models.feed import Feed
+from forwardinf.read.noise_floor import Floor
+from forwardinf.read.reproduce import differing
 
 FORMAT = "forwardinf.baseline/3"
 
@@ -39,7 +39,7 @@ def baseline_key(feed: Feed, model: str, data: str, task: str | None, batch_size
 def load_baseline(path: Path | None, feed: Feed, batch_size: int, notes: list[str]) -> Baseline | None:
     """Return a kept baseline, or None. One that is damaged, or that the model does not give any more, counts as none.
 
-    Cost: its checksum, and at most two batches, which must give the losses that are kept (:mod:`forwardinf.read.believe`).
+    Cost: its checksum, and at most two batches, which must give the losses that are kept (:mod:`forwardinf.read.reproduce`).
     """
     kept = read_kept(path, FORMAT, notes=notes)
     if kept is None:

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from forwardinf.core import machine
-from forwardinf.core.directions import Directions
 from forwardinf.core.errors import ModelError, SettingError
-from forwardinf.core.feed import Feed
-from forwardinf.core.per_example import recorder_of
-from forwardinf.core.products import product_dtype
-from forwardinf.core.recorder import Recorder
-from forwardinf.core.recording import Parameters
+from forwardinf.gradients.directions import Directions
+from forwardinf.gradients.per_example import recorder_of
+from forwardinf.gradients.products import product_dtype
+from forwardinf.gradients.recorder import Recorder
+from forwardinf.gradients.recording import Parameters
+from forwardinf.models.feed import Feed
 from forwardinf.read.cut import capture, find_cut, rest
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.plan import Plan, factored_plan

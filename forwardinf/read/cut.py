@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from forwardinf.core.errors import Error, ModelError
-from forwardinf.core.feed import Feed
-from forwardinf.core.recording import Parameters
+from forwardinf.gradients.recording import Parameters
+from forwardinf.models.feed import Feed
 
 SAME = {torch.float64: 1e-10}  # losses of the two ways, relative; other dtypes:
 SINGLE = 1e-5

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from forwardinf.core.errors import ModelError
-from forwardinf.core.feed import Feed
 from forwardinf.core.memory import out_of_memory, release
 from forwardinf.core.progress import Advance
+from forwardinf.models.feed import Feed
 
 
 def silent(done: int) -> None:

@@ -13,17 +13,17 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from forwardinf.core.directions import Directions
-from forwardinf.core.feed import Feed
-from forwardinf.core.per_example import factored
-from forwardinf.core.products import Products, product_dtype
 from forwardinf.core.progress import Advance
-from forwardinf.core.recording import Parameters
+from forwardinf.gradients.directions import Directions
+from forwardinf.gradients.per_example import factored
+from forwardinf.gradients.products import Products, product_dtype
+from forwardinf.gradients.recording import Parameters
+from forwardinf.models.feed import Feed
 from forwardinf.read.engine import Halving, silent
 
 
 class FactoredEngine(Halving):
-    """Reads exact linear scores of any model; batch by batch where its gradients can be told apart (``core/recorder.py``).
+    """Reads exact linear scores of any model; batch by batch where its gradients can be told apart (``gradients/recorder.py``).
 
     Args:
         feed: Model and training data.

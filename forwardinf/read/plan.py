@@ -191,7 +191,7 @@ def factored_plan(
         rows: How many rows a pass reads (with candidates: the union over the block's queries).
         block: Queries of a pass.
         shard_rows: As the user asked, or None.
-        error: See :class:`forwardinf.core.recorder.Recorder`.
+        error: See :class:`forwardinf.gradients.recorder.Recorder`.
         direction_bytes: Memory of the block.
         whitened: Whether plain scores are read and then whitened, so that no query needs a direction of its own.
     """

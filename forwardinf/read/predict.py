@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core.errors import TaskError
-from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed
-from forwardinf.core.task import Classification
+from forwardinf.data.examples import Batch
+from forwardinf.models.feed import Feed
+from forwardinf.tasks.task import Classification
 
 
 @torch.no_grad()

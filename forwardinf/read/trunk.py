@@ -17,17 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from forwardinf.core.cache_files import STALE, discard
 from forwardinf.core.errors import Error, FileError
-from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
-from forwardinf.core.kept import STALE, discard
 from forwardinf.core.memory import out_of_memory
 from forwardinf.core.progress import Advance
-from forwardinf.read.believe import apart
+from forwardinf.models.feed import Feed
 from forwardinf.read.cut import Cut, Kept, capture, rest
 from forwardinf.read.engine import silent
 from forwardinf.read.forward import ForwardEngine
+from forwardinf.read.reproduce import apart
 
 FORMAT = "forwardinf.trunk/1"
 

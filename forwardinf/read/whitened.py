@@ -1,6 +1,6 @@
 """Linear scores under ``hold`` of all queries, from one plain reading: whitened by how the training examples respond.
 
-With S = G g_q the plain scores and K = GGᵀ, G P g_q = N (K + λN)⁻¹ S (``core/ridge.py``): what reading along the direction
+With S = G g_q the plain scores and K = GGᵀ, G P g_q = N (K + λN)⁻¹ S (``gradients/ridge.py``): what reading along the direction
 would give, without a backward pass over the training set for each query. Tempered gradients g̃ᵢ = gᵢ/‖gᵢ‖^β stand in K
 and S for the plain ones; what comes out here is gᵢᵀP g_q all the same.
 """
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forwardinf.core.feed import Feed
-from forwardinf.core.per_example import Tensors, per_example_gradients
 from forwardinf.core.progress import Advance
-from forwardinf.core.recording import Parameters
-from forwardinf.core.ridge import PIECE, Ridge
+from forwardinf.gradients.per_example import Tensors, per_example_gradients
+from forwardinf.gradients.recording import Parameters
+from forwardinf.gradients.ridge import PIECE, Ridge
+from forwardinf.models.feed import Feed
 from forwardinf.read.factored import FactoredEngine
 
 

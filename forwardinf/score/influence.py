@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from forwardinf.core.errors import TaskError
-from forwardinf.core.root import root, slope
 from forwardinf.core.settings import Perturbation
+from forwardinf.tasks.root import root, slope
 
 
 def influence(before: Tensor, after: Sequence[Tensor], perturbation: Perturbation, step: float) -> Tensor:

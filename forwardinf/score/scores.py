@@ -14,9 +14,9 @@ from torch import Tensor, from_numpy
 
 from forwardinf.core.errors import DataError, FileError, MissingExtra, SettingError
 from forwardinf.core.files import read_json
-from forwardinf.core.ids import Id, places_of, several
 from forwardinf.core.paths import as_path
 from forwardinf.core.settings import OF_RATES
+from forwardinf.data.ids import Id, places_of, several
 from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.score.stability import stability
 from forwardinf.score.store import DONE, QUERIES, TRAIN, Folder, id_column, id_index, id_values, plain_ids

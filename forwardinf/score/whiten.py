@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.errors import DataError
-from forwardinf.core.ridge import Ridge
+from forwardinf.gradients.ridge import Ridge
 
 
 def whitened(
@@ -27,7 +27,7 @@ def whitened(
         scores: ``(Q, N)``: gᵢᵀg_q.
         gram: K, ``(N, N)``.
         responses: Instead: R ``(N, M)`` with K ≈ RRᵀ, such as responses to M probes over √M.
-        damping: λN as a multiple of mean ‖gᵢ‖²; ``"auto"``: :data:`forwardinf.core.ridge.DAMPING`.
+        damping: λN as a multiple of mean ‖gᵢ‖²; ``"auto"``: :data:`forwardinf.gradients.ridge.DAMPING`.
         temper: β: P⁻¹ is of gᵢ/‖gᵢ‖^β in place of gᵢ; the scores stay those of gᵢ.
 
     Returns:

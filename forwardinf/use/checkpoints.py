@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from forwardinf.core.load_weights import load_state
+from forwardinf.models.weights import load_state
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from forwardinf.core.progress import Setting
-from forwardinf.core.task import Classification
-from forwardinf.use.leakage import leaks
-from forwardinf.use.memorize import memorized
-from forwardinf.use.mislabel import mislabeled
+from forwardinf.tasks.task import Classification
+from forwardinf.use.demo_planted import Planted
+from forwardinf.use.labels.memorized import memorized
+from forwardinf.use.labels.mislabeled import mislabeled
+from forwardinf.use.leaks.leaks import leaks
 from forwardinf.use.tables import Found
-
-if TYPE_CHECKING:
-    from forwardinf.use.demo import Planted
 
 CLEAN = 100  # test images, none of them copied, that are known to be clean
 

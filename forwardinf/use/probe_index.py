@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.errors import FileError, ModelError, QueryError, RunMismatch, SettingError, choose
-from forwardinf.core.examples import Collate, Id
-from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import differences, digest
 from forwardinf.core.paths import as_path
 from forwardinf.core.pieces import Pieces
 from forwardinf.core.progress import ARITHMETIC, Setting, Stages, progress, stages
 from forwardinf.core.progress import progress as shown
-from forwardinf.core.ridge import DAMPING, tempers
+from forwardinf.data.examples import Collate, Id
+from forwardinf.gradients.ridge import DAMPING, tempers
 from forwardinf.job.options import Options
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.probes import KINDS
-from forwardinf.read.check import noise_floor
 from forwardinf.read.forward import ForwardEngine
-from forwardinf.read.index import by_differences
+from forwardinf.read.noise_floor import noise_floor
+from forwardinf.read.responses import by_differences
 from forwardinf.read.whitened import along
 from forwardinf.score.scores import Scores
 from forwardinf.use.probe_reader import Reader, opened

@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forwardinf.core.borrow import borrowed
 from forwardinf.core.errors import ModelError, SettingError
-from forwardinf.core.examples import Collate, Examples, Id
-from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import code_digest, model_digest
-from forwardinf.core.noise import seed_of
 from forwardinf.core.progress import progress
-from forwardinf.core.task import FunctionTask, Task, as_task
-from forwardinf.core.uses import as_uses
+from forwardinf.data.examples import Collate, Examples, Id
+from forwardinf.data.noise import seed_of
+from forwardinf.gradients.layer_uses import as_uses
 from forwardinf.job.options import Options, device_of, open_examples
+from forwardinf.models.borrowed import borrowed
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.gradient import query_gradient
-from forwardinf.perturb.lend import lend, tensors_of
+from forwardinf.perturb.norms import Ruler
+from forwardinf.perturb.parameters import Parameters, select
 from forwardinf.perturb.probes import WIDEST, Probes, tables_of
-from forwardinf.perturb.ruler import Ruler
-from forwardinf.perturb.select import Parameters, select
-from forwardinf.read.index import Lent, by_differences, by_projection
+from forwardinf.perturb.swap import lend, tensors_of
+from forwardinf.read.responses import Lent, by_differences, by_projection
 from forwardinf.read.tune import tune
+from forwardinf.tasks.task import FunctionTask, Task, as_task
 
 LENGTHS = {torch.float64: 1e-4, torch.float32: 1e-2}  # a random direction bends a loss little, and moves it little
 NARROW = 3e-2

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.errors import DataError, FileError
-from forwardinf.core.examples import Id
 from forwardinf.core.machine import free_bytes
 from forwardinf.core.pieces import Piece, Pieces
+from forwardinf.data.examples import Id
 
 COLUMNS, ROWS = 16, 1024  # probes of a tile filled by forward passes; examples of one filled by projections
 

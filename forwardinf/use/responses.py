@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Asks, Feed
-from forwardinf.core.per_example import factored_each
-from forwardinf.core.products import Products
 from forwardinf.core.progress import Advance
-from forwardinf.core.uses import Use
+from forwardinf.data.examples import Batch
+from forwardinf.gradients.layer_uses import Use
+from forwardinf.gradients.per_example import factored_each
+from forwardinf.gradients.products import Products
+from forwardinf.models.feed import Asks, Feed
 
 Ask = Callable[[nn.Module, Batch], Tensor]
 Parameters = Mapping[str, nn.Parameter]

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forwardinf.core.errors import SettingError
-from forwardinf.core.examples import Batch
-from forwardinf.core.feed import Feed
 from forwardinf.core.fingerprint import digest
-from forwardinf.core.noise import seed_of
-from forwardinf.core.per_example import factored
 from forwardinf.core.progress import Advance
-from forwardinf.core.uses import Convolved, Lookup, Outer, Use
+from forwardinf.data.examples import Batch
+from forwardinf.data.noise import seed_of
+from forwardinf.gradients.layer_uses import Convolved, Lookup, Outer, Use
+from forwardinf.gradients.per_example import factored
+from forwardinf.models.feed import Feed
 from forwardinf.perturb.metric import Sides
 from forwardinf.read.whitened import along
 from forwardinf.use.responses import unit

@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from forwardinf.core import machine
 from forwardinf.core.errors import SettingError
-from forwardinf.core.examples import Id
 from forwardinf.core.files import write_json, write_table
-from forwardinf.core.ids import places_of, several
 from forwardinf.core.paths import as_path
+from forwardinf.data.examples import Id
+from forwardinf.data.ids import places_of, several
 from forwardinf.score.store import id_column
 from forwardinf.score.store import id_index as id_index
 from forwardinf.score.store import id_values as id_values
@@ -26,7 +26,7 @@ from forwardinf.score.store import id_values as id_values
 FORMAT = "forwardinf.use/1"
 IDS = ("query", "question", "image", "train", "id")
 # The view stands above: it is named here, not imported, so that `found.report()` reads naturally and floors stay floors.
-DRAWN_BY = "forwardinf.view.uses"
+DRAWN_BY = "forwardinf.view.use_pages"
 
 
 class ByQuery:

@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from forwardinf.core.errors import FileError, SettingError, choose
-from forwardinf.core.load_code import is_code
 from forwardinf.core.paths import as_path
+from forwardinf.data.import_gate import is_code
 from forwardinf.view import bounded_yaml
 
 FORMAT = "forwardinf.config/1"

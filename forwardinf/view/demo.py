@@ -12,7 +12,7 @@ from forwardinf.use.demo import PERTURBATION, Demo, demonstrate, describe
 from forwardinf.view.gallery import report
 from forwardinf.view.report import Table
 from forwardinf.view.terminal import table
-from forwardinf.view.uses import show
+from forwardinf.view.use_pages import show
 
 SHOWN = 6  # rows of each use
 

@@ -10,31 +10,31 @@ from typing import Any
 import numpy as np
 
 from forwardinf import method
-from forwardinf.core.borrow import borrowed
 from forwardinf.core.errors import FileError, SettingError, choose
-from forwardinf.core.feed import Feed
 from forwardinf.core.files import written
-from forwardinf.core.load_code import import_name, is_code
-from forwardinf.core.load_data import load_data, select_rows, take_rows
-from forwardinf.core.load_model import load_model
-from forwardinf.core.task import Classification, Task, as_task
-from forwardinf.core.task_places import Segmentation, TokenClassification
-from forwardinf.core.task_sequence import SequenceClassification
-from forwardinf.core.task_text import CausalLM, Seq2Seq
-from forwardinf.core.task_vectors import MultiLabel, Regression
+from forwardinf.data.import_gate import import_name, is_code
+from forwardinf.data.load import load_data, select_rows, take_rows
 from forwardinf.job.job import Job
 from forwardinf.job.options import Options, as_perturbation, device_of, open_examples, settled
 from forwardinf.job.prepare import prepare
+from forwardinf.models.borrowed import borrowed
+from forwardinf.models.feed import Feed
+from forwardinf.models.load import load_model
 from forwardinf.read.predict import misclassified
-from forwardinf.score.bank import load_bank
 from forwardinf.score.scores import Scores, load_scores
 from forwardinf.score.self_influence import SelfInfluence
-from forwardinf.use.evaluate import evaluate as hold
-from forwardinf.use.evaluation import Evaluation
+from forwardinf.tasks.places import Segmentation, TokenClassification
+from forwardinf.tasks.sequences import SequenceClassification
+from forwardinf.tasks.task import Classification, Task, as_task
+from forwardinf.tasks.text import CausalLM, Seq2Seq
+from forwardinf.tasks.vectors import MultiLabel, Regression
+from forwardinf.truth.bank import load_bank
+from forwardinf.truth.evaluate import evaluate as hold
+from forwardinf.truth.evaluation import Evaluation
 from forwardinf.view.clean import for_csv
 from forwardinf.view.config import DataSpec, RunConfig, TaskSpec, as_yaml, split_of
-from forwardinf.view.text import Texts
-from forwardinf.view.told import keep, told_of
+from forwardinf.view.row_texts import keep, told_of
+from forwardinf.view.text_data import Texts
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,

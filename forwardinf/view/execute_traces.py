@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from forwardinf.core.errors import DataError, FileError, SettingError
-from forwardinf.core.load_code import import_extra
-from forwardinf.core.load_data import load_data
-from forwardinf.core.load_pretrained import config_of
-from forwardinf.core.load_tokenizer import load_tokenizer
-from forwardinf.core.task_diffusion import Diffusion
-from forwardinf.use.diffusion import trace_images
-from forwardinf.use.facts import trace
-from forwardinf.use.traced import Traced
+from forwardinf.data.import_gate import import_extra
+from forwardinf.data.load import load_data
+from forwardinf.data.saved_settings import config_of
+from forwardinf.data.tokenizer import load_tokenizer
+from forwardinf.tasks.diffusion import Diffusion
+from forwardinf.use.images.trace_images import trace_images
+from forwardinf.use.text.trace import trace
+from forwardinf.use.traces import Traced
 from forwardinf.view import execute
 from forwardinf.view.config import RunConfig
 

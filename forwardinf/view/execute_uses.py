@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from forwardinf.use.leakage import Leaks, leaks
-from forwardinf.use.memorize import Memorized, memorized
-from forwardinf.use.mislabel import Mislabeled, mislabeled
+from forwardinf.use.labels.memorized import Memorized, memorized
+from forwardinf.use.labels.mislabeled import Mislabeled, mislabeled
+from forwardinf.use.leaks.leaks import Leaks, leaks
 from forwardinf.view import execute
 from forwardinf.view.config import DataSpec, RunConfig
 

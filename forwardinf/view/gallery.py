@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from forwardinf.score.scores import Scores
+from forwardinf.view.marked_text import Language, language_of
 from forwardinf.view.pictures import picture
 from forwardinf.view.report import Card, Example, QuerySection, ReportPage, Table, write_report
-from forwardinf.view.words import Language, language_of
 
 MOST_QUERIES = 50  # a page is for looking; the scores hold the rest
 BINS = 60

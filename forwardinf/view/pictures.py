@@ -15,7 +15,7 @@ from PIL import Image
 
 from forwardinf.core.errors import SettingError
 from forwardinf.view.clean import number, shorten
-from forwardinf.view.words import TEXTS, Language, Words, of_row
+from forwardinf.view.marked_text import TEXTS, Language, Words, of_row
 
 Show = Callable[[Any], "Image.Image | str"]
 Shown = Image.Image | str | Words

@@ -25,8 +25,8 @@ from forwardinf.core.errors import FileError, SettingError
 from forwardinf.core.files import written
 from forwardinf.core.paths import as_path
 from forwardinf.view.clean import beyond, cell, is_number, number, share, shorten, visible
+from forwardinf.view.marked_text import LONGEST, Words, cut
 from forwardinf.view.pictures import data_uri
-from forwardinf.view.words import LONGEST, Words, cut
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from forwardinf.core.files import written
-from forwardinf.score.agreement import ranks
-from forwardinf.use.mirror import Mirror
+from forwardinf.truth.agreement import ranks
+from forwardinf.truth.mirror import Mirror
 
 SIDE, LEFT, TOP, GAP, FOOT = 360, 60, 66, 70, 44  # pixels
 FINE = 2  # drawn larger and reduced: soft edges

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import forwardinf as fi
-from forwardinf.core.load_code import code_from, import_name, is_code
+from forwardinf.data.import_gate import code_from, import_name, is_code
 from forwardinf.view.cli import main
 
 ALL = os.environ.get("FORWARDINF_ALL_ATTACKS") == "1"

@@ -19,7 +19,7 @@ import torch
 
 import forwardinf as fi
 from forwardinf.core import bounds, cache, files
-from forwardinf.core.load_weights import load_state
+from forwardinf.models.weights import load_state
 from forwardinf.view import bounded_yaml
 from forwardinf.view.cli import main
 from forwardinf.view.config import read_config

@@ -15,9 +15,9 @@ from close import assert_close
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.borrow import borrowed, sums
 from forwardinf.core.uninterrupted import Lending
-from forwardinf.perturb.lend import lend
+from forwardinf.models.borrowed import borrowed, sums
+from forwardinf.perturb.swap import lend
 
 ALL = os.environ.get("FORWARDINF_ALL_ATTACKS") == "1"
 

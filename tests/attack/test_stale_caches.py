@@ -15,7 +15,7 @@ from cases import case
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.kept import read_kept, write_kept
+from forwardinf.core.cache_files import read_kept, write_kept
 
 torch.manual_seed(0)
 X, Y = torch.randn(60, 6), torch.randint(0, 3, (60,))

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.examples import examples
-from forwardinf.core.feed import Feed
-from forwardinf.core.task import Classification
+from forwardinf.data.examples import examples
+from forwardinf.models.feed import Feed
 from forwardinf.perturb import budget, gfim, kronecker
 from forwardinf.perturb.budget import PASS, Budget, count
+from forwardinf.tasks.task import Classification
 
 
 def feed_of(model, *shape, size=12):

@@ -13,13 +13,12 @@ from torch.autograd.functional import hessian
 
 import forwardinf as fi
 from forwardinf.core.errors import ModelError, SettingError, TaskError
-from forwardinf.core.prediction import prediction_of
-from forwardinf.core.task import as_task
 from forwardinf.perturb import conjugate as module
 from forwardinf.perturb.blocks import mean_diagonal
 from forwardinf.perturb.conjugate import cg, conjugate
 from forwardinf.perturb.diagonal import diagonal_blocks
 from forwardinf.perturb.gauss_newton import gauss_newton_product
+from forwardinf.tasks.task import as_task, prediction_of
 
 DRAW = torch.Generator().manual_seed(0)
 

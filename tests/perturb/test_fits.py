@@ -8,12 +8,12 @@ from curvature import OWN, fitting
 
 import forwardinf as fi
 from forwardinf.core.files import written
+from forwardinf.gradients.moments import add_moments
 from forwardinf.perturb import fits
 from forwardinf.perturb.diagonal import add_squares, diagonal_blocks
 from forwardinf.perturb.fisher import fisher_feed
 from forwardinf.perturb.fits import sampled_rows, sweep
 from forwardinf.perturb.kronecker import ekfac, ekfac_blocks
-from forwardinf.perturb.moments import add_moments
 
 ADDS = {"squares": add_squares, "moments": add_moments}
 

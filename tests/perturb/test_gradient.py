@@ -7,7 +7,7 @@ from close import assert_close
 
 import forwardinf as fi
 from forwardinf.perturb.gradient import query_gradient, row_gradients
-from forwardinf.perturb.select import select
+from forwardinf.perturb.parameters import select
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet", "transformer"])

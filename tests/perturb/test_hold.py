@@ -14,8 +14,8 @@ from forwardinf.perturb import push
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.hold import Holding, fit_held, linear_scores, weighted_gradient
-from forwardinf.perturb.makers import make_direction, passes_of
-from forwardinf.perturb.select import select
+from forwardinf.perturb.parameters import select
+from forwardinf.perturb.registry import make_direction, passes_of
 from forwardinf.score.whiten import whitened
 
 SAME = "float64 but for K, which is kept in float32"

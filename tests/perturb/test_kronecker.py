@@ -5,11 +5,11 @@ import torch
 from cases import NAMES, Cnn, attribute, case
 from close import assert_close
 from curvature import OWN, Given, fitting, matrix, one_by_one, scores_by_hand, values
-from test_select import Mlp, lora
+from test_parameters import Mlp, lora
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.perturb import moments, squares
+from forwardinf.gradients import moments, squares
 from forwardinf.perturb.blocks import mean_diagonal
 from forwardinf.perturb.kronecker import ekfac, ekfac_blocks, kfac, kfac_blocks
 

@@ -7,8 +7,8 @@ from cases import QUERIES, attribute, batch_of, case, crossed, keyed, pusher
 from close import assert_close
 
 import forwardinf as fi
-from forwardinf.perturb.lend import lend
 from forwardinf.perturb.length import CAP, TOLERANCE, find_rise
+from forwardinf.perturb.swap import lend
 
 
 @pytest.mark.parametrize("first", [1e-9, 1e-3, 0.1, 0.3, 5.0])

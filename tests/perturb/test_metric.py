@@ -9,7 +9,7 @@ import forwardinf as fi
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.kronecker import kfac
 from forwardinf.perturb.metric import metric
-from forwardinf.perturb.select import select
+from forwardinf.perturb.parameters import select
 from forwardinf.use.sketch import Sketcher
 
 

@@ -8,10 +8,10 @@ from given import Strange, dense, feed
 from torch import nn
 
 from forwardinf.core.errors import SettingError
-from forwardinf.core.per_example import factored
+from forwardinf.gradients.per_example import factored
 from forwardinf.perturb import probes as module
+from forwardinf.perturb.parameters import select
 from forwardinf.perturb.probes import Probes, hadamard, matrix, probe_responses, tables_of
-from forwardinf.perturb.select import select
 
 SAME = "float64, the same sum in another order"
 

@@ -11,13 +11,13 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.noise import seed_of
+from forwardinf.data.noise import seed_of
 from forwardinf.perturb import replay as replaying
 from forwardinf.perturb.gradient import query_gradient
-from forwardinf.perturb.lend import lend, tensors_of
+from forwardinf.perturb.norms import Ruler
+from forwardinf.perturb.parameters import select
 from forwardinf.perturb.replay import mirrored
-from forwardinf.perturb.ruler import Ruler
-from forwardinf.perturb.select import select
+from forwardinf.perturb.swap import lend, tensors_of
 
 
 def pushed(given, rule, row=0, **more):

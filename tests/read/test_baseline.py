@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.read import believe
+from forwardinf.read import reproduce as believe
 from forwardinf.read.forward import ForwardEngine
 
 SEEN = []

@@ -8,9 +8,9 @@ from close import assert_close, assert_within
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.per_example import factored, recorder_of
+from forwardinf.gradients.per_example import factored, recorder_of
 from forwardinf.read.factored import FactoredEngine
-from forwardinf.read.per_example import per_example_gradients
+from forwardinf.read.self_influence import per_example_gradients
 
 EXACT = "float64, the same products in another order"
 
@@ -195,7 +195,7 @@ def met(given, rows):
 
 
 def test_gradients_that_are_wrong_are_found_out_and_autograd_takes_over(monkeypatch):
-    from forwardinf.core.uses import Outer
+    from forwardinf.gradients.layer_uses import Outer
 
     given = case("cnn", torch.float64)
     assert met(given, range(ROWS)).reason == ""

@@ -12,7 +12,7 @@ from close import assert_close, assert_within
 import forwardinf as fi
 from forwardinf.core.errors import ModelError, TaskError
 from forwardinf.core.memory import out_of_memory
-from forwardinf.job.before import Before
+from forwardinf.job.baseline import Before
 from forwardinf.read.forward import ForwardEngine
 
 SAME = "the same losses, read in other batches"

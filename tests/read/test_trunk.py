@@ -10,7 +10,7 @@ from given import Packed
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.perturb.select import select
+from forwardinf.perturb.parameters import select
 from forwardinf.read import cut as module
 from forwardinf.read.cut import capture, find_cut, rest
 from forwardinf.read.trunk import TrunkEngine, TrunkFiles

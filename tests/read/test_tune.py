@@ -7,8 +7,8 @@ from cases import attribute, case, feed
 from torch import nn
 
 from forwardinf.core.errors import ModelError
-from forwardinf.core.task import Classification
 from forwardinf.read.tune import may_turn, tune
+from forwardinf.tasks.task import Classification
 
 PLENTY = 10**6  # rows to be read: everything can be afforded
 

@@ -5,7 +5,7 @@ import torch
 from close import assert_close
 
 from forwardinf.core.errors import DataError
-from forwardinf.core.ridge import DAMPING
+from forwardinf.gradients.ridge import DAMPING
 from forwardinf.score.whiten import whitened
 
 WHY = "float64 solves"

@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageColor
 from rich.console import Console
 
-from forwardinf.use.demo import FLIPPED, demonstrate, plant
+from forwardinf.use.demo import demonstrate
+from forwardinf.use.demo_planted import FLIPPED, plant
 from forwardinf.view.demo import demo
 
 ROOT = Path(__file__).parents[2]

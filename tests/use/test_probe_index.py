@@ -10,8 +10,8 @@ from close import assert_close, assert_within
 from given import Packed
 
 import forwardinf as fi
+from forwardinf.perturb.parameters import select
 from forwardinf.perturb.probes import WIDEST, Probes, tables_of
-from forwardinf.perturb.select import select
 from forwardinf.score.whiten import whitened
 from forwardinf.use.response_files import ResponseFiles
 

@@ -8,9 +8,9 @@ from close import assert_close
 from torch import nn
 
 import forwardinf as fi
-from forwardinf.core.examples import examples
-from forwardinf.core.feed import Asks, Feed
-from forwardinf.perturb.select import select
+from forwardinf.data.examples import examples
+from forwardinf.models.feed import Asks, Feed
+from forwardinf.perturb.parameters import select
 from forwardinf.use.features import features, find_layers
 from forwardinf.use.responses import Probes, responses, responses_each
 

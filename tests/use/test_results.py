@@ -8,8 +8,8 @@ from planted import planted
 from texts_cases import decoder, texts, tokenizer
 
 import forwardinf as fi
-from forwardinf.use.mirror import Mirror
-from forwardinf.use.verify import Verification
+from forwardinf.truth.mirror import Mirror
+from forwardinf.truth.verify import Verification
 
 TASK = {"task": fi.Classification(), "progress": False}
 

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import forwardinf as fi
-from forwardinf.score.bank import Bank
+from forwardinf.truth.bank import Bank
 
 FIT = """
 import numpy as np, torch

@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from words import PLAIN, tokenizer
 
 import forwardinf as fi
-from forwardinf.core.chat import chat_tokens
+from forwardinf.data.chat import chat_tokens
 from forwardinf.score.store import Folder
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
-from words import PLAIN, tokenizer
 
 transformers = pytest.importorskip("transformers")
 # peft 0.21 asks transformers 5.23 for a property that transformers renames

@@ -1,13 +1,10 @@
 """The commands of the generative uses, run as a user would: a saved model, a saved tokenizer, files of rows."""
 
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "use"))
 from texts_cases import decoder, stated, texts, tokenizer
 
 pytest.importorskip("transformers")

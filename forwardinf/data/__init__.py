@@ -1,0 +1,1 @@
+"""Examples in every form people have them: readers, rows, ids, noise keyed by example, tokens."""

@@ -1,0 +1,1 @@
+"""Per-example gradients without storing them: a recorded forward, the uses of layers, products, sums."""

@@ -1,0 +1,52 @@
+"""What another call has put into the run folder: followed where it is this run's, refused where it is true no more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from forwardinf.core.errors import RunMismatch
+from forwardinf.job.job import Job
+from forwardinf.read.plan import Plan
+from forwardinf.read.reproduce import ROWS, apart, differing
+from forwardinf.score.store import Folder
+
+QUERIES = 8  # asked again
+
+
+def same_plan(there: Mapping[str, Any], plan: Plan) -> bool:
+    """Return whether the plan in the folder is this one."""
+    return Plan.from_dict(dict(there)) == Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+
+
+def must_reproduce(job: Job, folder: Folder) -> None:
+    """Refuse a folder whose numbers the model does not give any more: a few losses before, and of the queries, are read again.
+
+    Cost: at most 32 training rows and 8 queries.
+
+    Raises:
+        RunMismatch: They differ by more than the noise floor.
+        FileError: A file of the baseline is damaged.
+    """
+    job.baseline.recall()
+    size = job.plan.batch_size
+    off = differing(job.train, job.baseline.losses, job.baseline.floor, size) or _queries_differ(job, size)
+    if off is not None:
+        raise RunMismatch(str(folder.path), differs={"losses": off},
+                          do="Something that the task or the model uses has changed (a module, a setting, a hook): choose "
+                          "another output_dir, or overwrite=True to start over.")  # fmt: skip
+
+
+def _queries_differ(job: Job, size: int) -> tuple[float, float] | None:
+    asking = job.pusher.queries
+    for query in [query for query in job.asked if query.usable][:QUERIES]:
+        if len(query.rows) > ROWS:
+            continue
+        now = -asking.measures(query.rows, size).mean()
+        off = apart(asking, torch.tensor([query.baseline], dtype=torch.float64), now[None], job.baseline.floor.loss)
+        if off is not None:
+            return off
+    return None

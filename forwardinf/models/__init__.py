@@ -1,0 +1,1 @@
+"""Models loaded, fed with batches, and given back bit for bit."""

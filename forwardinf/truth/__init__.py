@@ -1,0 +1,1 @@
+"""What retraining says: banks, LDS, agreement, leave-one-out, the hypothesis itself."""

@@ -1,0 +1,1 @@
+"""Which labels are wrong, and which examples does the model know by heart?"""

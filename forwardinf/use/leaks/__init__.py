@@ -1,0 +1,1 @@
+"""Is this test example, or a near copy of it, in the training set?"""

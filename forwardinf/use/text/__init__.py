@@ -1,0 +1,1 @@
+"""Which training text taught the model this?"""

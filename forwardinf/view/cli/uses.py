@@ -1,0 +1,141 @@
+"""The commands of the uses: leaks, mislabeled, memorized. Each prints its table with the free alternatives beside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from forwardinf.view.cli.app import app, people, print_json
+from forwardinf.view.cli.options import (
+    BatchSize,
+    DataArg,
+    DataOption,
+    Ids,
+    Json,
+    ModelArg,
+    ModelOption,
+    QueriesArg,
+    Seed,
+    TaskArg,
+    TaskOption,
+    TokenizerArg,
+    Weights,
+    WeightsKey,
+    Where,
+    run_config,
+)
+
+Rows = Annotated[int, typer.Option("-k", "--top", help="How many rows to print.")]
+Pairs = Annotated[int, typer.Option(help="Training examples for each query.")]
+Own = Annotated[str, typer.Option("--direction", help="P of the column self_influence: plain (free), gfim, ekfac, …")]
+Saved = Annotated[Path | None, typer.Option("--out", help="Folder for the tables (Parquet) and the facts (JSON).")]
+Page = Annotated[Path | None, typer.Option("--report", help="Write an HTML report to this file.")]
+Clean = Annotated[
+    str | None, typer.Option(help="A data word: examples that are known to be clean; data:test is a split of --data.")
+]
+CleanWhere = Annotated[str | None, typer.Option(help="Which of them: 0:100, 3,5,9, or a file of positions.")]
+Fdr = Annotated[float, typer.Option(help="False-discovery rate of the decision over the queries.")]
+Candidates = Annotated[str, typer.Option(help="auto, all, or neighbours (two stages, for large sets).")]
+
+Only = Annotated[
+    bool, typer.Option("--plan", help="Say what it would do and how long it would take; measured for a second.")
+]
+
+Traced = Annotated[
+    str | None, typer.Option(help="Test examples whose predictions are traced; data:test is a split of --data.")
+]
+
+
+@app.command()
+def leaks(
+    model: ModelArg, data: DataArg, queries: QueriesArg, weights: Weights = None, weights_key: WeightsKey = None,
+    model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, task: TaskArg = "classification",
+    task_option: TaskOption = None, clean: Clean = None, clean_where: CleanWhere = None, candidates: Candidates = "auto",
+    fdr: Fdr = 0.05, pairs: Pairs = 3, ids: Ids = None, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20,
+    out: Saved = None, report: Page = None, tokenizer: TokenizerArg = None, as_json: Json = False, only: Only = False,
+) -> None:  # fmt: skip
+    """Is this test example, or a near copy, in the training set?"""
+    from forwardinf.view.execute_uses import run_leaks
+
+    config = run_config(model, data, queries, weights, weights_key, model_option, data_option, where, task, task_option, ids=ids,
+                    batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
+    _told(
+        lambda: run_leaks(config, clean, clean_where, candidates=candidates, fdr=fdr, k=pairs),
+        k,
+        out,
+        report,
+        as_json,
+        only,
+    )
+
+
+@app.command()
+def mislabeled(
+    model: ModelArg, data: DataArg, weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
+    data_option: DataOption = None, task: TaskArg = "classification", task_option: TaskOption = None, clean: Clean = None,
+    clean_where: CleanWhere = None, ids: Ids = None, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20,
+    out: Saved = None, report: Page = None, tokenizer: TokenizerArg = None, as_json: Json = False, only: Only = False,
+) -> None:  # fmt: skip
+    """Which training labels are wrong?"""
+    from forwardinf.view.execute_uses import run_mislabeled
+
+    config = run_config(model, data, data, weights, weights_key, model_option, data_option, task=task, task_option=task_option,
+                    ids=ids, batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
+    _told(lambda: run_mislabeled(config, clean, clean_where), k, out, report, as_json, only)
+
+
+@app.command()
+def memorized(
+    model: ModelArg, data: DataArg,
+    queries: Traced = None,
+    weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None, data_option: DataOption = None,
+    where: Where = None, task: TaskArg = "classification", task_option: TaskOption = None, pairs: Pairs = 5,
+    direction: Own = "plain", ids: Ids = None,
+    batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20, out: Saved = None, report: Page = None,
+    tokenizer: TokenizerArg = None, as_json: Json = False, only: Only = False,
+) -> None:  # fmt: skip
+    """Which examples does the model know by heart, and which predictions rest on them?"""
+    from forwardinf.view.execute_uses import run_memorized
+
+    config = run_config(model, data, data if queries is None else queries, weights, weights_key, model_option, data_option, where,
+                    task, task_option, ids=ids, batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
+    _told(
+        lambda: run_memorized(config, queries is not None, k=pairs, direction=direction), k, out, report, as_json, only
+    )
+
+
+def say_plan(call: Callable[[], object], as_json: bool) -> None:
+    """Print what a use would do."""
+    from forwardinf.core.progress import planned
+    from forwardinf.view.terminal import plan_panel
+
+    found = planned(call)
+    if as_json:
+        print_json(found)
+    else:
+        plan_panel(found, people())
+
+
+def _told(call: Callable[[], Any], k: int, out: Path | None, report: Path | None, as_json: bool, only: bool) -> None:
+    """Do it, or plan it; save, write the page, and print to whom it is asked for."""
+    if only:
+        say_plan(call, as_json)
+        return
+    found = call()
+    if out is not None:
+        found.save(out)
+    if report is not None:
+        found.report(report)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    from forwardinf.view.use_pages import show
+
+    show(found, people(), k)
+    for what, path in (("tables", out), ("report", report)):
+        if path is not None:
+            sys.stderr.write(f"{what}: {path}\n")
