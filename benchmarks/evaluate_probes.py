@@ -30,9 +30,9 @@ import forwardinf as fi
 from forwardinf.core.files import read_json, write_json
 from forwardinf.data.examples import examples
 from forwardinf.gradients.ridge import Ridge
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.parameters import select
 from forwardinf.perturb.probes import Probes, probe_responses, tables_of
+from forwardinf.tasks.feed import Feed
 from forwardinf.truth.agreement import mean_interval
 from forwardinf.truth.retrain import spoken
 

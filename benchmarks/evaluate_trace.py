@@ -42,7 +42,7 @@ from webnlg import (
 import forwardinf as fi
 from forwardinf.core.machine import cache_folder
 from forwardinf.data.examples import examples
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 from forwardinf.truth.agreement import difference, mean_interval
 from forwardinf.use.text.documents import answer_row
 from forwardinf.use.text.fuse import CONSTANT, WEIGHT, reciprocal

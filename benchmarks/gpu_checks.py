@@ -14,11 +14,11 @@ from torch import Tensor, nn
 import forwardinf as fi
 from forwardinf.data.examples import examples
 from forwardinf.models.borrowed import borrowed
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.metric import Sides, metric
 from forwardinf.perturb.parameters import select
 from forwardinf.perturb.registry import make_direction
+from forwardinf.tasks.feed import Feed
 
 ROWS, QUERIES = 24, 2
 DIRECTIONS = ("plain", "sign", "diagonal", "kfac", "ekfac", "gfim", "cg", "hold")

@@ -15,8 +15,8 @@ import forwardinf as fi
 from forwardinf.data.examples import examples
 from forwardinf.gradients.ridge import DAMPING
 from forwardinf.models.borrowed import borrowed
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.parameters import select
+from forwardinf.tasks.feed import Feed
 from forwardinf.use.images.trace_images import READINGS, unlearning
 from forwardinf.use.jointly import jointly
 from forwardinf.use.responses import unit

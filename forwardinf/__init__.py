@@ -49,7 +49,7 @@ _HOMES = {
     "Verification": "forwardinf.truth.verify",
     "attribute": "forwardinf.method",
     "evaluate": "forwardinf.truth.evaluate",
-    "from_trainer": "forwardinf.models.trainer",
+    "from_trainer": "forwardinf.tasks.trainer",
     "lds": "forwardinf.truth.lds",
     "leaks": "forwardinf.use.leaks.leaks",
     "load_bank": "forwardinf.truth.bank",

@@ -25,8 +25,9 @@ from forwardinf.core.settings import OF_RATES, Perturbation
 from forwardinf.data.examples import Collate, Id
 from forwardinf.gradients.per_example import recorder_of
 from forwardinf.job.job import Job
-from forwardinf.job.options import Options, settled
+from forwardinf.job.options import Call, Options, settled
 from forwardinf.job.prepare import prepare
+from forwardinf.job.result import scores_of
 from forwardinf.job.self_influence import prepare_self
 from forwardinf.models.borrowed import bare, borrowed
 from forwardinf.models.checkpoints import Checkpoints
@@ -44,7 +45,7 @@ def run(job: Job) -> Scores:
     """Perturb, read, score: the only place where the three meet."""
     for unit in job.pending():
         job.keep(unit, *([rates(job, unit)] if job.exact else differences(job, unit)))
-    return job.scores()
+    return scores_of(job)
 
 
 def differences(job: Job, unit: Unit) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
@@ -169,14 +170,12 @@ def attribute(
         output_dir=output_dir, overwrite=overwrite, cache_dir=cache_dir, on_bad_query=on_bad_query, progress=progress,
         seed=seed,
     )  # fmt: skip
+    call = Call(model=model, train=train, queries=queries, task=task, perturbation=perturbation, ids=ids, query_ids=query_ids,
+                groups=groups, candidates=candidates, collate_fn=collate_fn, options=options)  # fmt: skip
 
     def once(options: Options) -> Scores:
         with borrowed(model) as lent:
-            job = prepare(
-                lent, train, queries, task=task, perturbation=perturbation, ids=ids, query_ids=query_ids, groups=groups,
-                candidates=candidates, collate_fn=collate_fn, options=options,
-            )  # fmt: skip
-            return run(job)
+            return run(prepare(replace(call, model=lent, options=options)))
 
     if checkpoints is None:
         return once(options)

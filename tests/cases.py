@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 import forwardinf as fi
 from forwardinf.data import noise
 from forwardinf.data.examples import examples
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.parameters import select
 from forwardinf.perturb.push import Pusher
+from forwardinf.tasks.feed import Feed
 
 NAMES = ("cnn", "resnet", "transformer", "unet")
 QUICK = (

@@ -12,7 +12,7 @@ from torch import Tensor
 from forwardinf.core.errors import NoiseError
 from forwardinf.gradients.layer_uses import Use
 from forwardinf.gradients.recording import Parameters
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 
 Tensors = dict[str, Tensor]
 PRIMES = (7, 5, 11, 3, 2)  # examples of the batch that is checked: one that divides no other axis

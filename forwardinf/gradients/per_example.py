@@ -11,7 +11,7 @@ from forwardinf.data.examples import Batch
 from forwardinf.gradients.layer_uses import Use
 from forwardinf.gradients.recorder import Recorder, only_these
 from forwardinf.gradients.recording import dense
-from forwardinf.models.feed import Ask, Asks, Feed, one_each
+from forwardinf.tasks.feed import Ask, Asks, Feed, one_each
 
 Tensors = dict[str, Tensor]
 Ints = Sequence[int]

@@ -49,7 +49,7 @@ from forwardinf.gradients.recording import (
     one_example,
     tensors_in,
 )
-from forwardinf.models.feed import Ask, Asks, Feed, one_each
+from forwardinf.tasks.feed import Ask, Asks, Feed, one_each
 
 Tensors = dict[str, Tensor]
 Asked = Ask | Asks | None

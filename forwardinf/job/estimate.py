@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.budget import PASS
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fits import budgeted, sampled_rows
@@ -17,6 +16,7 @@ from forwardinf.perturb.hold import exact_examples
 from forwardinf.perturb.parameters import Parameters
 from forwardinf.perturb.push import rows_together
 from forwardinf.perturb.registry import COSTS, make_direction
+from forwardinf.tasks.feed import Feed
 
 UNFITTED = ("plain", "sign", "cg")  # cg solves for each query
 SAMPLE = 256  # examples of the smaller of two fits of hold that are timed

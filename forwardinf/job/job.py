@@ -6,8 +6,8 @@ The method itself is in ``method.py``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,65 +16,72 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forwardinf.core import machine
-from forwardinf.core.errors import FileError
 from forwardinf.core.progress import Advance, progress
-from forwardinf.core.settings import Perturbation
-from forwardinf.data.examples import Id
 from forwardinf.gradients.directions import Directions
 from forwardinf.job.baseline import Before
-from forwardinf.job.options import Options
-from forwardinf.models.feed import Feed
-from forwardinf.perturb.push import OFF_RATE, Pusher, Query
+from forwardinf.job.settle import Settled
+from forwardinf.perturb.push import Pusher, Query
 from forwardinf.read.cut import Cut, find_cut
 from forwardinf.read.engine import Engine
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
-from forwardinf.read.plan import Plan, Unit, units
+from forwardinf.read.plan import Unit, units
 from forwardinf.read.trunk import TrunkEngine, TrunkFiles
 from forwardinf.read.whitened import Whitened, loss_gradient, read_whitened, sketched
-from forwardinf.score.scores import Scores, gather, write_facts
-from forwardinf.score.store import REPAIR, Entry, Folder
+from forwardinf.score.store import Entry
 from forwardinf.score.top import Floats, Ints, extremes
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.root import slope
 
+NOBODY: Advance = lambda done: None  # noqa: E731
 
-@dataclass
+
 class Job:
-    """What :func:`prepare` settled. ``pending`` gives the work; ``keep`` takes its results; ``scores`` joins them."""
+    """What has been settled before the first reading, and what becomes of each piece of work.
 
-    train: Feed
-    queries: Feed
-    pusher: Pusher
-    perturbation: Perturbation
-    options: Options
-    members: list[list[int]]
-    query_ids: list[Id]
-    candidates: list[Ints] | None
-    made_from: dict[str, Any]
-    plan: Plan
-    keep_rule: int | str
-    asked: list[Query]
-    baseline: Before
+    ``pending`` gives the work; ``keep`` takes its results; :func:`forwardinf.job.result.scores_of` joins them.
+
+    Args:
+        settled: The call and how it is done.
+        queries: The queries, read as if they were training rows.
+        pusher: Makes the queries' pushes, or directions.
+        asked: What has to be known of each query.
+        baseline: Every training example's loss before.
+        block: The queries' directions, where they are there already.
+        clock: Seconds by what they went to.
+
+    Attributes:
+        plan: How the reading is done; revised where memory runs out.
+        query_baseline: The losses of the query rows before.
+        forwards: Of one example each, so far.
+    """
+
     query_baseline: Tensor
-    folder: Folder | None
-    notes: list[str]
-    clock: dict[str, float] = field(default_factory=dict)
-    memory: dict[tuple[str, int, int], list[Entry]] = field(default_factory=dict)
-    forwards: int = 0
-    _unit: int = 0
-    _advance: Advance = lambda done: None
-    tables: Whitened | None = None
-    trunk_folder: Path | None = None
-    _trunk: tuple[Cut, TrunkFiles] | None = None
-    _scratch: TemporaryDirectory[str] | None = None
-    _block: tuple[tuple[int, ...], Directions] | None = None
+
+    def __init__(
+        self, settled: Settled, queries: Feed, pusher: Pusher, asked: list[Query], baseline: Before, block: Directions | None,
+        clock: dict[str, float],
+    ) -> None:  # fmt: skip
+        """Nothing is read yet."""
+        opened = settled.opened
+        self.settled, self.opened = settled, opened
+        self.train, self.queries, self.plan = settled.train, queries, settled.plan
+        self.pusher, self.perturbation, self.asked, self.baseline = pusher, opened.rule, asked, baseline
+        self.options, self.folder, self.notes = opened.options, settled.place.folder, opened.notes
+        self.query_ids, self.members, self.candidates = opened.query_ids, opened.members, opened.candidates
+        self.keep_rule, self.clock, self.forwards = opened.keep, clock, 0
+        self.memory: dict[tuple[str, int, int], list[Entry]] = {}
+        self._unit, self._advance = 0, NOBODY
+        self._tables: Whitened | None = None
+        self._trunk: tuple[Cut, TrunkFiles] | None = None
+        self._scratch: TemporaryDirectory[str] | None = None
+        self._block = None if block is None else (tuple(range(len(asked))), block)
 
     # -- work --------------------------------------------------------------------------------------------------------
 
     def units(self) -> list[Unit]:
         """Return all pieces of work, done or not."""
-        usable = self._usable()
+        usable = self.usable()
         rows_of = None
         if self.candidates is not None:
             rows_of = {q: self.train.examples.rows_of(list(self.candidates[q])) for q in usable}
@@ -127,27 +134,28 @@ class Job:
 
     def whitened(self, unit: Unit) -> dict[int, Tensor]:
         """Return a unit's scores from those of all queries, which one plain reading has given."""
-        if self.tables is None:
-            self.tables = self._read_whitened()
-        usable = {query: place for place, query in enumerate(self._usable())}
+        if self._tables is None:
+            self._tables = self._read_whitened()
+        usable = {query: place for place, query in enumerate(self.usable())}
         if unit.of == "queries":
-            return {query: self.tables.cross[usable[query]] for query in unit.queries}
+            return {query: self._tables.cross[usable[query]] for query in unit.queries}
         at = torch.from_numpy(self.train.examples.units_of(unit.rows))
-        return {query: self.tables.values[usable[query], at] for query in unit.queries}
+        return {query: self._tables.values[usable[query], at] for query in unit.queries}
 
     def settle_rises(self) -> None:
         """Fill in the rises that come with the scores."""
-        usable = self._usable()
+        usable = self.usable()
         if usable and self.pusher.whitened:
-            self.tables = self._read_whitened()
+            self._tables = self._read_whitened()
             for place, query in enumerate(usable):
-                self.asked[query] = replace(self.asked[query], rise=float(self.tables.rise[place]))
+                self.asked[query] = replace(self.asked[query], rise=float(self._tables.rise[place]))
 
-    def _usable(self) -> list[int]:
+    def usable(self) -> list[int]:
+        """Return the places of the queries that can be read."""
         return [q for q, query in enumerate(self.asked) if query.usable]
 
     def _read_whitened(self) -> Whitened:
-        began, usable, held = time.perf_counter(), self._usable(), self.pusher.whitened
+        began, usable, held = time.perf_counter(), self.usable(), self.pusher.whitened
         assert held is not None
         rows, sketch = range(len(self.queries.examples)), held.held.responses
         with progress("reading", len(self.train.examples) * self.plan.passes, self.options.progress) as advance:
@@ -189,7 +197,7 @@ class Job:
         uncertainty.
         """
         if bends and unit.of == "train" and self.keep_rule == "all":
-            self._put("uncertainty", unit, {q: bend.clamp_min(self._floor(q)) for q, bend in bends.items()})
+            self._put("uncertainty", unit, {q: bend.clamp_min(self.floor_of(q)) for q, bend in bends.items()})
         self._put(unit.of, unit, scores)  # last: the unit is done once they are there
 
     def _put(self, what: str, unit: Unit, found: Mapping[int, Tensor]) -> None:
@@ -233,7 +241,7 @@ class Job:
         if self._trunk is None:
             few = range(min(size, len(self.train.examples)))
             cut = find_cut(self.train, self.pusher.parameters, few, self.plan.cut)
-            folder = self.trunk_folder
+            folder = self.settled.trunk_folder
             if folder is None:
                 self._scratch = TemporaryDirectory(prefix="forwardinf-trunk-")
                 folder = Path(self._scratch.name)
@@ -250,120 +258,15 @@ class Job:
         if self.folder is not None:
             self.folder.write_plan(self.plan.to_dict(), revised=True)
 
-    # -- result ------------------------------------------------------------------------------------------------------
-
-    def scores(self) -> Scores:
-        """Join what was read into the result; mark the run folder as finished."""
-        self.baseline.read(
-            ForwardEngine(self.train, self.plan.batch_size_at(0)), lambda done: None
-        )  # what no pass has left
-        size = len(self.asked)
-        dense, best = gather(self._found("train"), size, self.train.examples.units, self.keep_rule)
-        cross, _ = gather(self._found("queries"), size, size, "all")
-        assert cross is not None
-        uncertainty = None
-        if self.perturbation.straddles and self.keep_rule == "all":
-            uncertainty, _ = gather(self._found("uncertainty"), size, self.train.examples.units, "all")
-
-        def column(name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-            return np.asarray([getattr(query, name) for query in self.asked], dtype=np.float64)
-
-        scores = Scores(
-            ids=self.train.examples.ids, query_ids=self.query_ids, baseline=self.baseline.losses.numpy(), dense=dense,
-            best=best, cross=cross.astype(np.float64), query_baseline=column("baseline"),
-            rise=column("rise"),
-            length=column("length"), step=column("step"), status=[query.status for query in self.asked],
-            noise_floor=self.floor(), kind=self.perturbation.kind,
-            uncertainty=uncertainty,
-            unit=self.perturbation.unit_of(self.train.task.unit),
-            signed=self.perturbation.signed, kept=self.keep_rule, perturbation=self.perturbation.to_dict(),
-            plan=self.plan.to_dict(), cost=self._cost(), notes=[*self.notes, *self._remarks()], made_from=self.made_from,
-            pictured=(self.train.examples, self.queries.examples),
-        )  # fmt: skip
-        if self.folder is not None:
-            self.folder.must_stand()  # or what was joined is another run's
-        if self.folder is not None and not self.folder.has("done.json"):
-            write_facts(self.folder, scores)
-            self.folder.finish({"cost": dict(scores.cost), "notes": self._remarks()})
-        elif self.folder is not None:
-            self.folder.leave()
-        return scores
-
-    def _found(self, what: str) -> Iterator[Entry]:
-        """Yield what was kept: of ``"train"``, ``"queries"`` or ``"uncertainty"``; all of it, or an error that names it."""
-        sums = {} if self.folder is None else self.folder.sums()
-        for unit in self.units():
-            if (unit.of == "queries") != (what == "queries"):
-                continue
-            name = unit.beside(what) if what == "uncertainty" else unit.name
-            if self.folder is not None:
-                found = list(self.folder.entries([name], sums))
-            else:
-                found = self.memory[what, unit.block, unit.shard]
-            self._whole(unit, name, found)
-            yield from found
-
-    def _whole(self, unit: Unit, name: str, found: Sequence[Entry]) -> None:
-        """Refuse a unit of which some row was never read, or that is another plan's."""
-        places = {query: at for query, at, _ in found}
-        for query in unit.queries:
-            wanted = np.arange(len(self.members))
-            if unit.of == "train":
-                wanted = self.train.examples.units_of(unit.rows)
-                wanted = wanted if self.candidates is None else wanted[np.isin(wanted, self.candidates[query])]
-            got = places.pop(query, np.empty(0, np.int64))
-            some = isinstance(self.keep_rule, int) and unit.of == "train"
-            if not (
-                np.isin(got, wanted).all() and bool(len(got)) == bool(len(wanted))
-                if some
-                else np.array_equal(got, wanted)
-            ):
-                raise FileError(
-                    name if self.folder is None else str(self.folder.path / name),
-                    expected=f"scores of {len(wanted)} examples for query {self.query_ids[query]!r}",
-                    got=f"those of {len(got)}" if len(got) != len(wanted) else "those of others", do=REPAIR,
-                )  # fmt: skip
-        if places:
-            raise FileError(name, expected=f"scores of {len(unit.queries)} queries", got="of others too", do=REPAIR)
-
     def floor(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return each query's noise floor in the unit of its scores."""
-        return np.asarray([self._floor(query) for query in range(len(self.asked))], dtype=np.float64)
+        return np.asarray([self.floor_of(query) for query in range(len(self.asked))], dtype=np.float64)
 
-    def _floor(self, query: int) -> float:
+    def floor_of(self, query: int) -> float:
+        """Return one query's noise floor."""
         floor, known = self.baseline.floor, self.asked[query]
         here = floor.root if self.perturbation.reading == "root" else floor.loss
         if not self.exact:
             return here / (known.step if self.perturbation.kind == "linear" else 1.0)
         steep = here / floor.loss if floor.loss > 0 else 1.0  # what the reading makes of a small change of a loss
         return self.plan.gradient_error * known.direction_norm * steep
-
-    def _cost(self) -> dict[str, Any]:
-        peak = machine.peak_bytes() - int(self.clock.get("resident_bytes", 0))
-        if self.train.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.train.device)
-        expected = self.plan.seconds["reading"]
-        return {"fit_s": round(self.pusher.fit_seconds, 4), "setup_s": round(self.clock["setup_s"], 4),
-                "queries_s": round(self.clock["queries_s"], 4), "baseline_s": round(self.clock["baseline_s"], 4),
-                "read_s": round(self.clock["read_s"] + self.clock.get("whitened_s", 0.0), 4),
-                "expected_read_s": round(expected, 4),
-                "forwards": self.forwards, "peak_bytes": max(peak, 0)}  # fmt: skip
-
-    def _remarks(self) -> list[str]:
-        """Return what the numbers themselves call for."""
-        remarks = []
-        shares = [query.share_moved for query in self.asked if query.usable]
-        if shares and min(shares) < 0.5:
-            remarks.append(f"only {min(shares):.0%} of the weights moved after rounding to the model's dtype")
-        for status in ("capped", "unreachable"):
-            count = sum(query.status == status for query in self.asked)
-            if count:
-                remarks.append(f"{count} of {len(self.asked)} queries: rise {status}")
-        off = sum(query.status == OFF_RATE for query in self.asked)
-        if off:
-            remarks.append(f"{off} of {len(self.asked)} queries: a short push moves their loss otherwise than its gradient says, "
-                           "by more than 10 %: these scores are what happens, not what gradients say")  # fmt: skip
-        skipped = sum(not query.usable for query in self.asked)
-        if skipped:
-            remarks.append(f"{skipped} of {len(self.asked)} queries skipped: their rows are NaN, status says why")
-        return remarks

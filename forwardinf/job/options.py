@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from forwardinf.core.errors import ModelError, SettingError, choose
 from forwardinf.core.paths import as_path
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
-from forwardinf.data.examples import Collate, Examples, examples
+from forwardinf.data.examples import Collate, Examples, Id, examples
 from forwardinf.read import plan as planning
 from forwardinf.tasks.task import Task
 from forwardinf.tasks.text import Seq2Seq
@@ -67,6 +67,23 @@ class Options:
     def cache(self) -> Path | None:
         """Where baselines and tunings are kept between calls."""
         return usable(machine.cache_folder(self.cache_dir))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What a caller asks, and of what; see :func:`forwardinf.attribute`."""
+
+    model: nn.Module
+    train: Any
+    queries: Any
+    task: Any
+    options: Options
+    perturbation: Perturbation | str | Mapping[str, Any] | None = None
+    ids: str | Sequence[Id] | None = None
+    query_ids: str | Sequence[Id] | None = None
+    groups: Sequence[Id] | None = None
+    candidates: Any = None
+    collate_fn: Collate | None = None
 
 
 def as_perturbation(value: Perturbation | str | Mapping[str, Any] | None) -> Perturbation:

@@ -10,22 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forwardinf.core.fingerprint import code_digest, digest, model_digest
 from forwardinf.core.progress import Advance, Setting, Stages, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.data.examples import Collate, Id
 from forwardinf.gradients.per_example import recorder_of
-from forwardinf.job.options import Options, device_of, open_examples
-from forwardinf.models.feed import Feed
+from forwardinf.job.open import open_training
+from forwardinf.job.options import Options
 from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.hold import Holding
-from forwardinf.perturb.parameters import Parameters, select
+from forwardinf.perturb.parameters import Parameters
 from forwardinf.perturb.registry import make_direction
 from forwardinf.perturb.self_influence import Own, own_of
 from forwardinf.read.self_influence import OwnEngine, self_products
 from forwardinf.read.tune import tune
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.root import slope
-from forwardinf.tasks.task import as_task
 
 UNFITTED = ("plain", "sign")
 PASS = 4  # forwards that a pass with gradients counts for in the progress
@@ -90,17 +89,15 @@ def prepare_self(
 
     ``whole``, the call's progress, is told what is to come.
     """
-    began, spoken, notes = time.perf_counter(), as_task(task), list[str]()
-    device = device_of(model, options.device)
-    rows = open_examples(train, "train", spoken, collate_fn, options)
-    with progress("hashing", len(rows), options.progress) as advance:
-        data = rows.seal(range(len(rows)), advance, spoken.parts if spoken.packed else None, ids)
+    began = time.perf_counter()
+    training = open_training(
+        model, train, task=task, rule=perturbation, ids=ids, collate_fn=collate_fn, options=options
+    )
+    feed, chosen, rows = training.feed, training.parameters, training.feed.examples
     if whole is not None:
         whole.expect("fitting", 0 if perturbation.direction in UNFITTED else PASS * len(rows))
         whole.expect("self-influence", PASS * len(rows))
-    feed = Feed(model, spoken, rows, device, seed=options.seed)
-    chosen = select(model, perturbation.parameters)
-    notes += rows.notes
+    notes = list(rows.notes)
     recorder = recorder_of(feed, chosen)
     recorder.meet(feed, chosen)
     size = 1 if options.batch_size == "auto" else options.batch_size
@@ -114,8 +111,7 @@ def prepare_self(
         tuning = tune(feed, range(len(rows)), asked, len(rows), None, work)
         size, feed = tuning.batch_size, replace(feed, channels_last=tuning.channels_last)
     setup = time.perf_counter()
-    code = code_digest(spoken, getattr(spoken, "version", None))
-    key = None if code is None or perturbation.direction in UNFITTED else digest(model_digest(model), data, code)
+    key = None if perturbation.direction in UNFITTED else training.key
     direction = make_direction(
         Fitting(perturbation, feed, chosen, size, key, options.cache, progress=options.progress, notes=notes)
     )

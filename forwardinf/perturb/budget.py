@@ -15,7 +15,7 @@ from forwardinf.gradients.parts import Part, sorted_uses
 from forwardinf.gradients.per_example import factored
 from forwardinf.gradients.recording import Parameters
 from forwardinf.gradients.squares import places_of
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 
 PASSES = 8  # forward passes over the training set that a fit may cost where nothing else is asked for
 LEAST = 2 * 10**11  # multiplications that it may cost whatever that is: about ten seconds on two cores

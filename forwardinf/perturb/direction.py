@@ -16,9 +16,9 @@ from torch import Tensor
 
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.budget import Budget
 from forwardinf.perturb.parameters import Parameters
+from forwardinf.tasks.feed import Feed
 
 PIECE = 2**20  # numbers widened to float64 at a time: no second copy of a large tensor
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.data.examples import Batch
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.prediction import Prediction
 from forwardinf.tasks.task import Task, prediction_of
 

@@ -22,11 +22,11 @@ from forwardinf.core.progress import progress
 from forwardinf.gradients.layer_uses import Formed, Use, formed
 from forwardinf.gradients.parts import Part, sorted_uses
 from forwardinf.gradients.per_example import factored
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.budget import Budget, Work, count
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fisher import fisher_feed
 from forwardinf.perturb.reproduce import believed, witness
+from forwardinf.tasks.feed import Feed
 
 FORMAT = "forwardinf.fit/2"
 ALL_UP_TO = 100_000  # examples that fit_examples="auto" reads: what a fit needs grows with its numbers, not with N

@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forwardinf.core.errors import TaskError
 from forwardinf.data.examples import Batch
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Tensors
 from forwardinf.perturb.gradient import only_these
 from forwardinf.perturb.parameters import Parameters
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.prediction import Prediction
 from forwardinf.tasks.task import prediction_of
 

@@ -12,9 +12,9 @@ from forwardinf.data.examples import Batch
 from forwardinf.gradients.per_example import factored
 from forwardinf.gradients.recorder import only_these as only_these
 from forwardinf.gradients.recording import dense
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Tensors
 from forwardinf.perturb.parameters import Parameters
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.root import slope
 
 

@@ -27,12 +27,12 @@ from forwardinf.gradients.layer_uses import as_uses
 from forwardinf.gradients.per_example import factored
 from forwardinf.gradients.products import Products, product_dtype
 from forwardinf.gradients.ridge import Ridge
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting, Tensors
 from forwardinf.perturb.gradient import weighted_gradient
 from forwardinf.perturb.parameters import Parameters
 from forwardinf.perturb.probes import Probes, tables_of
 from forwardinf.perturb.shards import Shards, joined_rows
+from forwardinf.tasks.feed import Feed
 
 EXACT_EXAMPLES = 5_000  # K is N² numbers and N³/3 multiplications to factor
 EXACT_WORK = 1e13  # multiplications that K itself may take: minutes

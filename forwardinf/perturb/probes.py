@@ -24,8 +24,8 @@ from forwardinf.core.errors import choose
 from forwardinf.data.noise import seed_of
 from forwardinf.gradients.layer_uses import Convolved, Lookup, Outer, Use
 from forwardinf.gradients.per_example import factored
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Tensors
+from forwardinf.tasks.feed import Feed
 
 KINDS = ("structured", "gaussian")
 WIDEST = 4096  # probes of one block: a power of four, so that its transform is two small matrix products

@@ -16,7 +16,6 @@ from forwardinf.core.memory import out_of_memory
 from forwardinf.core.settings import rise_target
 from forwardinf.data.examples import Batch
 from forwardinf.gradients.directions import Directions
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.as_published import published_push
 from forwardinf.perturb.direction import Direction, Fitting, Tensors, dot, norm
 from forwardinf.perturb.gradient import RowGradients, query_gradient, row_gradients
@@ -28,6 +27,7 @@ from forwardinf.perturb.registry import make_direction
 from forwardinf.perturb.replay import replay
 from forwardinf.perturb.steps import linear_length, walk
 from forwardinf.perturb.swap import Push, lend, tensors_of
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.root import root, slope
 
 STRAIGHT = 0.01  # a linear push is short enough when the query's own rise is its exact rate to this
@@ -37,6 +37,8 @@ SHORTEN, TRIES = 0.1**0.5, 6
 TOGETHER, GRADIENTS = 32, 2**28  # query rows whose gradients are taken in one pass, and the bytes they may take
 DIRECTIONS = 2**27  # bytes of the directions that are made together; their gradients and sums take as much again each
 SHORT = 1e-2  # narrow weights start here, and nothing shorter survives their rounding
+
+Take = Callable[[tuple[int, ...], Tensors], None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,6 @@ class Pusher:
         self.live = tensors_of(queries.model)
         self.ruler = Ruler(queries.model, self.parameters)
         self.fitting, self.fit_seconds = fitting, 0.0
-        self.take: Callable[[tuple[int, ...], Tensors], None] | None = None  # takes directions that a check has made
         self._last: tuple[tuple[int, ...], Push] | None = None
         self._rows: RowGradients | None = None
         self._block: tuple[int, Directions, list[bool]] | None = None
@@ -124,8 +125,10 @@ class Pusher:
         """Return the gradient of what a query is asked."""
         return self._gradient(query.rows)
 
-    def check(self, rows: Sequence[int], name: object, *, skip: bool) -> Query:
+    def check(self, rows: Sequence[int], name: object, *, skip: bool, take: Take | None = None) -> Query:
         """Return what has to be known of a query: gradient usable, length found, own rise measured.
+
+        ``take`` is given the direction of an exact score, which is made here anyway.
 
         Raises:
             QueryError: The gradient is zero or not finite, and ``skip`` is False.
@@ -145,7 +148,7 @@ class Pusher:
                 )  # fmt: skip
             return replace(query, status=trouble, usable=False)
         if self.exact or self.whitened is not None:
-            return self._rate(query, gradient)
+            return self._rate(query, gradient, take)
         first = self._first(query.rows, gradient)
         found = self._pushed(self._sized(query, first), first)
         if self.perturbation.kind == "linear" and found.size < SHORT:
@@ -204,7 +207,7 @@ class Pusher:
         """Return the direction of a checked query. The same query gives the same bits."""
         return self._first(query.rows)
 
-    def _rate(self, query: Query, gradient: Tensors) -> Query:
+    def _rate(self, query: Query, gradient: Tensors, take: Take | None) -> Query:
         """Return what an exact score needs: the query's own rate g_qᵀP g_q, and how long its direction is."""
         if self.whitened is not None:  # its rise comes with its scores; ‖P g_q‖ ≤ ‖g_q‖/λ
             return replace(query, length=0.0, direction_norm=query.grad_norm / self.whitened.ridge.damping)
@@ -212,8 +215,8 @@ class Pusher:
         first = self._first(query.rows, own)
         rise = sum(float((tensor.double() * first[name].double()).sum())
                    for name, tensor in gradient.items() if name in first)  # fmt: skip
-        if self.take is not None:
-            self.take(query.rows, first)
+        if take is not None:
+            take(query.rows, first)
         return replace(query, length=0.0, rise=rise, direction_norm=norm(first))
 
     def _sized(self, query: Query, first: Tensors) -> Query:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from forwardinf.core.errors import ModelError, TaskError
 from forwardinf.data.noise import seed_of
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Tensors, norm
 from forwardinf.perturb.gradient import query_gradient, weighted_gradient
 from forwardinf.perturb.norms import Ruler
 from forwardinf.perturb.parameters import Parameters
 from forwardinf.perturb.steps import TINY_SHARE
 from forwardinf.perturb.swap import Push, lend, tensors_of
+from forwardinf.tasks.feed import Feed
 
 BATCH = 64  # training examples in a step, fewer where there are fewer
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting, Tensors
 from forwardinf.perturb.gradient import weighted_gradient
+from forwardinf.tasks.feed import Feed
 
 ROWS = 8  # training rows, spread evenly
 AGAIN = 4  # times the difference between reading them together and alone

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from forwardinf.core.cache_files import STALE, discard, read_kept, write_kept
 from forwardinf.core.fingerprint import digest
-from forwardinf.models.feed import Feed
 from forwardinf.read.noise_floor import Floor
 from forwardinf.read.reproduce import differing
+from forwardinf.tasks.feed import Feed
 
 FORMAT = "forwardinf.baseline/3"
 

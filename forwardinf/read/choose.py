@@ -22,11 +22,11 @@ from forwardinf.gradients.per_example import recorder_of
 from forwardinf.gradients.products import product_dtype
 from forwardinf.gradients.recorder import Recorder
 from forwardinf.gradients.recording import Parameters
-from forwardinf.models.feed import Feed
 from forwardinf.read.cut import capture, find_cut, rest
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.plan import Plan, factored_plan
 from forwardinf.read.tune import tune
+from forwardinf.tasks.feed import Feed
 
 ALONE = 8  # rows that are joined to a batch where gradients are taken one example at a time
 ROOM = 2 * 2**30  # bytes of query directions held at once, at most

@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from forwardinf.core.errors import Error, ModelError
 from forwardinf.gradients.recording import Parameters
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 
 SAME = {torch.float64: 1e-10}  # losses of the two ways, relative; other dtypes:
 SINGLE = 1e-5

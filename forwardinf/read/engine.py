@@ -19,7 +19,7 @@ from torch import Tensor
 from forwardinf.core.errors import ModelError
 from forwardinf.core.memory import out_of_memory, release
 from forwardinf.core.progress import Advance
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 
 
 def silent(done: int) -> None:

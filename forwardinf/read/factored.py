@@ -18,8 +18,8 @@ from forwardinf.gradients.directions import Directions
 from forwardinf.gradients.per_example import factored
 from forwardinf.gradients.products import Products, product_dtype
 from forwardinf.gradients.recording import Parameters
-from forwardinf.models.feed import Feed
 from forwardinf.read.engine import Halving, silent
+from forwardinf.tasks.feed import Feed
 
 
 class FactoredEngine(Halving):

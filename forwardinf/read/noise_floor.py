@@ -13,7 +13,7 @@ from forwardinf.core.fingerprint import row_digest
 from forwardinf.data import noise
 from forwardinf.data.examples import Examples
 from forwardinf.gradients.compare import COMPANY, MIXED
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.root import root
 
 AGAIN = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}

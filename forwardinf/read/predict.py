@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from forwardinf.core.errors import TaskError
 from forwardinf.data.examples import Batch
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import Classification
 
 

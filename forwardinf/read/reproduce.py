@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forwardinf.models.feed import Feed
 from forwardinf.read.noise_floor import Floor
+from forwardinf.tasks.feed import Feed
 
 ROWS = 32  # read again: at most two batches
 AGAIN = 4  # times the noise floor, which was measured on two batches and not on these

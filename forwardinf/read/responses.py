@@ -12,8 +12,8 @@ from forwardinf.core.progress import Advance
 from forwardinf.gradients.layer_uses import Use
 from forwardinf.gradients.per_example import factored
 from forwardinf.gradients.recording import Parameters
-from forwardinf.models.feed import Feed
 from forwardinf.read.engine import silent
+from forwardinf.tasks.feed import Feed
 
 Lent = Callable[[], AbstractContextManager[None]]
 

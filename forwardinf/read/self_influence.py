@@ -15,8 +15,8 @@ from forwardinf.gradients.layer_uses import Use
 from forwardinf.gradients.per_example import factored
 from forwardinf.gradients.per_example import per_example_gradients as per_example_gradients
 from forwardinf.gradients.recording import Parameters
-from forwardinf.models.feed import Feed
 from forwardinf.read.engine import Halving, silent
+from forwardinf.tasks.feed import Feed
 
 Tensors = dict[str, Tensor]
 Own = Callable[[Sequence[Use], int], Tensor]

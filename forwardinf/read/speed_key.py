@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forwardinf.core import machine
 from forwardinf.core.fingerprint import code_digest, digest
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 
 MANY = 1024  # rows from which on their number does not matter
 

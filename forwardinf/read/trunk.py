@@ -23,11 +23,11 @@ from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
 from forwardinf.core.memory import out_of_memory
 from forwardinf.core.progress import Advance
-from forwardinf.models.feed import Feed
 from forwardinf.read.cut import Cut, Kept, capture, rest
 from forwardinf.read.engine import silent
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.reproduce import apart
+from forwardinf.tasks.feed import Feed
 
 FORMAT = "forwardinf.trunk/1"
 

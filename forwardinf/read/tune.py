@@ -15,7 +15,7 @@ from torch import nn
 from forwardinf.core.errors import FileError, ModelError
 from forwardinf.core.files import read_json, write_json
 from forwardinf.core.memory import out_of_memory
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 
 FORMAT = "forwardinf.tuning/2"
 SHARE = 0.08  # of the rows that will be read may be read to find out how: a better setting must win them back

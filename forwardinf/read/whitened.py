@@ -17,8 +17,8 @@ from forwardinf.core.progress import Advance
 from forwardinf.gradients.per_example import Tensors, per_example_gradients
 from forwardinf.gradients.recording import Parameters
 from forwardinf.gradients.ridge import PIECE, Ridge
-from forwardinf.models.feed import Feed
 from forwardinf.read.factored import FactoredEngine
+from forwardinf.tasks.feed import Feed
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,9 @@ from forwardinf.core.fingerprint import row_digest
 from forwardinf.data.noise import content_of, normal
 from forwardinf.tasks.outputs import tensor_of
 from forwardinf.tasks.task import Batch, Task
+
+if TYPE_CHECKING:
+    from forwardinf.tasks.pipeline import Encoders
 
 FLIPS = ("none", "mean", "mirror")
 NOISES = ("auto", "own", "shared")
@@ -124,7 +126,15 @@ class Diffusion(Task):
         Example:
             >>> model, task = fi.Diffusion.from_pipeline(pipe, image="image", text="caption")  # doctest: +SKIP
         """
-        return import_module("forwardinf.models.pipeline").from_pipeline(pipe, image, text, **settings)  # type: ignore[no-any-return]
+        for name in ("scheduler", "latents", "condition"):
+            if name in settings:
+                raise SettingError(
+                    f"from_pipeline({name}=)", expected="nothing: the pipeline says", got=repr(settings[name])
+                )
+        from forwardinf.tasks.pipeline import Encoders, denoiser_of  # it needs Pillow, which other tasks do not
+
+        denoiser = denoiser_of(pipe)
+        return denoiser, PipelineDiffusion(pipe.scheduler, Encoders(pipe, denoiser, image, text), **settings)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean squared error of each image, ``(B,)`` float64."""
@@ -217,3 +227,26 @@ def _at(batch: Batch, place: str | int, setting: str) -> Any:
     except (KeyError, IndexError, TypeError) as error:
         got = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise TaskError(f"Diffusion({setting})", expected=f"{place!r} in the batch", got=got) from error
+
+
+class PipelineDiffusion(Diffusion):
+    """What :meth:`Diffusion.from_pipeline` returns: a denoising task that brings its frozen encoders."""
+
+    def __init__(self, scheduler: Any, encoders: Encoders, **settings: Any) -> None:
+        """Take the pipeline's parts."""
+        self.encoders = encoders
+        super().__init__(scheduler, latents="latents", condition=encoders.condition, **settings)
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """Join rows: images as numbers between −1 and 1, texts as a list, classes as whole numbers."""
+        return self.encoders.collate(examples)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Encode images to latents (the mean of the VAE's posterior) and texts to hidden states."""
+        return self.encoders.prepare(batch)
+
+    def contents(self, batch: Batch, images: Tensor) -> list[bytes]:
+        """Return what each image's noise is keyed by: its pixels."""
+        if isinstance(batch, Mapping) and "content" in batch:
+            return [bytes(row) for row in batch["content"].tolist()]
+        return super().contents(batch, images)

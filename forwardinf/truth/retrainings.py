@@ -17,8 +17,8 @@ from forwardinf.core.progress import Setting
 from forwardinf.data.examples import Collate, Examples
 from forwardinf.job.options import Options, device_of, open_examples
 from forwardinf.models.borrowed import borrowed
-from forwardinf.models.feed import Feed
 from forwardinf.score.top import order
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import Batch, Task, as_task
 from forwardinf.truth.agreement import Array
 from forwardinf.truth.bank import Bank

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from forwardinf.core.progress import Advance
 from forwardinf.data.examples import Batch
-from forwardinf.models.feed import Ask, Feed
+from forwardinf.tasks.feed import Ask, Feed
 
 NAMES = ("input", "early", "last")
 MOST_PLACES, MOST_WORDS, MOST_WIDTH = 8, 1024, 1024  # what a feature may take, so that 100,000 of them fit in memory

@@ -13,9 +13,9 @@ from forwardinf.core.errors import SettingError, TaskError
 from forwardinf.core.progress import Advance, progress
 from forwardinf.data.examples import Collate, Id
 from forwardinf.job.options import Options, device_of, open_examples
-from forwardinf.models.feed import Ask, Feed
 from forwardinf.perturb.parameters import Parameters, select
 from forwardinf.read.forward import ForwardEngine
+from forwardinf.tasks.feed import Ask, Feed
 from forwardinf.tasks.task import Task, as_task
 
 NONE: Advance = lambda done: None  # noqa: E731

@@ -27,13 +27,13 @@ from forwardinf.core.progress import progress as shown
 from forwardinf.data.examples import Collate, Id
 from forwardinf.gradients.ridge import DAMPING, tempers
 from forwardinf.job.options import Options
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.probes import KINDS
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.noise_floor import noise_floor
 from forwardinf.read.responses import by_differences
 from forwardinf.read.whitened import along
 from forwardinf.score.scores import Scores
+from forwardinf.tasks.feed import Feed
 from forwardinf.use.probe_reader import Reader, opened
 from forwardinf.use.response_files import ResponseFiles, Tile
 from forwardinf.use.whitening import AT_ONCE, Kept, Whitening

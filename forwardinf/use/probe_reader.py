@@ -19,7 +19,6 @@ from forwardinf.data.noise import seed_of
 from forwardinf.gradients.layer_uses import as_uses
 from forwardinf.job.options import Options, device_of, open_examples
 from forwardinf.models.borrowed import borrowed
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.norms import Ruler
 from forwardinf.perturb.parameters import Parameters, select
@@ -27,6 +26,7 @@ from forwardinf.perturb.probes import WIDEST, Probes, tables_of
 from forwardinf.perturb.swap import lend, tensors_of
 from forwardinf.read.responses import Lent, by_differences, by_projection
 from forwardinf.read.tune import tune
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import FunctionTask, Task, as_task
 
 LENGTHS = {torch.float64: 1e-4, torch.float32: 1e-2}  # a random direction bends a loss little, and moves it little

@@ -22,7 +22,7 @@ from forwardinf.data.examples import Batch
 from forwardinf.gradients.layer_uses import Use
 from forwardinf.gradients.per_example import factored_each
 from forwardinf.gradients.products import Products
-from forwardinf.models.feed import Asks, Feed
+from forwardinf.tasks.feed import Asks, Feed
 
 Ask = Callable[[nn.Module, Batch], Tensor]
 Parameters = Mapping[str, nn.Parameter]

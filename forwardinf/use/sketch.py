@@ -25,9 +25,9 @@ from forwardinf.data.examples import Batch
 from forwardinf.data.noise import seed_of
 from forwardinf.gradients.layer_uses import Convolved, Lookup, Outer, Use
 from forwardinf.gradients.per_example import factored
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.metric import Sides
 from forwardinf.read.whitened import along
+from forwardinf.tasks.feed import Feed
 from forwardinf.use.responses import unit
 from forwardinf.use.whitening import Kept, Whitening
 

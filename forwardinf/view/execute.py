@@ -14,15 +14,15 @@ from forwardinf.core.errors import FileError, SettingError, choose
 from forwardinf.core.files import written
 from forwardinf.data.import_gate import import_name, is_code
 from forwardinf.data.load import load_data, select_rows, take_rows
-from forwardinf.job.job import Job
-from forwardinf.job.options import Options, as_perturbation, device_of, open_examples, settled
+from forwardinf.job.options import Call, Options, as_perturbation, device_of, open_examples, settled
 from forwardinf.job.prepare import prepare
+from forwardinf.job.settle import show
 from forwardinf.models.borrowed import borrowed
-from forwardinf.models.feed import Feed
 from forwardinf.models.load import load_model
 from forwardinf.read.predict import misclassified
 from forwardinf.score.scores import Scores, load_scores
 from forwardinf.score.self_influence import SelfInfluence
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.places import Segmentation, TokenClassification
 from forwardinf.tasks.sequences import SequenceClassification
 from forwardinf.tasks.task import Classification, Task, as_task
@@ -57,7 +57,7 @@ def attribute(config: RunConfig, out: Path | None, overwrite: bool) -> Scores:
 
     def once(options: Options) -> Scores:
         with borrowed(model) as lent:
-            return method.run(_prepared(config, lent, train, queries, task, options))
+            return method.run(prepare(_call(config, lent, train, queries, task, options)))
 
     if config.checkpoints:
         rule = settled(config.perturbation, task)
@@ -74,34 +74,28 @@ def plan(config: RunConfig) -> dict[str, Any]:
     as_perturbation(config.perturbation)  # a wrong setting is said before anything is loaded
     model, train, queries, task = _loaded(config)
     with borrowed(model) as model:
-        job = _prepared(config, model, train, queries, task, Options(**_options(config)), dry=True)
-    found = job.plan
-    stored = (
-        found.queries * job.train.examples.units if job.keep_rule == "all" else 2 * found.queries * int(job.keep_rule)
-    )
-    if job.perturbation.straddles and job.keep_rule == "all":
+        settled = show(_call(config, model, train, queries, task, Options(**_options(config))))
+    found, opened = settled.plan, settled.opened
+    stored = found.queries * opened.train.units if opened.keep == "all" else 2 * found.queries * int(opened.keep)
+    if opened.rule.straddles and opened.keep == "all":
         stored *= 2  # an uncertainty for each score
     floor = max(found.rows * found.eager_seconds_per_row, 1e-12)  # F, in seconds
     return {
         "engine": found.engine, "because": found.why, "seconds_by_engine": dict(found.considered), "queries": found.queries,
-        "training_rows": found.rows, "training_examples": job.train.examples.units, "readings_per_query": found.sides,
+        "training_rows": found.rows, "training_examples": opened.train.units, "readings_per_query": found.sides,
         "batch_size": found.batch_size, "channels_last": found.channels_last, "baseline": found.baseline,
         "forwards": found.forwards, "seconds": {name: round(value, 3) for name, value in found.seconds.items()},
         "in_F": {"baseline": 1.0 if found.baseline == "read" else 0.0, "reading": round(found.seconds["reading"] / floor, 2),
                  "F_star_over_F": round(found.seconds_per_row / found.eager_seconds_per_row, 3)},
         "direction_bytes": found.direction_bytes, "score_bytes_on_disk": 4 * stored,
-        "moved_parameters": sum(p.numel() for p in job.pusher.parameters.values()), "perturbation": job.perturbation.to_dict(),
+        "moved_parameters": sum(p.numel() for p in opened.training.parameters.values()), "perturbation": opened.rule.to_dict(),
     }  # fmt: skip
 
 
-def _prepared(
-    config: RunConfig, model: Any, train: Any, queries: Any, task: Task, options: Options, *, dry: bool = False
-) -> Job:
+def _call(config: RunConfig, model: Any, train: Any, queries: Any, task: Task, options: Options) -> Call:
     asked, query_ids = queries
-    return prepare(
-        model, train, asked, task=task, perturbation=config.perturbation, ids=config.options.get("ids"),
-        query_ids=query_ids, groups=None, candidates=None, collate_fn=None, options=options, dry=dry,
-    )  # fmt: skip
+    return Call(model=model, train=train, queries=asked, task=task, perturbation=config.perturbation,
+                ids=config.options.get("ids"), query_ids=query_ids, options=options)  # fmt: skip
 
 
 def _options(config: RunConfig) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from torch import nn
 
 import forwardinf as fi
 from forwardinf.data.examples import examples
-from forwardinf.models.feed import Feed
 from forwardinf.perturb import budget, gfim, kronecker
 from forwardinf.perturb.budget import PASS, Budget, count
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import Classification
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import forwardinf as fi
 from forwardinf.data.examples import examples
-from forwardinf.models.feed import Asks, Feed
 from forwardinf.perturb.parameters import select
+from forwardinf.tasks.feed import Asks, Feed
 from forwardinf.use.features import features, find_layers
 from forwardinf.use.responses import Probes, responses, responses_each
 

@@ -22,10 +22,10 @@ from forwardinf.gradients.per_example import recorder_of
 from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
 from forwardinf.method import attribute
 from forwardinf.models.borrowed import borrowed
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.parameters import select
 from forwardinf.score.scores import Scores
 from forwardinf.tasks.diffusion import Diffusion
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import Task, as_task
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.jointly import Turn, alone

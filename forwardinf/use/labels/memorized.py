@@ -19,7 +19,7 @@ from forwardinf.data.examples import Collate, Id
 from forwardinf.job.options import Options, settled
 from forwardinf.method import self_influence
 from forwardinf.models.borrowed import borrowed
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.root import slope
 from forwardinf.tasks.task import Task
 from forwardinf.use.inputs import checked_count, opened

@@ -18,7 +18,7 @@ from forwardinf.core.progress import progress as shown
 from forwardinf.data.examples import Collate, Id
 from forwardinf.job.options import Options
 from forwardinf.models.borrowed import borrowed
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 from forwardinf.use.features import MOST_WIDTH, NAMES
 from forwardinf.use.inputs import opened
 from forwardinf.use.labels.consensus import Array, ranks, weights

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from forwardinf.core.errors import DataError
 from forwardinf.core.progress import Stages, progress
 from forwardinf.data.examples import Batch
-from forwardinf.models.feed import Asks, Feed
+from forwardinf.tasks.feed import Asks, Feed
 from forwardinf.tasks.task import Classification, Task, prediction_of
 from forwardinf.use.features import Features, Look
 from forwardinf.use.inputs import Opened, predictions

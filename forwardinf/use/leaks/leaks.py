@@ -18,8 +18,8 @@ from forwardinf.core.progress import ARITHMETIC, EIGENVECTORS, Advance, Setting,
 from forwardinf.data.examples import Collate, Examples, Id
 from forwardinf.job.options import Options
 from forwardinf.models.borrowed import borrowed
-from forwardinf.models.feed import Feed
 from forwardinf.score.scores import Scores
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import LABELS, Classification
 from forwardinf.use.features import MOST_WIDTH, NAMES, Features, features, find_layers
 from forwardinf.use.inputs import NONE, Opened, checked_count, checked_share, opened

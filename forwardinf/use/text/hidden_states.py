@@ -12,7 +12,7 @@ from forwardinf.core.errors import ModelError
 from forwardinf.core.progress import Advance
 from forwardinf.data.examples import Batch
 from forwardinf.data.padding import NOT_COUNTED
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.outputs import innermost, keywords_of
 from forwardinf.tasks.text import inputs_of
 from forwardinf.use.responses import unit

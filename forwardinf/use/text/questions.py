@@ -22,11 +22,11 @@ from forwardinf.data.examples import Batch, Id, examples
 from forwardinf.gradients.per_example import recorder_of
 from forwardinf.job.options import Options, as_perturbation, device_of, open_examples
 from forwardinf.method import attribute
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.metric import Sides, metric
 from forwardinf.perturb.parameters import Parameters, select
 from forwardinf.perturb.push import Pusher
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.losses import token_losses, token_margins
 from forwardinf.tasks.root import root
 from forwardinf.tasks.text import CausalLM, Each, Seq2Seq

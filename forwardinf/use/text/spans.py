@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forwardinf.models.feed import Feed
 from forwardinf.perturb.push import Pusher
 from forwardinf.perturb.swap import lend
+from forwardinf.tasks.feed import Feed
 
 
 def token_changes(

@@ -5,11 +5,28 @@ torch is imported inside the commands, so that ``--help`` is instant.
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 from forwardinf.core.errors import Error, SettingError
-from forwardinf.view.cli import cache, check, evaluate, first_steps, run, traces, uses, verify  # noqa: F401  (each adds its commands)
+
+# isort: off  (each adds its commands, in the order in which help lists them)
+from forwardinf.view.cli import (  # noqa: F401  # noqa: F401
+    cache,
+    check,
+    evaluate,
+    first_steps,
+    run,
+    traces,
+    uses,
+    verify,
+)
+
+# isort: on
 from forwardinf.view.cli.app import app
+
+for command in app.registered_commands:
+    command.short_help = inspect.getdoc(command.callback)  # said in full in the list of commands too
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from texts_cases import COLOURS, PEOPLE, TOWNS, decoder, encoder_decoder, pairs,
 import forwardinf as fi
 from forwardinf.core.fingerprint import model_digest
 from forwardinf.data.examples import examples
-from forwardinf.models.feed import Feed
+from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.losses import margin_of
 from forwardinf.tasks.root import root
 from forwardinf.tasks.task import as_task

@@ -9,9 +9,9 @@ from torch import nn
 
 from forwardinf.core.errors import SettingError
 from forwardinf.data.import_gate import import_extra
-from forwardinf.models.trainer_data import Columns, check_collator
-from forwardinf.models.trainer_task import check_loss, refuse_own_loss, task_of
 from forwardinf.models.weights import unwrap
+from forwardinf.tasks.trainer_data import Columns, check_collator
+from forwardinf.tasks.trainer_task import check_loss, refuse_own_loss, task_of
 
 SHARDED = ("FullyShardedDataParallel", "DeepSpeedEngine")
 

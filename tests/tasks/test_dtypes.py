@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import forwardinf as fi
-from forwardinf.models.dtypes import find_cast, floats
+from forwardinf.tasks.dtypes import find_cast, floats
 from forwardinf.tasks.task import FunctionTask
 
 N = 12

@@ -16,7 +16,7 @@ from forwardinf.core.memory import sizes, trim
 from forwardinf.data import noise
 from forwardinf.data.examples import Batch, Examples
 from forwardinf.models.borrowed import first_forward
-from forwardinf.models.dtypes import find_cast, told
+from forwardinf.tasks.dtypes import find_cast, told
 from forwardinf.tasks.task import Task
 
 Ask = Callable[[nn.Module, Batch], Tensor]

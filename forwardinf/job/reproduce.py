@@ -1,25 +1,15 @@
-"""What another call has put into the run folder: followed where it is this run's, refused where it is true no more."""
+"""What an earlier call has read must still be what the model gives: a few losses are read again."""
 
 from __future__ import annotations
-
-import json
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from forwardinf.core.errors import RunMismatch
 from forwardinf.job.job import Job
-from forwardinf.read.plan import Plan
 from forwardinf.read.reproduce import ROWS, apart, differing
 from forwardinf.score.store import Folder
 
 QUERIES = 8  # asked again
-
-
-def same_plan(there: Mapping[str, Any], plan: Plan) -> bool:
-    """Return whether the plan in the folder is this one."""
-    return Plan.from_dict(dict(there)) == Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
 
 
 def must_reproduce(job: Job, folder: Folder) -> None:

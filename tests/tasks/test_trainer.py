@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from forwardinf.core.errors import DataError, SettingError
-from forwardinf.models.trainer import from_trainer
 from forwardinf.tasks.sequences import SequenceClassification
+from forwardinf.tasks.trainer import from_trainer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")

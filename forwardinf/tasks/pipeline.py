@@ -1,4 +1,4 @@
-"""A diffusers pipeline as a denoiser and its task: images become latents and texts conditions, encoded once and kept."""
+"""What stands before the denoiser of a diffusers pipeline: images become latents and texts conditions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from forwardinf.core.errors import DataError, ModelError, SettingError
+from forwardinf.core.errors import DataError, ModelError
 from forwardinf.core.fingerprint import row_digest
 from forwardinf.models.borrowed import borrowed
-from forwardinf.tasks.diffusion import Diffusion
+from forwardinf.tasks.batches import Batch
 from forwardinf.tasks.outputs import innermost, keywords_of
-from forwardinf.tasks.task import Batch
 
 KNOWN = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
 
 
-class PipelineDiffusion(Diffusion):
-    """What :meth:`Diffusion.from_pipeline` returns: a denoising task that brings its frozen encoders.
+class Encoders:
+    """The frozen parts of a pipeline that stand before its denoiser, and what they make of rows.
 
     Rows are mappings with an image (PIL, or numbers: 0…255 as whole numbers, else −1…1 as ``(C, H, W)``) and a text or class.
+
+    Attributes:
+        condition: Keywords of the denoiser's forward, and where their values are in an encoded batch.
     """
 
-    def __init__(self, pipe: Any, denoiser: nn.Module, image: str, text: str, **settings: Any) -> None:
+    def __init__(self, pipe: Any, denoiser: nn.Module, image: str, text: str) -> None:
         """Take the pipeline's parts; see :meth:`Diffusion.from_pipeline`."""
         self.vae: Any = getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
         self.encoder: Any = getattr(pipe, "text_encoder", None) or getattr(pipe, "bert", None)
@@ -35,12 +37,8 @@ class PipelineDiffusion(Diffusion):
         channels = getattr(getattr(self.vae, "config", None), "in_channels", None) or denoiser.config.in_channels  # type: ignore[union-attr]
         self.mode = "L" if channels == 1 else "RGB"
         self.classes = self.encoder is None and _takes_classes(denoiser)
-        condition = {}
-        if self.encoder is not None:
-            condition["encoder_hidden_states"] = "encoder_hidden_states"
-        elif self.classes:
-            condition["class_labels"] = "class_labels"
-        super().__init__(pipe.scheduler, latents="latents", condition=condition, **settings)
+        known = "encoder_hidden_states" if self.encoder is not None else "class_labels" if self.classes else ""
+        self.condition = {known: known} if known else {}
 
     def collate(self, examples: list[Any]) -> Batch:
         """Join rows: images as numbers between −1 and 1, texts as a list, classes as whole numbers."""
@@ -88,12 +86,6 @@ class PipelineDiffusion(Diffusion):
             found["class_labels"] = batch[self.text]
         return found
 
-    def contents(self, batch: Batch, images: Tensor) -> list[bytes]:
-        """Return what each image's noise is keyed by: its pixels."""
-        if isinstance(batch, Mapping) and "content" in batch:
-            return [bytes(row) for row in batch["content"].tolist()]
-        return super().contents(batch, images)
-
     def _latents(self, images: Tensor) -> Tensor:
         with borrowed(self.vae), torch.no_grad():
             place = next(self.vae.parameters())
@@ -112,8 +104,12 @@ class PipelineDiffusion(Diffusion):
         return hidden
 
 
-def from_pipeline(pipe: Any, image: str, text: str, **settings: Any) -> tuple[nn.Module, PipelineDiffusion]:
-    """Return (denoiser, task) of a pipeline; see :meth:`Diffusion.from_pipeline`."""
+def denoiser_of(pipe: Any) -> nn.Module:
+    """Return the denoiser of a pipeline.
+
+    Raises:
+        ModelError: It has none that is known, or parts that are not.
+    """
     denoiser = getattr(pipe, "unet", None)
     denoiser = denoiser if denoiser is not None else getattr(pipe, "transformer", None)
     if not isinstance(denoiser, nn.Module) or type(denoiser).__name__ not in KNOWN:
@@ -124,12 +120,7 @@ def from_pipeline(pipe: Any, image: str, text: str, **settings: Any) -> tuple[nn
         if getattr(pipe, name, None) is not None:
             raise ModelError("from_pipeline(pipe)", expected="one text encoder at most", got=f"{name} too",
                              do="Encode the data yourself and use fi.Diffusion(scheduler, latents=, condition=).")  # fmt: skip
-    for name in ("scheduler", "latents", "condition"):
-        if name in settings:
-            raise SettingError(
-                f"from_pipeline({name}=)", expected="nothing: the pipeline says", got=repr(settings[name])
-            )
-    return denoiser, PipelineDiffusion(pipe, denoiser, image, text, **settings)
+    return denoiser
 
 
 def _takes_classes(denoiser: nn.Module) -> bool:

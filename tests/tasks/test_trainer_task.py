@@ -13,7 +13,7 @@ from words import MARKED, PLAIN, tokenizer
 import forwardinf as fi
 from forwardinf.core.errors import DataError, SettingError, TaskError
 from forwardinf.data.examples import examples
-from forwardinf.models.trainer import from_trainer, in_full_precision
+from forwardinf.tasks.trainer import from_trainer, in_full_precision
 
 transformers = pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
