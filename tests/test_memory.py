@@ -1,4 +1,4 @@
-"""Memory while reading: one copy of the parameters that move (two for two-sided), the losses, and 64 MiB (DESIGN §8)."""
+"""Memory while reading: one copy of the parameters that move (two for two-sided), the losses, and 64 MiB."""
 
 import json
 import subprocess

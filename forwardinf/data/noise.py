@@ -1,4 +1,4 @@
-"""Randomness that belongs to an example, not to a batch: every reading of one example sees the same draw (law 5)."""
+"""Randomness that belongs to an example, not to a batch: every reading of one example sees the same draw."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def seed_all(seed: int) -> None:
 def belonging_to(keys: Sequence[bytes], seed: int) -> Iterator[None]:
     """Within the block, :func:`normal` draws for these examples, one key each, in the order of the batch.
 
-    The key is the digest of the example's content, so an exact copy of an example sees the same noise (law 8).
+    The key is the digest of the example's content, so an exact copy of an example sees the same noise.
     """
     token = _KEYS.set((seed, keys))
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forwardinf.core.errors import ModelError, SettingError
 
-DAMPING = 3.0  # λN as a multiple of mean ‖gᵢ‖²: the one place (PERF 4d; docs/faithfulness.md)
+DAMPING = 3.0  # λN as a multiple of mean ‖gᵢ‖²: the one place (docs/faithfulness.md)
 PIECE = 4096  # rows of a sketch that are widened to float64 at a time
 
 

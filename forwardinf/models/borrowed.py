@@ -1,4 +1,4 @@
-"""Borrow the user's model: eval mode, buffers frozen; give it back bit for bit (laws 1 and 6)."""
+"""Borrow the user's model: eval mode, buffers frozen; give it back bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The query's gradient: the way its measurement falls fastest (law 7: ascent lowers what the query is asked about)."""
+"""The query's gradient: the way its measurement falls fastest: ascent lowers what the query is asked about."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ TINY_SHARE = 0.05  # below this share of moved weights, rounding decides the ran
 
 
 def linear_length(parameters: Parameters) -> float:
-    """Return the relative length at which a difference stands for a derivative: short, but above rounding (PERF §7)."""
+    """Return the relative length at which a difference stands for a derivative: short, but above rounding."""
     return max(LINEAR_LENGTH.get(parameter.dtype, 1e-2) for parameter in parameters.values())
 
 

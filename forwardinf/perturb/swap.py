@@ -1,4 +1,4 @@
-"""Lend the moved model and take it back bit for bit: contents are exchanged in place, never recomputed (law 1)."""
+"""Lend the moved model and take it back bit for bit: contents are exchanged in place, never recomputed."""
 
 from __future__ import annotations
 

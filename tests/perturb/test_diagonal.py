@@ -1,4 +1,4 @@
-"""The diagonal of the Fisher against one gradient at a time; law 2 with a dense P."""
+"""The diagonal of the Fisher against one gradient at a time; linear scores with a dense P."""
 
 import pytest
 import torch

@@ -66,7 +66,7 @@ def test_a_text_classifier_is_attributed_from_text():
     rows = [{"text": text, "label": number % 3} for number, text in enumerate(["a b", "c", "d d a", "b c d", "a", "b"])]
     task = fi.SequenceClassification(word_tokenizer())
     scores = fi.attribute(make("bert"), rows, rows[2:3], task=task, progress=False)
-    assert_close(scores.share[0, 2:3], torch.ones(1), rtol=2e-2, why="law 8, by differences in float32")
+    assert_close(scores.share[0, 2:3], torch.ones(1), rtol=2e-2, why="a copy has share 1, by differences in float32")
 
 
 def test_the_settings_of_a_classification_hold_for_texts():
@@ -100,7 +100,7 @@ def test_the_label_of_a_text_is_found_where_label_says():
     want = read(plain, model, plain.collate(same))
     assert_close(read(task, model, batch), want, rtol=1e-12, why="the same texts")
     scores = fi.attribute(model, rows, rows[:2], task=task, progress=False)
-    assert_close(scores.share[[0, 1], [0, 1]], torch.ones(2), rtol=2e-2, why="law 8, by differences in float32")
+    assert_close(scores.share[[0, 1], [0, 1]], torch.ones(2), rtol=2e-2, why="a copy has share 1, by differences in float32")
 
 
 def test_a_label_found_by_a_function_sees_the_rows_other_numbers():

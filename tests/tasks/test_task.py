@@ -287,7 +287,7 @@ def test_a_task_of_ones_own_needs_a_loss_alone():
     rate = fi.Perturbation()
     scores = fi.attribute(model, (X, target), (X[:1], target[:1]), task=task, perturbation=rate, progress=False)
     assert scores.unit == "absolute error"
-    assert_close(scores.share[0, :1], torch.ones(1), rtol=1e-2, why="law 8, by differences in float32")
+    assert_close(scores.share[0, :1], torch.ones(1), rtol=1e-2, why="a copy has share 1, by differences in float32")
 
 
 def test_a_task_without_a_loss_or_logits_says_which_method_is_missing(net):

@@ -130,7 +130,7 @@ def test_columns_of_equal_length_need_no_collate():
     for train, queries in (((ids,), (ids[:1],)), ({"input_ids": ids}, {"input_ids": ids[:1]}), (ids, ids[:1])):
         scores = fi.attribute(model, train, queries, task=fi.CausalLM(), progress=False)
         assert scores.values.shape == (1, 6)
-        assert_close(scores.share[0, :1], torch.ones(1), rtol=2e-2, why="law 8, by differences in float32")
+        assert_close(scores.share[0, :1], torch.ones(1), rtol=2e-2, why="a copy has share 1, by differences in float32")
 
 
 @pytest.mark.parametrize("bare", [torch.tensor([5, 6, 7]), {"input_ids": torch.tensor([5, 6, 7])}])
@@ -466,7 +466,7 @@ def test_padding_of_question_and_answer_changes_no_loss(name):
 def test_an_encoder_decoder_can_be_attributed_and_finds_the_copy():
     rows = pairs(8)
     scores = fi.attribute(make("t5"), rows, rows[3:4], task=fi.Seq2Seq(), progress=False)
-    assert_close(scores.share[0, 3:4], torch.ones(1), rtol=2e-2, why="law 8, by differences in float32")
+    assert_close(scores.share[0, 3:4], torch.ones(1), rtol=2e-2, why="a copy has share 1, by differences in float32")
 
 
 def test_what_an_encoder_decoders_task_needs_is_said():

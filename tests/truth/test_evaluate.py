@@ -95,7 +95,7 @@ def counting(train_fn=fit, fail_at=None):
 def test_newton_scores_rank_as_exact_leave_one_out_does_on_a_convex_model():
     found = evaluate(leave_out=N)
     assert found.left_out == list(range(N))
-    assert mean_of(found, "scores", "loo", "spearman") > 0.98, "law 3"
+    assert mean_of(found, "scores", "loo", "spearman") > 0.98, "scores tell what retraining does"
     assert mean_of(found, "scores", "loo", "pearson") > 0.95
     assert mean_of(found, "scores", "loo", "top 10") > 0.8
     assert abs(mean_of(found, "control: shuffled", "loo", "spearman")) < 0.2

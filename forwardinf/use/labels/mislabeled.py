@@ -218,7 +218,7 @@ def _detectors(own: Readings, others: Mapping[str, Without], clean: Readings | N
 def _reaction(train: Tensor, clean: Tensor) -> Tensor:
     """Return how far each training example supports the clean group: linear scores whitened by K, ``(N,)``.
 
-    λ is the mean ‖gᵢ‖² (PERF 4d, ×1); solved among the probes.
+    λ is the mean ‖gᵢ‖²; solved among the probes.
     """
     rows, group = train.double(), clean.double().mean(0)
     inner = rows.T @ rows
