@@ -1,4 +1,4 @@
-"""Law 9: before anything is scored, a few rows are read twice; and how much a reading depends on its company."""
+"""Before anything is scored, a few rows are read twice; and how much a reading depends on its company."""
 
 from __future__ import annotations
 
