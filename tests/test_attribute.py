@@ -279,7 +279,9 @@ def test_parameters_confine_what_moves():
     gradient = [torch.autograd.grad(F.cross_entropy(model(x[None]), y[None]), [model[2].weight, model[2].bias])
                 for x, y in [*zip(X, Y, strict=True), *zip(QX, QY, strict=True)]]  # fmt: skip
     flat = torch.stack([torch.cat([part.flatten() for part in pair]) for pair in gradient])
-    assert_close(only_last.values, flat[N:] @ flat[:N].T, rtol=2e-2, why="products of gradients, by differences in float32")
+    assert_close(
+        only_last.values, flat[N:] @ flat[:N].T, rtol=2e-2, why="products of gradients, by differences in float32"
+    )
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

@@ -65,7 +65,12 @@ def test_an_example_runs_and_its_numbers_hold(run, capsys, name):
     assert np.ptp(scores.values, axis=1).min() > 0
     if name != "fashion_cnn":  # there a query is asked by what the model predicted, not by its training loss
         near = 6 * scores.noise_floor / scores.rise
-        assert_close(np.diag(scores.cross), scores.rise, rtol=max(near.max(), 1e-6), why="a copy has share 1, up to the noise floor")
+        assert_close(
+            np.diag(scores.cross),
+            scores.rise,
+            rtol=max(near.max(), 1e-6),
+            why="a copy has share 1, but for noise",
+        )
     best = scores.top(1)["score"]
     assert f"{best.iloc[0]:+.3g}" in printed or f"{scores.top(1)['share'].iloc[0]:+.2f}" in printed or name == "digits"
     if report.exists() or name != "digits":

@@ -29,7 +29,7 @@ FILES = (".npz", *TABLES)  # data.npz:test is a file and its split
 REFUSED = "Code of your own: a function or class that gives it, in a module of yours."
 
 From = Literal["nowhere", "path", "here"]
-Kind = Literal["model", "task", "data", "training function"]
+Kind = Literal["model", "task", "data", "training function", "batch"]
 
 _FROM: ContextVar[From] = ContextVar("forwardinf_code_from", default="path")
 
@@ -138,6 +138,7 @@ def _check_kind(spec: str, found: Any, kind: Kind) -> None:
             "task": hasattr(found, "losses"),
             "data": hasattr(found, "__getitem__") or hasattr(found, "__iter__"),
             "training function": False,
+            "batch": False,
         }[kind]
         if not fits:
             raise SettingError(spec, expected=f"a function or class that gives a {kind}", got=f"the class {found.__name__}",

@@ -57,6 +57,9 @@ class RunConfig(_Strict):
     perturbation: dict[str, Any] = Field(default_factory=lambda: {"preset": "linear"})
     checkpoints: list[str] = Field(default_factory=list)
     combine: str = "mean"
+    collate: str | None = None
+    groups: str | None = None
+    candidates: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("perturbation", mode="before")
@@ -69,7 +72,8 @@ class RunConfig(_Strict):
     def code(self) -> list[str]:
         """Return the specs that would import the user's code."""
         asked = [] if split_of(self.queries.spec) is not None else [self.queries.spec]
-        return [word for word in (self.model.spec, self.data.spec, *asked, self.task.name) if is_code(word)]
+        named = (self.model.spec, self.data.spec, *asked, self.task.name, self.collate or "")
+        return [word for word in named if is_code(word)]
 
 
 def parse(content: Any, where: str) -> RunConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from forwardinf import method
+from forwardinf.core.bounds import check_depth
 from forwardinf.core.errors import FileError, SettingError, choose
 from forwardinf.core.files import written
 from forwardinf.data.import_gate import import_name, is_code
@@ -49,11 +52,12 @@ TASKS: dict[str, type[Task]] = {
 WHERE_BATCH = 64
 
 
-def attribute(config: RunConfig, out: Path | None, overwrite: bool) -> Scores:
+def attribute(config: RunConfig, out: Path | None, overwrite: bool, cache_dir: str | None = None) -> Scores:
     """Run a configuration; its run folder keeps the config that replays it."""
     config = config.model_copy(update={"perturbation": as_perturbation(config.perturbation).to_dict()})
     model, train, queries, task = _loaded(config)
-    options = Options(output_dir=out, overwrite=overwrite, config=as_yaml(config), **_options(config))
+    options = Options(output_dir=out, overwrite=overwrite, config=as_yaml(config), cache_dir=cache_dir,
+                      **_options(config))  # fmt: skip
 
     def once(options: Options) -> Scores:
         with borrowed(model) as lent:
@@ -94,8 +98,13 @@ def plan(config: RunConfig) -> dict[str, Any]:
 
 def _call(config: RunConfig, model: Any, train: Any, queries: Any, task: Task, options: Options) -> Call:
     asked, query_ids = queries
+    groups = None if config.groups is None else labels_of(asked, config.groups)
+    file = None if config.candidates is None else Path(config.candidates)
     return Call(model=model, train=train, queries=asked, task=task, perturbation=config.perturbation,
-                ids=config.options.get("ids"), query_ids=query_ids, options=options)  # fmt: skip
+                ids=config.options.get("ids"), query_ids=None if groups is not None else query_ids, groups=groups,
+                candidates=None if file is None else read_candidates(file, positions=groups is None),
+                collate_fn=None if config.collate is None else import_name(config.collate, "batch"),
+                options=options)  # fmt: skip
 
 
 def _options(config: RunConfig) -> dict[str, Any]:
@@ -133,6 +142,44 @@ def evaluate(
         raise SettingError("--output", expected="--bank", got="none", do="It names one of a bank's outputs.")
     return hold({scores.stem: read_scores(scores)}, asked, task=spoken, bank=yardstick,
                     train_fn=None if train is None else import_name(train, "training function"), **options)  # fmt: skip
+
+
+def labels_of(queries: Any, named: str) -> list[Any]:
+    """Return a label for each query: a column of theirs, or the lines of a file."""
+    path = Path(named)
+    if path.is_file():
+        return path.read_text(encoding="utf-8").splitlines()
+    if isinstance(queries, Mapping) or hasattr(queries, "column_names"):
+        columns = list(queries) if isinstance(queries, Mapping) else list(queries.column_names)
+        if named in columns:
+            column = queries[named]
+            return list(column.to_pylist() if hasattr(column, "to_pylist") else column)
+        raise choose("--groups", named, columns)
+    raise SettingError("--groups", expected="a file with a label a line, or a column of the queries", got=repr(named))
+
+
+def read_candidates(path: Path, *, positions: bool) -> Any:
+    """Return each query's candidates: ``{query id: [training ids]}`` of a JSON file, or positions ``(Q, K)`` of an array.
+
+    ``positions``: queries are known by whole numbers, which JSON writes as text.
+    """
+    try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                return np.load(file, allow_pickle=False)
+        content = path.read_bytes()
+        check_depth(content, str(path))
+        found = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise FileError(str(path), expected="candidates: JSON {query id: [training ids]}, or .npy of positions",
+                        got=str(error)) from error  # fmt: skip
+    if not isinstance(found, dict) or not all(isinstance(ids, list) for ids in found.values()):
+        raise FileError(str(path), expected="a JSON object {query id: [training ids]}", got=type(found).__name__)
+    return {_position(name) if positions else name: ids for name, ids in found.items()}
+
+
+def _position(name: str) -> int | str:
+    return int(name) if name.isdecimal() else name
 
 
 def read_scores(path: Path) -> Any:

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import forwardinf as fi
+from forwardinf import method
 from forwardinf.core import files
 from forwardinf.core.files import once, sweep, write_table
-from forwardinf.job import prepare as prepare_module
-from forwardinf.job.job import Job
+from forwardinf.job import settle as settling
 from forwardinf.read.plan import make_plan
 from forwardinf.score.damage import damages
 from forwardinf.score.store import SCORES, Folder
@@ -161,7 +161,7 @@ def meanwhile(monkeypatch, owner, name, do, turn=1):
 def test_a_second_call_follows_the_plan_that_is_there(tmp_path, monkeypatch, moment):
     """Both are left to settle how many examples are read at a time, and settle it differently."""
     size = [24]
-    monkeypatch.setattr(prepare_module, "make_plan", lambda *args, **given: sized(make_plan(*args, **given), size[0]))
+    monkeypatch.setattr(settling, "make_plan", lambda *args, **given: sized(make_plan(*args, **given), size[0]))
 
     def other():
         size[0] = 7
@@ -192,7 +192,7 @@ def test_a_call_whose_folder_is_started_over_writes_nothing_into_it_any_more(tmp
 
 def test_a_call_never_returns_the_numbers_of_the_run_that_took_its_place(tmp_path, monkeypatch):
     other = fi.Perturbation("plain", length=0.02, two_sided=True)
-    meanwhile(monkeypatch, Job, "scores", lambda: call(tmp_path / "run", perturbation=other, overwrite=True))
+    meanwhile(monkeypatch, method, "scores_of", lambda: call(tmp_path / "run", perturbation=other, overwrite=True))
     with pytest.raises(fi.FileError, match="another call has started over"):
         call(tmp_path / "run")
     assert damages(tmp_path / "run") == []

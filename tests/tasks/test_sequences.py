@@ -100,7 +100,9 @@ def test_the_label_of_a_text_is_found_where_label_says():
     want = read(plain, model, plain.collate(same))
     assert_close(read(task, model, batch), want, rtol=1e-12, why="the same texts")
     scores = fi.attribute(model, rows, rows[:2], task=task, progress=False)
-    assert_close(scores.share[[0, 1], [0, 1]], torch.ones(2), rtol=2e-2, why="a copy has share 1, by differences in float32")
+    assert_close(
+        scores.share[[0, 1], [0, 1]], torch.ones(2), rtol=2e-2, why="a copy has share 1, by differences in float32"
+    )
 
 
 def test_a_label_found_by_a_function_sees_the_rows_other_numbers():

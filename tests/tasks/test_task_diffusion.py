@@ -101,7 +101,9 @@ def test_an_exact_copy_has_share_one_whatever_else_its_row_holds():
     task = fi.Diffusion(ALPHAS, timesteps=[10, 60], latents=0)
     labels = torch.arange(4)
     scores = fi.attribute(Linear(), (IMAGES, labels), (IMAGES[1:2], labels[3:]), task=task, progress=False)
-    assert_within(scores.share[0, 1:2], [1.0], atol=8 * float(scores.noise_floor[0] / scores.rise[0]), why="a copy has share 1")
+    assert_within(
+        scores.share[0, 1:2], [1.0], atol=8 * float(scores.noise_floor[0] / scores.rise[0]), why="a copy has share 1"
+    )
     other = fi.attribute(Linear(), (IMAGES, labels), (IMAGES[1:2], labels[3:]), task=task, progress=False, seed=1)
     assert not np.allclose(other.baseline, scores.baseline, rtol=1e-3), "another seed is other noise"
 
@@ -287,7 +289,9 @@ def test_text_states_are_handed_to_a_conditioned_model_and_the_copy_is_found(dif
     train = {"images": SMALL, "states": states}
     query = {"images": SMALL[2:3], "states": states[2:3]}
     scores = fi.attribute(model, train, query, task=task, progress=False)
-    assert_within(scores.share[0, 2:3], [1.0], atol=8 * float(scores.noise_floor[0] / scores.rise[0]), why="a copy has share 1")
+    assert_within(
+        scores.share[0, 2:3], [1.0], atol=8 * float(scores.noise_floor[0] / scores.rise[0]), why="a copy has share 1"
+    )
     moved = fi.attribute(model, {**train, "states": states.flip(0)}, query, task=task, progress=False)
     assert not np.allclose(moved.baseline, scores.baseline, rtol=1e-4)
 

@@ -94,7 +94,9 @@ def test_a_tagger_is_attributed_and_finds_the_copy_and_queries_need_no_labels(pe
     rows = tagged(12)
     call = {"perturbation": perturbation, "progress": False}
     scores = fi.attribute(make("tagger"), rows, rows[3:5], task=fi.TokenClassification(), **call)
-    assert_close(scores.share[[0, 1], [3, 4]], torch.ones(2), rtol=2e-2, why="a copy has share 1, by differences in float32")
+    assert_close(
+        scores.share[[0, 1], [3, 4]], torch.ones(2), rtol=2e-2, why="a copy has share 1, by differences in float32"
+    )
     assert scores.unit == "nats"
     task = fi.TokenClassification(query="predicted")
     bare = [{"input_ids": row["input_ids"]} for row in rows[3:5]]
@@ -238,7 +240,9 @@ def test_images_are_attributed_by_their_pixels_and_queries_need_no_maps(perturba
     call = {"perturbation": perturbation, "progress": False}
     told = fi.Segmentation(ignore_index=255)
     scores = fi.attribute(net(), (images, maps), (images[3:5], maps[3:5]), task=told, **call)
-    assert_close(scores.share[[0, 1], [3, 4]], torch.ones(2), rtol=2e-2, why="a copy has share 1, by differences in float32")
+    assert_close(
+        scores.share[[0, 1], [3, 4]], torch.ones(2), rtol=2e-2, why="a copy has share 1, by differences in float32"
+    )
     task = fi.Segmentation(ignore_index=255, query="predicted")
     got = fi.attribute(net(), (images, maps), images[3:5], task=task, **call)
     with torch.no_grad():

@@ -263,3 +263,50 @@ def test_plan_says_what_the_fit_and_the_queries_take(here, run):
     assert found["fit, unless kept"] > 0
     assert found["queries"] > 0
     assert found["total"] == pytest.approx(sum(each for name, each in found.items() if name != "total"), abs=0.05)
+
+
+def test_groups_candidates_collate_and_where_things_are_kept_are_flags_too(here, run):
+    labels = np.load("digits.npz")["y_test"]
+    Path("groups.txt").write_text("".join(f"digit {label}\n" for label in labels[:6]))
+    folders = ("--cache-dir", "kept", "--device", "cpu", "--num-workers", "0", "--shard-rows", "100")
+    code, out, err = run("attribute", *BASIC, "--where", "0:6", "--groups", "groups.txt", *folders, "--json")
+    assert code == 0, err
+    assert [one["query"] for one in json.loads(out)["queries"]] == list(
+        dict.fromkeys(f"digit {label}" for label in labels[:6])
+    )
+    assert list(Path("kept").rglob("*.safetensors"))
+    Path("few.json").write_text(json.dumps({"0": [1, 2, 3], "1": [4]}))
+    code, out, err = run("attribute", *BASIC, "--where", "0:2", "--candidates", "few.json", "--json", "-k", "9")
+    assert code == 0, err
+    assert [sorted(row["train"] for row in one["top"]) for one in json.loads(out)["queries"]] == [[1, 2, 3], [4]]
+    np.save("few.npy", np.array([[1, 2], [3, 4]]))
+    code, out, err = run("attribute", *BASIC, "--where", "0:2", "--candidates", "few.npy", "--json", "-k", "9")
+    assert [sorted(row["train"] for row in one["top"]) for one in json.loads(out)["queries"]] == [[1, 2], [3, 4]]
+    Path("cli_join.py").write_text(
+        "import torch\ndef joined(rows):\n    return torch.utils.data.default_collate(rows)\n"
+    )
+    code, out, err = run(
+        "attribute", *BASIC, "--where", "0:2", "--collate", "cli_join:joined", "--out", "runs/c", "--json"
+    )
+    assert code == 0, err
+    code, out, err = run("resume", "runs/c")  # what joins rows is code too
+    assert code == 2
+    assert "cli_join:joined" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--candidates", "none.json"), "none.json"),
+        (("--candidates", "list.json"), "JSON object"),
+        (("--groups", "colour"), "a file with a label a line"),
+        (("--collate", "os:system"), "module of Python itself"),
+        (("--device", "cuda"), "where the model is"),
+    ],
+)
+def test_what_is_refused_of_them(here, run, words, told):
+    Path("list.json").write_text("[1, 2]")
+    code, out, err = run("attribute", *BASIC, "--where", "0:2", *words)
+    assert code in (1, 2)
+    assert out == ""
+    assert told in err

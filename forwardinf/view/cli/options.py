@@ -58,6 +58,23 @@ Checkpoint = Annotated[
     list[str] | None, typer.Option("--checkpoint", help="Weights to score under and combine; repeatable.")
 ]
 Combine = Annotated[str, typer.Option(help="Over checkpoints: mean, or standardized (mean of z-scores).")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda …: where the model must be.")]
+Workers = Annotated[int, typer.Option("--num-workers", help="Worker processes that fetch training rows.")]
+ShardRows = Annotated[str, typer.Option(help="auto, or rows of one unit of work: what a killed run loses at most.")]
+Collate = Annotated[str | None, typer.Option(help="module:function that joins rows into a batch.")]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        help="Ask about groups of queries: a column of labels, or a file with a label for each query, one a line."
+    ),
+]
+Candidates = Annotated[
+    Path | None,
+    typer.Option(help="Score only these: JSON {query id: [training ids]}, or .npy of positions (queries, K)."),
+]
+CacheDir = Annotated[
+    str | None, typer.Option(help="Where baselines and fits are kept; off: nowhere. Default $FORWARDINF_CACHE.")
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder; the same run resumes there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run folder over.")]
 Report = Annotated[Path | None, typer.Option(help="Write an HTML report to this file.")]
@@ -72,6 +89,8 @@ def run_config(
     task_option: TaskOption = None, perturbation: Perturb = "linear", perturb: Perturbing = None, ids: Ids = None,
     keep: Keep = "auto", batch_size: BatchSize = "auto", seed: Seed = 0, on_bad_query: OnBad = "raise",
     engine: Engine = "auto", checkpoint: Checkpoint = None, combine: Combine = "mean", tokenizer: TokenizerArg = None,
+    device: Device = "auto", num_workers: Workers = 0, shard_rows: ShardRows = "auto", collate: Collate = None,
+    groups: Groups = None, candidates: Candidates = None,
 ) -> Any:  # fmt: skip
     """Return the run that these flags describe."""
     from forwardinf.view.config import pair, parse
@@ -84,7 +103,8 @@ def run_config(
 
     reading = named(data_option, "--data-option")
     options = {"keep": count(keep), "batch_size": count(batch_size), "seed": seed,
-               "on_bad_query": on_bad_query, "engine": engine}  # fmt: skip
+               "on_bad_query": on_bad_query, "engine": engine, "device": device, "num_workers": num_workers,
+               "shard_rows": count(shard_rows)}  # fmt: skip
     if ids is not None:
         options["ids"] = ids
     return parse({
@@ -94,7 +114,8 @@ def run_config(
         "queries": {"spec": queries, "options": reading, "where": where},
         "task": {"name": task, "options": named(task_option, "--task-option")},
         "perturbation": {"preset": perturbation, **named(perturb, "--perturb")},
-        "checkpoints": checkpoint or [], "combine": combine,
+        "checkpoints": checkpoint or [], "combine": combine, "collate": collate, "groups": groups,
+        "candidates": None if candidates is None else str(candidates),
         "options": options,
     }, "command line")  # fmt: skip
 

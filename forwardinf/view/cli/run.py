@@ -14,6 +14,7 @@ from forwardinf.core.errors import SettingError
 from forwardinf.view.cli.app import app, finite, people, print_json, records
 from forwardinf.view.cli.options import (
     AllowCode,
+    CacheDir,
     DataArg,
     DataOption,
     Ids,
@@ -42,10 +43,11 @@ if TYPE_CHECKING:
 @app.command()
 @takes(run_config)
 def attribute(
-    config: Any, out: Out = None, overwrite: Overwrite = False, report: Report = None, k: Top = 5, as_json: Json = False
-) -> None:
+    config: Any, out: Out = None, overwrite: Overwrite = False, report: Report = None, k: Top = 5, as_json: Json = False,
+    cache_dir: CacheDir = None,
+) -> None:  # fmt: skip
     """Score every training example for every query."""
-    _attribute(config, out=out, overwrite=overwrite, report=report, k=k, as_json=as_json)
+    _attribute(config, out=out, overwrite=overwrite, report=report, k=k, as_json=as_json, cache_dir=cache_dir)
 
 
 @app.command()
@@ -152,11 +154,20 @@ def self_influence(
         show(table, people(), title=f"self-influence ({found.unit} per unit step), with the loss beside it")
 
 
-def _attribute(config: Any, *, out: Path | None, overwrite: bool, report: Path | None, k: int, as_json: bool) -> None:
+def _attribute(
+    config: Any,
+    *,
+    out: Path | None,
+    overwrite: bool,
+    report: Path | None,
+    k: int,
+    as_json: bool,
+    cache_dir: str | None = None,
+) -> None:
     from forwardinf.view import execute
     from forwardinf.view.row_texts import told_of
 
-    scores = execute.attribute(config, out, overwrite)
+    scores = execute.attribute(config, out, overwrite, cache_dir)
     if report is not None:
         scores.report(report)
     told = told_of(scores, k)
