@@ -16,7 +16,7 @@ from forwardinf.models.borrowed import borrowed
 from forwardinf.use.features import features, find_layers
 from forwardinf.use.inputs import NONE, opened
 from forwardinf.use.leaks.evidence import Views, as_views, matches, whitening
-from forwardinf.use.leaks.leaks import content
+from forwardinf.use.leaks.matching import content
 from forwardinf.use.responses import Probes, responses, unit
 
 PROBES = 2048  # as fi.leaks takes for sets of this size

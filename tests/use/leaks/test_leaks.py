@@ -10,8 +10,9 @@ from close import assert_close
 from planted import planted
 
 import forwardinf as fi
+from forwardinf.use.leaks.decision import COLUMNS
 from forwardinf.use.leaks.evidence import matches, whitening
-from forwardinf.use.leaks.leaks import COLUMNS, response_cosine
+from forwardinf.use.leaks.leaks import response_cosine
 from forwardinf.use.responses import unit
 
 
