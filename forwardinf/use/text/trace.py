@@ -21,9 +21,13 @@ from forwardinf.models.borrowed import borrowed
 from forwardinf.score.scores import Scores
 from forwardinf.use.jointly import Turn, alone
 from forwardinf.use.sketch import HOW, bytes_of, check_damping, width_of
+from forwardinf.use.text.asked_tasks import READINGS
+from forwardinf.use.text.free import free_rankings
 from forwardinf.use.text.fuse import as_fusion, reciprocal
 from forwardinf.use.text.lexical import available
-from forwardinf.use.text.questions import CURVATURES, FIT, READINGS, Asking
+from forwardinf.use.text.marked import marked_words
+from forwardinf.use.text.questions import FIT, Asking
+from forwardinf.use.text.sketching import CURVATURES, by_sketches
 from forwardinf.use.traces import Traced, expect_attribution, ranked
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -179,11 +183,11 @@ def trace(
         }
         states = 1 + len(checkpoints or ())
         _expect(whole, job, needs, baselines, perturbation, states, spans, candidates is None)
-        free = job.free(needs, baselines)
+        free = free_rankings(job, needs, baselines)
         chosen = _chosen(stage, candidates, free, job)
         turns: list[Turn] = []
         if perturbation is None:
-            values, own, turns = job.indexed(how or HOW[0], damping, chosen, checkpoints, k if jointly else 0)
+            values, own, turns = by_sketches(job, how or HOW[0], damping, chosen, checkpoints, k if jointly else 0)
         else:
             values, own = job.read(as_perturbation(perturbation), chosen, checkpoints)
         if per_token:
@@ -195,7 +199,7 @@ def trace(
             kind="linear" if perturbation is None else as_perturbation(perturbation).kind,
         )  # fmt: skip
         table = _table(scores, free, fusion, k, turns)
-        moved = job.spans(table, spans, perturbation) if spans else None
+        moved = marked_words(job, table, spans, perturbation) if spans else None
         return Traced(
             use="trace", table=table, baselines=_baselines(scores, free, k), scores=scores, spans=moved,
             how=f"{_told(how, curvature) if perturbation is None else as_perturbation(perturbation).told()}, {reading}"

@@ -16,9 +16,9 @@ from forwardinf.tasks.losses import margin_of
 from forwardinf.tasks.root import root
 from forwardinf.tasks.task import as_task
 from forwardinf.use.sketch import DAMPING, Sketcher, compared
+from forwardinf.use.text.asked_tasks import READINGS, AskedCausalLM
 from forwardinf.use.text.fuse import ranks, reciprocal
 from forwardinf.use.text.lexical import available
-from forwardinf.use.text.questions import READINGS, AskedCausalLM
 
 pytest.importorskip("transformers")
 needs_bm25 = pytest.mark.skipif(not available(), reason="bm25s is not installed (extra: text)")
@@ -249,7 +249,8 @@ def test_candidates_are_compared_within_a_kept_index_of_all_documents(monkeypatc
 
 
 def test_other_candidates_read_only_what_is_not_kept(monkeypatch):
-    monkeypatch.setattr("forwardinf.use.text.questions.FIT", 10)
+    for module in ("questions", "sketching"):
+        monkeypatch.setattr(f"forwardinf.use.text.{module}.FIT", 10)
     settings = {"spans": 0, "baselines": False, "curvature": "none"}
     made, rows = [], Sketcher.rows
     monkeypatch.setattr(
