@@ -120,6 +120,32 @@ def run_config(
     }, "command line")  # fmt: skip
 
 
+def model_config(
+    model: ModelArg, data: DataArg, weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
+    data_option: DataOption = None, ids: Ids = None, batch_size: BatchSize = "auto", seed: Seed = 0,
+    tokenizer: TokenizerArg = None,
+) -> Any:  # fmt: skip
+    """Return what these flags say of a model whose task is known, and of its training data."""
+    return run_config(model, data, data, weights, weights_key, model_option, data_option, ids=ids, batch_size=batch_size,
+                      seed=seed, tokenizer=tokenizer)  # fmt: skip
+
+
+def training_config(
+    model: ModelArg, data: DataArg, weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
+    data_option: DataOption = None, task: TaskArg = "classification", task_option: TaskOption = None, ids: Ids = None,
+    batch_size: BatchSize = "auto", seed: Seed = 0, tokenizer: TokenizerArg = None,
+) -> Any:  # fmt: skip
+    """Return what these flags say of a model and its training data; who asks about other examples adds them."""
+    return run_config(model, data, data, weights, weights_key, model_option, data_option, task=task, task_option=task_option,
+                      ids=ids, batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
+
+
+def asked_about(config: Any, queries: str, where: str | None) -> Any:
+    """Return the run with its queries, read as the training data are."""
+    asked = config.queries.model_copy(update={"spec": queries, "where": where})
+    return config.model_copy(update={"queries": asked})
+
+
 def takes(asked: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command ``(config, …)`` the flags of ``asked`` in place of its config."""
 

@@ -15,24 +15,14 @@ from forwardinf.view.cli.app import app, finite, people, print_json, records
 from forwardinf.view.cli.options import (
     AllowCode,
     CacheDir,
-    DataArg,
-    DataOption,
-    Ids,
     Json,
-    ModelArg,
-    ModelOption,
     Out,
     Overwrite,
     Report,
-    Seed,
-    TaskArg,
-    TaskOption,
-    TokenizerArg,
     Top,
-    Weights,
-    WeightsKey,
     run_config,
     takes,
+    training_config,
 )
 
 if TYPE_CHECKING:
@@ -130,18 +120,15 @@ def _id(told: str, ids: list[Any]) -> int | str:
 
 
 @app.command("self-influence")
+@takes(training_config)
 def self_influence(
-    model: ModelArg, data: DataArg, weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
-    data_option: DataOption = None, task: TaskArg = "classification", task_option: TaskOption = None, ids: Ids = None,
-    k: Top = 10, out: Annotated[Path | None, typer.Option(help="Write all values to this CSV file.")] = None,
-    seed: Seed = 0, tokenizer: TokenizerArg = None, as_json: Json = False,
+    config: Any, k: Top = 10, out: Annotated[Path | None, typer.Option(help="Write all values to this CSV file.")] = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Rank training examples by how strongly they act on their own loss."""
     from forwardinf.view import execute
     from forwardinf.view.row_texts import of_rows
 
-    config = run_config(model, data, data, weights, weights_key, model_option, data_option, task=task, task_option=task_option,
-                    ids=ids, seed=seed, tokenizer=tokenizer)  # fmt: skip
     found, train = execute.self_influence(config)
     if out is not None:
         execute.write_csv(out, found.to_pandas().reset_index())

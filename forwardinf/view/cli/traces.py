@@ -16,15 +16,15 @@ from forwardinf.view.cli.options import (
     DataOption,
     Ids,
     Json,
-    ModelArg,
     ModelOption,
     QueriesArg,
     Seed,
-    TokenizerArg,
     Weights,
     WeightsKey,
     Where,
+    model_config,
     run_config,
+    takes,
 )
 from forwardinf.view.cli.uses import Only, Page, Rows, Saved, say_plan
 
@@ -79,23 +79,17 @@ Columns = Annotated[str, typer.Option(help="With --pipeline: the columns of imag
 
 
 @app.command()
+@takes(model_config)
 def trace(
-    model: ModelArg, data: DataArg, prompt: Prompts = None, answer: Answers = None, questions: Questions = None,
-    tokenizer: TokenizerArg = None, span: Span = None, text: Text = "text", documents: Documents = None,
-    candidates: Stage = None, fuse: Fuse = None, how: How = None, reading: Reading = None,
-    curvature: Curvature = None, jointly: Jointly = False, perturbation: Forward = None,
-    weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
-    data_option: DataOption = None, ids: Ids = None, max_length: Longest = None, spans: Marked = 3, keep: Kept = 20,
-    side: Side = None, memory: Memory = None, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 5, out: Saved = None,
-    report: Page = None, as_json: Json = False, only: Only = False,
+    config: Any, prompt: Prompts = None, answer: Answers = None, questions: Questions = None, span: Span = None,
+    text: Text = "text", documents: Documents = None, candidates: Stage = None, fuse: Fuse = None, how: How = None,
+    reading: Reading = None, curvature: Curvature = None, jointly: Jointly = False, perturbation: Forward = None,
+    max_length: Longest = None, spans: Marked = 3, keep: Kept = 20, side: Side = None, memory: Memory = None, k: Rows = 5,
+    out: Saved = None, report: Page = None, as_json: Json = False, only: Only = False,
 ) -> None:  # fmt: skip
     """Which training text taught the model this?"""
     from forwardinf.view.execute_traces import run_trace
 
-    config = run_config(
-        model, data, data, weights, weights_key, model_option, data_option, ids=ids, batch_size=batch_size, seed=seed,
-        tokenizer=tokenizer,
-    )  # fmt: skip
     _traced(lambda: run_trace(
         config, questions, prompt, answer, span=span, text=text, documents=documents,
         candidates=candidates, fuse=fuse, how=how, reading=reading, curvature=curvature, jointly=jointly,

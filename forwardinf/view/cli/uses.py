@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,24 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from forwardinf.view.cli.app import app, people, print_json
-from forwardinf.view.cli.options import (
-    BatchSize,
-    DataArg,
-    DataOption,
-    Ids,
-    Json,
-    ModelArg,
-    ModelOption,
-    QueriesArg,
-    Seed,
-    TaskArg,
-    TaskOption,
-    TokenizerArg,
-    Weights,
-    WeightsKey,
-    Where,
-    run_config,
-)
+from forwardinf.view.cli.options import Json, QueriesArg, Where, asked_about, takes, training_config
 
 Rows = Annotated[int, typer.Option("-k", "--top", help="How many rows to print.")]
 Pairs = Annotated[int, typer.Option(help="Training examples for each query.")]
@@ -51,61 +35,44 @@ Traced = Annotated[
 
 
 @app.command()
+@takes(training_config)
 def leaks(
-    model: ModelArg, data: DataArg, queries: QueriesArg, weights: Weights = None, weights_key: WeightsKey = None,
-    model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, task: TaskArg = "classification",
-    task_option: TaskOption = None, clean: Clean = None, clean_where: CleanWhere = None, candidates: Candidates = "auto",
-    fdr: Fdr = 0.05, pairs: Pairs = 3, ids: Ids = None, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20,
-    out: Saved = None, report: Page = None, tokenizer: TokenizerArg = None, as_json: Json = False, only: Only = False,
+    config: Any, queries: QueriesArg, where: Where = None, clean: Clean = None, clean_where: CleanWhere = None,
+    candidates: Candidates = "auto", fdr: Fdr = 0.05, pairs: Pairs = 3, k: Rows = 20, out: Saved = None, report: Page = None,
+    as_json: Json = False, only: Only = False,
 ) -> None:  # fmt: skip
     """Is this test example, or a near copy, in the training set?"""
     from forwardinf.view.execute_uses import run_leaks
 
-    config = run_config(model, data, queries, weights, weights_key, model_option, data_option, where, task, task_option, ids=ids,
-                    batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
-    _told(
-        lambda: run_leaks(config, clean, clean_where, candidates=candidates, fdr=fdr, k=pairs),
-        k,
-        out,
-        report,
-        as_json,
-        only,
-    )
+    asked = asked_about(config, queries, where)
+    found = functools.partial(run_leaks, asked, clean, clean_where, candidates=candidates, fdr=fdr, k=pairs)
+    _told(found, k, out, report, as_json, only)
 
 
 @app.command()
+@takes(training_config)
 def mislabeled(
-    model: ModelArg, data: DataArg, weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None,
-    data_option: DataOption = None, task: TaskArg = "classification", task_option: TaskOption = None, clean: Clean = None,
-    clean_where: CleanWhere = None, ids: Ids = None, batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20,
-    out: Saved = None, report: Page = None, tokenizer: TokenizerArg = None, as_json: Json = False, only: Only = False,
+    config: Any, clean: Clean = None, clean_where: CleanWhere = None, k: Rows = 20, out: Saved = None, report: Page = None,
+    as_json: Json = False, only: Only = False,
 ) -> None:  # fmt: skip
     """Which training labels are wrong?"""
     from forwardinf.view.execute_uses import run_mislabeled
 
-    config = run_config(model, data, data, weights, weights_key, model_option, data_option, task=task, task_option=task_option,
-                    ids=ids, batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
-    _told(lambda: run_mislabeled(config, clean, clean_where), k, out, report, as_json, only)
+    _told(functools.partial(run_mislabeled, config, clean, clean_where), k, out, report, as_json, only)
 
 
 @app.command()
+@takes(training_config)
 def memorized(
-    model: ModelArg, data: DataArg,
-    queries: Traced = None,
-    weights: Weights = None, weights_key: WeightsKey = None, model_option: ModelOption = None, data_option: DataOption = None,
-    where: Where = None, task: TaskArg = "classification", task_option: TaskOption = None, pairs: Pairs = 5,
-    direction: Own = "plain", ids: Ids = None,
-    batch_size: BatchSize = "auto", seed: Seed = 0, k: Rows = 20, out: Saved = None, report: Page = None,
-    tokenizer: TokenizerArg = None, as_json: Json = False, only: Only = False,
+    config: Any, queries: Traced = None, where: Where = None, pairs: Pairs = 5, direction: Own = "plain", k: Rows = 20,
+    out: Saved = None, report: Page = None, as_json: Json = False, only: Only = False,
 ) -> None:  # fmt: skip
     """Which examples does the model know by heart, and which predictions rest on them?"""
     from forwardinf.view.execute_uses import run_memorized
 
-    config = run_config(model, data, data if queries is None else queries, weights, weights_key, model_option, data_option, where,
-                    task, task_option, ids=ids, batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
-    _told(
-        lambda: run_memorized(config, queries is not None, k=pairs, direction=direction), k, out, report, as_json, only
-    )
+    asked = config if queries is None else asked_about(config, queries, where)
+    found = functools.partial(run_memorized, asked, queries is not None, k=pairs, direction=direction)
+    _told(found, k, out, report, as_json, only)
 
 
 def say_plan(call: Callable[[], object], as_json: bool) -> None:
