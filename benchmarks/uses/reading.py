@@ -14,7 +14,7 @@ import forwardinf as fi
 from forwardinf.job.options import Options
 from forwardinf.models.borrowed import borrowed
 from forwardinf.use.features import features, find_layers
-from forwardinf.use.inputs import NONE, opened
+from forwardinf.use.inputs import NONE, open_inputs
 from forwardinf.use.leaks.evidence import Views, as_views, matches, whitening
 from forwardinf.use.leaks.matching import content
 from forwardinf.use.responses import Probes, responses, unit
@@ -53,7 +53,7 @@ def read(model: nn.Module, sets: Mapping[str, Any]) -> tuple[dict[str, Side], di
     """Return a side for each set of ``(inputs, labels)``, ``"train"`` among them, and the seconds of each part."""
     raw, plain, took = {}, {}, {"features": 0.0, "responses": 0.0}
     with borrowed(model):
-        given = opened(model, fi.Classification(), Options(progress=False), None, None)
+        given = open_inputs(model, fi.Classification(), Options(progress=False), None, None)
         probes = Probes(given.parameters, PROBES, 0)
         for name, data in sets.items():
             feed = given.feed(data, name)

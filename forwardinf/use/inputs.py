@@ -22,7 +22,7 @@ NONE: Advance = lambda done: None  # noqa: E731
 
 
 @dataclass(frozen=True)
-class Opened:
+class Inputs:
     """A model and how to open data for it.
 
     Attributes:
@@ -55,13 +55,13 @@ class Opened:
         return 128 if self.options.batch_size == "auto" else int(self.options.batch_size)
 
 
-def opened(
+def open_inputs(
     model: nn.Module, task: Any, options: Options, collate: Collate | None, parameters: str | Sequence[str] | None
-) -> Opened:
+) -> Inputs:
     """Check model and task; call it with the model borrowed."""
     device_of(model, options.device)
     patterns = None if parameters is None else tuple([parameters] if isinstance(parameters, str) else parameters)
-    return Opened(model, as_task(task), select(model, patterns), options, collate)
+    return Inputs(model, as_task(task), select(model, patterns), options, collate)
 
 
 def losses(feed: Feed, batch_size: int, advance: Advance = NONE) -> Tensor:

@@ -22,7 +22,7 @@ from forwardinf.models.borrowed import borrowed
 from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.root import slope
 from forwardinf.tasks.task import Task
-from forwardinf.use.inputs import checked_count, opened
+from forwardinf.use.inputs import checked_count, open_inputs
 from forwardinf.use.labels.leave_one_out import Without, leave_one_out, multiplications
 from forwardinf.use.labels.readings import DIRECTIONS, WIDTH, Readings, checked_size, expect_readings, readings
 from forwardinf.use.tables import Found, id_index, id_values
@@ -133,7 +133,7 @@ def memorized(
     rule = direction if isinstance(direction, Perturbation) else Perturbation(direction, reading="auto")
     with stages("memorized", progress) as whole:
         with borrowed(model) as model:
-            given = opened(model, task, options, collate_fn, parameters)
+            given = open_inputs(model, task, options, collate_fn, parameters)
             feed = given.feed(train, "train", ids)
             checked_size(feed, LEAST)
             asked = None if queries is None else given.feed(queries, "queries", query_ids)

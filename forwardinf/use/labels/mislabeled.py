@@ -20,7 +20,7 @@ from forwardinf.job.options import Options
 from forwardinf.models.borrowed import borrowed
 from forwardinf.tasks.feed import Feed
 from forwardinf.use.features import MOST_WIDTH, NAMES
-from forwardinf.use.inputs import opened
+from forwardinf.use.inputs import open_inputs
 from forwardinf.use.labels.consensus import Array, ranks, weights
 from forwardinf.use.labels.leave_one_out import Without, leave_one_out, margin, multiplications
 from forwardinf.use.labels.neighbours import neighbours_labels
@@ -134,7 +134,7 @@ def mislabeled(
     began = time.perf_counter()
     with stages("mislabeled", progress) as whole:
         with borrowed(model) as model:
-            given = opened(model, task, options, collate_fn, parameters)
+            given = open_inputs(model, task, options, collate_fn, parameters)
             feed = given.feed(train, "train", ids)
             checked_size(feed, LEAST)
             trusted = None if clean is None else given.feed(clean, "clean")

@@ -13,7 +13,7 @@ from forwardinf.data.examples import Batch
 from forwardinf.tasks.feed import Asks, Feed
 from forwardinf.tasks.task import Classification, Task, prediction_of
 from forwardinf.use.features import Features, Look
-from forwardinf.use.inputs import Opened, predictions
+from forwardinf.use.inputs import Inputs, predictions
 from forwardinf.use.responses import Probes, responses_each, unit
 
 DIRECTIONS = (
@@ -57,7 +57,7 @@ class Readings:
 
 
 def readings(
-    given: Opened, feed: Feed, centre: Features | None = None, *, looks: bool = True, reaction: bool = False
+    given: Inputs, feed: Feed, centre: Features | None = None, *, looks: bool = True, reaction: bool = False
 ) -> tuple[Readings, Features]:
     """Read everything of some examples; also return the means that their features were centred on.
 
@@ -94,7 +94,7 @@ def expect_readings(whole: Stages, feed: Feed) -> None:
     whole.expect(f"{name}: responses", (1 + 3 * (DIRECTIONS + 1)) * size)
 
 
-def directions(given: Opened, classes: int) -> Tensor:
+def directions(given: Inputs, classes: int) -> Tensor:
     """Return what stands for the logits, ``(D, C)``: each of a few, or a few sums of all with random signs.
 
     Σ over directions of products estimates Σ_c ⟨∇f_c(x), ∇f_c(x′)⟩. Two classes differ by one logit less the other.

@@ -12,7 +12,7 @@ from torch import Tensor
 from forwardinf.core.progress import progress
 from forwardinf.data.examples import Id
 from forwardinf.use.features import NAMES
-from forwardinf.use.inputs import Opened
+from forwardinf.use.inputs import Inputs
 from forwardinf.use.leaks.evidence import (
     STANDS_OUT,
     Matches,
@@ -113,7 +113,7 @@ def _evidence(found: Matches, query: int, rank: int, same: bool, null: Null | No
     return ", ".join(told) + (" (uncalibrated)" if told and null is None else "")
 
 
-def free_alternatives(given: Opened, table: pd.DataFrame, sides: Mapping[str, Side], count: int) -> pd.DataFrame:
+def free_alternatives(given: Inputs, table: pd.DataFrame, sides: Mapping[str, Side], count: int) -> pd.DataFrame:
     """Return, for each query and rank, what each free view alone would have named."""
     asked, rows = sides["queries"], sides["train"]
     frame: dict[str, Any] = {"query": table["query"], "rank": table["rank"]}

@@ -18,7 +18,7 @@ from forwardinf.data.examples import Collate, Id
 from forwardinf.job.options import Options
 from forwardinf.models.borrowed import borrowed
 from forwardinf.score.scores import Scores
-from forwardinf.use.inputs import checked_count, checked_share, opened
+from forwardinf.use.inputs import checked_count, checked_share, open_inputs
 from forwardinf.use.leaks.decision import calibration, free_alternatives, null_of, pairs_table
 from forwardinf.use.leaks.fdr import LEAST_CLEAN
 from forwardinf.use.leaks.matching import (
@@ -153,7 +153,7 @@ def leaks(
     options = Options(batch_size=batch_size, device=device, num_workers=num_workers, progress=progress, seed=seed)
     began, q, count = time.perf_counter(), checked_share("fdr", fdr), checked_count("k", k)
     with stages("leaks", progress) as whole, borrowed(model) as model:
-        given = opened(model, task, options, collate_fn, parameters)
+        given = open_inputs(model, task, options, collate_fn, parameters)
         feeds = {"train": given.feed(train, "train", ids), "queries": given.feed(queries, "queries", query_ids)}
         if clean is not None:
             feeds["clean"] = given.feed(clean, "clean")

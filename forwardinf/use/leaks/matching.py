@@ -16,7 +16,7 @@ from forwardinf.data.examples import Examples
 from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import LABELS, Classification
 from forwardinf.use.features import MOST_WIDTH, NAMES, Features, features, find_layers
-from forwardinf.use.inputs import NONE, Opened
+from forwardinf.use.inputs import NONE, Inputs
 from forwardinf.use.leaks.evidence import (
     SAMPLE,
     Matches,
@@ -71,7 +71,7 @@ def expect(whole: Stages, feeds: Mapping[str, Feed], named: list[list[int]] | st
     whole.expect("free alternatives", sizes["queries"] * sizes["train"] * len(NAMES) * MOST_WIDTH, ARITHMETIC)
 
 
-def open_side(given: Opened, feed: Feed) -> Side:
+def open_side(given: Inputs, feed: Feed) -> Side:
     """Return a set of examples with its features and contents."""
     name = feed.examples.name
     with progress(f"{name}: features", len(feed.examples), given.options.progress) as advance:
@@ -137,7 +137,7 @@ def candidate_rows(candidates: Any, feeds: Mapping[str, Feed]) -> list[list[int]
 
 
 def rows_to_read(
-    given: Opened, named: list[list[int]] | str, sides: Mapping[str, Side]
+    given: Inputs, named: list[list[int]] | str, sides: Mapping[str, Side]
 ) -> tuple[list[int], list[list[int]] | None]:
     """Return the training rows whose gradients are read, and for each query the places of its own candidates."""
     if named == "all":
@@ -170,7 +170,7 @@ def _nearest_rows(asked: Side, train: Side) -> set[int]:
     return found
 
 
-def views_of(given: Opened, sides: Mapping[str, Side], read: list[int]) -> tuple[dict[str, Views], dict[str, Tensor]]:
+def views_of(given: Inputs, sides: Mapping[str, Side], read: list[int]) -> tuple[dict[str, Views], dict[str, Tensor]]:
     """Return the views and the plain responses of every side; of the training set, those that are read."""
     probes = Probes(given.parameters, probe_count(len(read), BUDGET, most=PROBES), given.options.seed)
     raw: dict[str, Tensor] = {}
@@ -189,7 +189,7 @@ def views_of(given: Opened, sides: Mapping[str, Side], read: list[int]) -> tuple
 
 
 def best_matches(
-    given: Opened, sides: Mapping[str, Side], views: Mapping[str, Views], read: list[int], only: list[list[int]] | None,
+    given: Inputs, sides: Mapping[str, Side], views: Mapping[str, Views], read: list[int], only: list[list[int]] | None,
     count: int,
 ) -> dict[str, Matches]:  # fmt: skip
     """Return the best training examples of every query, and of every clean example."""

@@ -8,7 +8,7 @@ from close import assert_close
 
 import forwardinf as fi
 from forwardinf.job.options import Options
-from forwardinf.use.inputs import opened
+from forwardinf.use.inputs import open_inputs
 from forwardinf.use.labels.consensus import loadings, ranks, weights
 from forwardinf.use.labels.leave_one_out import RIDGES, leave_one_out, margin
 from forwardinf.use.labels.neighbours import neighbours_labels
@@ -67,7 +67,7 @@ def test_responses_of_the_logits_are_the_kernel_of_all_classes():
         logits=lambda output: output[:, :3]
     )  # as many classes as directions: nothing is estimated
     rows = (given.train[0], given.train[1] % 3)
-    start = opened(given.model.eval(), three, Options(), None, "head.*")  # 330 weights: fewer than probes
+    start = open_inputs(given.model.eval(), three, Options(), None, "head.*")  # 330 weights: fewer than probes
     found, _ = readings(start, start.feed(rows, "train"))
     want = torch.zeros(size(rows), size(rows), dtype=torch.float64)
     for c in range(3):
