@@ -149,30 +149,44 @@ def open_call(call: Call) -> Opened:
         data = train.seal(range(len(train)), advance, task.parts if task.packed else None, call.ids)
         asked_for = queries.seal(range(len(queries)), advance, None)
     candidates = _candidates(call.candidates, train, names)
-    training = _training(call.model, task, train, device, data, rule, options)
+    training = _training(call.model, task, train, device, data, rule.parameters, options)
     opened = Opened(training, queries, members, names, candidates, rule, options, asked_for)
     opened.notes.extend([*train.notes, *queries.notes, *notes_on(call.model)])
     return opened
 
 
 def open_training(
-    model: nn.Module, train: Any, *, task: Any, rule: Perturbation, ids: str | Sequence[Id] | None,
+    model: nn.Module, train: Any, *, task: Any, parameters: Sequence[str] | None, ids: str | Sequence[Id] | None,
     collate_fn: Collate | None, options: Options,
 ) -> Training:  # fmt: skip
     """Open a model and its training set alone, where there is no query."""
     spoken, device = as_task(task), device_of(model, options.device)
-    rows = open_examples(train, "train", spoken, collate_fn, options)
-    with progress("hashing", len(rows), options.progress) as advance:
-        data = rows.seal(range(len(rows)), advance, spoken.parts if spoken.packed else None, ids)
-    return _training(model, spoken, rows, device, data, rule, options)
+    rows, data = open_rows(train, "train", spoken, collate_fn, options, ids)
+    return _training(model, spoken, rows, device, data, parameters, options)
+
+
+def open_rows(
+    data: Any,
+    name: str,
+    task: Task,
+    collate_fn: Collate | None,
+    options: Options,
+    ids: str | Sequence[Id] | None = None,
+) -> tuple[Examples, str]:
+    """Return (data in any form as rows that are named and may not change any more, their digest)."""
+    rows = open_examples(data, name, task, collate_fn, options)
+    label = "hashing" if name == "train" else f"{name}: hashing"
+    with progress(label, len(rows), options.progress) as advance:
+        return rows, rows.seal(range(len(rows)), advance, task.parts if task.packed else None, ids)
 
 
 def _training(
-    model: nn.Module, task: Task, rows: Examples, device: torch.device, data: str, rule: Perturbation, options: Options
-) -> Training:
+    model: nn.Module, task: Task, rows: Examples, device: torch.device, data: str,
+    parameters: Sequence[str] | None, options: Options,
+) -> Training:  # fmt: skip
     code = code_digest(task, getattr(task, "version", None))
     feed = Feed(model, task, rows, device, seed=options.seed)
-    return Training(feed, data, code, model_digest(model), select(model, rule.parameters))
+    return Training(feed, data, code, model_digest(model), select(model, parameters))
 
 
 def _groups(

@@ -91,7 +91,7 @@ def prepare_self(
     """
     began = time.perf_counter()
     training = open_training(
-        model, train, task=task, rule=perturbation, ids=ids, collate_fn=collate_fn, options=options
+        model, train, task=task, parameters=perturbation.parameters, ids=ids, collate_fn=collate_fn, options=options
     )
     feed, chosen, rows = training.feed, training.parameters, training.feed.examples
     if whole is not None:

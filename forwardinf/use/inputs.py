@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from forwardinf.core.errors import SettingError, TaskError
-from forwardinf.core.progress import Advance, progress
+from forwardinf.core.progress import Advance
 from forwardinf.data.examples import Collate, Id
-from forwardinf.job.options import Options, device_of, open_examples
+from forwardinf.job.open import open_rows
+from forwardinf.job.options import Options, device_of
 from forwardinf.perturb.parameters import Parameters, select
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.tasks.feed import Ask, Feed
@@ -41,9 +42,7 @@ class Inputs:
 
     def feed(self, data: Any, name: str, ids: str | Sequence[Id] | None = None) -> Feed:
         """Return data in any form, sealed (a row that changes later is an error) and named."""
-        rows = open_examples(data, name, self.task, self.collate, self.options)
-        with progress(f"{name}: hashing", len(rows), self.options.progress) as advance:
-            rows.seal(range(len(rows)), advance, self.task.parts if self.task.packed else None, ids)
+        rows, _ = open_rows(data, name, self.task, self.collate, self.options, ids)
         if rows.units != len(rows):
             raise TaskError(type(self.task).__name__, expected="one example in each row", got="several documents packed in one",
                             do="Pass the documents one by one.")  # fmt: skip

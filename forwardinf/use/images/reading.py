@@ -18,9 +18,9 @@ from forwardinf.core.progress import Advance, progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.data.examples import Batch, Examples, Id
 from forwardinf.gradients.per_example import recorder_of
-from forwardinf.job.options import Options, device_of, open_examples
+from forwardinf.job.open import open_rows, open_training
+from forwardinf.job.options import Options
 from forwardinf.method import attribute
-from forwardinf.perturb.parameters import select
 from forwardinf.tasks.diffusion import Diffusion
 from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import Task
@@ -69,17 +69,12 @@ class Images:
         self.asked_side, self.memory = side, memory
         self.model, self.task, self.options = model, task, options
         self.data, self.asked = train, images
-        self.device = device_of(model, options.device)
-        rows, asked = (
-            open_examples(data, name, task, None, options) for data, name in ((train, "train"), (images, "images"))
-        )
-        with progress("hashing", len(rows) + len(asked), options.progress) as advance:
-            self.digest = rows.seal(range(len(rows)), advance, None, ids)
-            asked.seal(range(len(asked)), advance, None, image_ids)
+        training = open_training(model, train, task=task, parameters=globs, ids=ids, collate_fn=None, options=options)
+        asked, _ = open_rows(images, "images", task, None, options, image_ids)
+        self.train, self.digest, self.parameters = training.feed, training.data, training.parameters
+        rows, self.device = self.train.examples, self.train.device
         self.names, self.ids = asked.ids, rows.ids
-        self.train = Feed(model, task, rows, self.device, seed=options.seed)
         self.images = Feed(model, task.whole(), asked, self.device, seed=options.seed)
-        self.parameters = select(model, globs)
         self.batch_size = 32 if options.batch_size == "auto" else int(options.batch_size)
         self.notes, self.clock = list(rows.notes), dict[str, float]()
 

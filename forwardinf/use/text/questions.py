@@ -13,12 +13,11 @@ import pandas as pd
 from torch import nn
 
 from forwardinf.core.errors import DataError, SettingError
-from forwardinf.core.progress import progress
 from forwardinf.core.settings import Perturbation
 from forwardinf.data.examples import Id, examples
-from forwardinf.job.options import Options, device_of, open_examples
+from forwardinf.job.open import open_training
+from forwardinf.job.options import Options
 from forwardinf.method import attribute
-from forwardinf.perturb.parameters import Parameters, select
 from forwardinf.tasks.feed import Feed
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.sketch import side_of
@@ -66,15 +65,11 @@ class Asking:
             self.notes.append(f"{short:,} of {len(self.texts.data):,} training texts are empty (no token that another stands "
                               "before): their scores are 0")  # fmt: skip
         self._check_lengths()
-        rows = open_examples(self.texts.data, "train", self.task, None, options)
-        parts, named = self.task.parts if self.task.packed else None, self.texts.named(ids)
-        with progress("hashing", len(rows), options.progress) as advance:
-            self.data_digest = rows.seal(range(len(rows)), advance, parts, named)
-        self.notes += rows.notes
-        self.device = device_of(model, options.device)
-        self.train = Feed(model, self.task, rows, self.device, seed=options.seed)
-        self.parameters: Parameters = select(model, globs)
-        self.globs = globs
+        training = open_training(model, self.texts.data, task=self.task, parameters=globs, ids=self.texts.named(ids),
+                                 collate_fn=None, options=options)  # fmt: skip
+        self.train, self.data_digest, self.parameters = training.feed, training.data, training.parameters
+        self.notes += self.train.examples.notes
+        self.device, self.globs = self.train.device, globs
         self.batch_size = 16 if options.batch_size == "auto" else int(options.batch_size)
 
     def _check_lengths(self) -> None:
