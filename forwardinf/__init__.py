@@ -11,6 +11,8 @@ import random
 from importlib import import_module
 from typing import Any
 
+from forwardinf.perturb import registry as _directions  # noqa: F401  (names are known before anything is asked by one)
+
 __version__ = "0.1.0"
 
 _HOMES = {

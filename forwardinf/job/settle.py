@@ -16,7 +16,7 @@ from forwardinf.job.run_folder import RunFolder, find_folder
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.push import directions_together
-from forwardinf.perturb.registry import passes_of
+from forwardinf.perturb.registry import DIRECTIONS, passes_of
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline
 from forwardinf.read.choose import FEW, Asked, choose_engine
 from forwardinf.read.plan import LEFT, Plan, make_plan
@@ -24,8 +24,6 @@ from forwardinf.read.speed_key import same_speed
 from forwardinf.read.trunk import TrunkFiles
 from forwardinf.read.tune import tune
 from forwardinf.tasks.feed import Feed
-
-LOW_RANK = ("plain", "sign", "kfac", "hold")  # read along the few ranks of a query's gradient (hold: and then whitened)
 
 
 @dataclass(frozen=True)
@@ -113,15 +111,15 @@ def _plan(opened: Opened, engine: str) -> Plan:
     making = passes_of(rule.direction, queries, directions_together(parameters), rule.steps) * len(feed.examples)
     plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, direction_rows=making)
     asked = Asked(
-        engine=engine, linear=rule.kind == "linear", signed=rule.signed,
-        whitened=rule.direction == "hold" and rule.fit_examples == "auto", batch_size=batch_size, shard_rows=shard_rows,
+        engine=engine, linear=rule.kind == "linear", signed=rule.signed, batch_size=batch_size, shard_rows=shard_rows,
+        whitened=DIRECTIONS[rule.direction].examples and rule.fit_examples == "auto",
         kept=None if cache is None else cache / "tuning" / digest(form, sorted(parameters), rule.direction),
     )  # fmt: skip
 
     def fill(directions: Directions) -> None:
         """Put in what the queries' directions will be like: of few ranks, or of many."""
         gradient = query_gradient(opened.asking(), opened.members[0], parameters, plan.batch_size)
-        if rule.direction not in LOW_RANK:
+        if not DIRECTIONS[rule.direction].low_rank:
             gradient = {name: torch.randn_like(tensor) for name, tensor in gradient.items()}
         for place in range(len(directions)):
             directions.put(place, gradient)
@@ -133,7 +131,7 @@ def _plan(opened: Opened, engine: str) -> Plan:
 
 def _with_what_is_kept(plan: Plan, opened: Opened, known: Baseline | None, trunks: Path | None) -> Plan:
     """Return the plan with what earlier calls have left, and what an exact pass will leave."""
-    passing = plan.exact and opened.candidates is None and opened.rule.direction != "hold"
+    passing = plan.exact and opened.candidates is None and not DIRECTIONS[opened.rule.direction].examples
     plan = replace(plan, baseline="cached" if known is not None else LEFT if passing else "read")
     if plan.engine == "trunk" and trunks is not None:
         there = TrunkFiles(trunks / plan.cut).count(plan.batch_size)
