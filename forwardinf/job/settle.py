@@ -17,9 +17,11 @@ from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.push import directions_together
 from forwardinf.perturb.registry import DIRECTIONS, passes_of
+from forwardinf.read.asked import Asked, Ground
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline
-from forwardinf.read.choose import FEW, Asked, choose_engine
+from forwardinf.read.choose import FEW, choose_engine
 from forwardinf.read.plan import LEFT, Plan, make_plan
+from forwardinf.read.registry import ENGINES
 from forwardinf.read.speed_key import same_speed
 from forwardinf.read.trunk import TrunkFiles
 from forwardinf.read.tune import tune
@@ -104,7 +106,8 @@ def _plan(opened: Opened, engine: str) -> Plan:
     sides = 2 if rule.both_sides else 1
     batch_size = None if options.batch_size == "auto" else options.batch_size
     shard_rows = None if options.shard_rows == "auto" else options.shard_rows
-    by_passes = engine == "factored" or (engine == "auto" and rule.kind == "linear" and queries * sides > FEW)
+    exact = engine in ENGINES and ENGINES[engine].exact
+    by_passes = exact or (engine == "auto" and rule.kind == "linear" and queries * sides > FEW)
     work = len(rows) * (1 + (FEW if by_passes else queries * sides))  # the baseline, and what forward passes will read
     form = same_speed(feed, len(rows), options.batch_size, by_passes)
     tuning = tune(feed, rows, batch_size, work, None if cache is None else cache / "tuning" / f"{form}.json")
@@ -124,7 +127,7 @@ def _plan(opened: Opened, engine: str) -> Plan:
         for place in range(len(directions)):
             directions.put(place, gradient)
 
-    chosen_plan, note = choose_engine(asked, plan, feed, parameters, rows, fill)
+    chosen_plan, note = choose_engine(asked, plan, Ground(feed, parameters, rows, fill))
     opened.notes.extend([note] if note else [])
     return chosen_plan
 
@@ -133,8 +136,8 @@ def _with_what_is_kept(plan: Plan, opened: Opened, known: Baseline | None, trunk
     """Return the plan with what earlier calls have left, and what an exact pass will leave."""
     passing = plan.exact and opened.candidates is None and not DIRECTIONS[opened.rule.direction].examples
     plan = replace(plan, baseline="cached" if known is not None else LEFT if passing else "read")
-    if plan.engine == "trunk" and trunks is not None:
+    if plan.cut and trunks is not None:
         there = TrunkFiles(trunks / plan.cut).count(plan.batch_size)
         plan = replace(plan, trunk_rows=min(there * plan.batch_size, len(opened.train)))
-        plan = replace(plan, considered={**plan.considered, "trunk": round(plan.seconds["reading"], 4)})
+        plan = replace(plan, considered={**plan.considered, plan.engine: round(plan.seconds["reading"], 4)})
     return plan
