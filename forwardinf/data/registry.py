@@ -99,7 +99,8 @@ def _holds_images(word: str) -> bool:
 
 def _is_hub(word: str) -> bool:
     path = as_path("data", word)
-    a_file = path.name.lower().endswith(PICKLES) or path.suffix.lower() in (*IMAGES, *OTHERS)
+    endings = [ending for reader in READERS.values() if isinstance(reader.fits, tuple) for ending in reader.fits]
+    a_file = path.name.lower().endswith((*endings, *PICKLES)) or path.suffix.lower() in (*IMAGES, *OTHERS)
     return not a_file and not path.exists() and HUB.fullmatch(word) is not None
 
 

@@ -49,6 +49,9 @@ Traced = Annotated[
     str | None, typer.Option(help="Test examples whose predictions are traced; data:test is a split of --data.")
 ]
 
+Asked = Annotated[str | None, typer.Option("--queries", help="Another data word; data:test is a split of --data.")]
+Settings = Annotated[list[str] | None, typer.Option("--option", help="name=value for the use; repeatable.")]
+
 
 @app.command()
 def leaks(
@@ -106,6 +109,24 @@ def memorized(
     _told(
         lambda: run_memorized(config, queries is not None, k=pairs, direction=direction), k, out, report, as_json, only
     )
+
+
+@app.command("use")
+def use(
+    name: Annotated[str, typer.Argument(help="The name under which it was added.")],
+    model: ModelArg, data: DataArg, queries: Asked = None, weights: Weights = None, weights_key: WeightsKey = None,
+    model_option: ModelOption = None, data_option: DataOption = None, where: Where = None, task: TaskArg = "classification",
+    task_option: TaskOption = None, option: Settings = None, ids: Ids = None, batch_size: BatchSize = "auto", seed: Seed = 0,
+    k: Rows = 20, out: Saved = None, report: Page = None, tokenizer: TokenizerArg = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Run a use of your own by its name (docs/extending.md); the built-in ones have commands of their own."""
+    from forwardinf.view.config import pair
+    from forwardinf.view.execute_uses import run_use
+
+    settings = dict(pair(text, "--option") for text in option or ())
+    config = run_config(model, data, data if queries is None else queries, weights, weights_key, model_option, data_option, where,
+                    task, task_option, ids=ids, batch_size=batch_size, seed=seed, tokenizer=tokenizer)  # fmt: skip
+    _told(lambda: run_use(name, config, queries is not None, settings), k, out, report, as_json, False)
 
 
 def say_plan(call: Callable[[], object], as_json: bool) -> None:
