@@ -58,6 +58,7 @@ docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from
 	$(BIN)/python docs/make_demo_picture.py
 	$(BIN)/python docs/make_tables.py
 	$(BIN)/python docs/make_architectures.py
+	$(BIN)/python docs/make_architecture.py
 
 evaluate-trace: .venv/dev   ## fact tracing on WebNLG (FORWARDINF_DATA): 80 minutes, and half an hour more to train the decoder once
 	$(BIN)/python benchmarks/evaluate_trace.py

@@ -11,6 +11,9 @@ import random
 from importlib import import_module
 from typing import Any
 
+from forwardinf.perturb import registry as _directions  # noqa: F401  (names are known before anything is asked by one)
+from forwardinf.use.registry import USES as _USES
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -51,17 +54,13 @@ _HOMES = {
     "evaluate": "forwardinf.truth.evaluate",
     "from_trainer": "forwardinf.tasks.trainer",
     "lds": "forwardinf.truth.lds",
-    "leaks": "forwardinf.use.leaks.leaks",
     "load_bank": "forwardinf.truth.bank",
     "load_data": "forwardinf.data.load",
     "load_model": "forwardinf.models.load",
     "load_scores": "forwardinf.score.scores",
-    "memorized": "forwardinf.use.labels.memorized",
-    "mislabeled": "forwardinf.use.labels.mislabeled",
     "self_influence": "forwardinf.method",
-    "trace": "forwardinf.use.text.trace",
-    "trace_images": "forwardinf.use.images.trace_images",
     "verify": "forwardinf.truth.verify",
+    **{name: home for home, _, name in (str(use.function).partition(":") for use in _USES.values())},
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

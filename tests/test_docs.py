@@ -99,3 +99,53 @@ def test_every_command_is_in_the_command_page():
 
     page = (ROOT / "docs" / "cli.md").read_text()
     assert all(f"## forwardinf {name}\n" in page for name in get_command(app).commands)
+
+
+# -- the plan of the house, and its words ------------------------------------------------------------------------------
+
+
+def test_the_plan_of_the_house_is_drawn_from_the_imports_that_are_there():
+    from test_house import FILES, floor, imports
+
+    spec = importlib.util.spec_from_file_location("make_architecture", ROOT / "docs" / "make_architecture.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "architecture.svg").read_text() == module.picture(), "run `make docs`"
+    files, arrows = module.house()
+    level = module.floors(arrows)
+    assert sum(files.values()) == sum(path.name != "__init__.py" for path in FILES)
+    found = {
+        (floor(path), name.split(".")[1])
+        for path in FILES
+        for _, name in imports(path)
+        if name.startswith("forwardinf.")
+    }
+    assert {(room, other) for room in arrows for other in arrows[room]} == {(a, b) for a, b in found if a != b}
+    assert all(level[other] < level[room] for room in arrows for other in arrows[room])
+    kept = {room: {other for start, other in module.needed(arrows) if start == room} for room in arrows}
+    assert reached(kept) == reached(arrows), "what is left out is reached all the same"
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert all(f"| `{room}` | " in page for room in files)
+
+
+def reached(arrows):
+    def below(room):
+        return set().union(*({other} | below(other) for other in arrows[room]))
+
+    return {room: below(room) for room in arrows}
+
+
+def test_every_word_of_the_glossary_is_used_in_the_package_and_the_houses_own_in_its_names():
+    first, own = (ROOT / "docs" / "glossary.md").read_text().split("## The house's")
+    words, ours = (re.findall(r"^\| \*\*(.+?)\*\* \|", part, re.MULTILINE) for part in (first, own))
+    assert len(words) > 10
+    assert len(ours) > 10
+    assert len(set(words) | set(ours)) == len(words) + len(ours) <= 40
+    files = sorted((ROOT / "forwardinf").rglob("*.py"))
+    text = "\n".join(path.read_text() for path in files)
+    for word in words:
+        assert re.search(rf"\b{re.escape(word)}s?\b", text, re.IGNORECASE), word
+    names = {path.stem for path in files} | set(re.findall(r"^\s*(?:class|def) (\w+)", text, re.MULTILINE))
+    spaced = {re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name).lower() for name in names}
+    for word in ours:
+        assert any(re.search(rf"\b{word}s?\b", name) for name in spaced), word

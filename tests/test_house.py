@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from close import assert_close, assert_within
 
 import forwardinf as fi
+from forwardinf.core.registry import brought
 
 ROOT = Path(fi.__file__).parent
 FLOORS = {
     "core": 0, "data": 1, "models": 2, "tasks": 3, "gradients": 4, "perturb": 5, "read": 5, "score": 5, "job": 6, "method": 7,
     "truth": 8, "use": 9, "view": 10,
 }  # one number: side by side  # fmt: skip
+HOME = re.compile(r"(forwardinf(?:\.\w+)+):\w+")
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -34,7 +37,10 @@ def tree(path):
 
 
 def imports(path):
-    """Yield (line, module) for every import, also those inside functions; importlib's too, where the name is spelled out."""
+    """Yield (line, module) for every import, also those inside functions; importlib's too, where the name is spelled out.
+
+    The homes that a registry names (``"forwardinf.perturb.hold:Holding"``) are imports that wait.
+    """
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name(path)}:{node.lineno}: write the full path, so that the floor can be seen"
@@ -50,6 +56,8 @@ def imports(path):
                 yield node.lineno, alias.name
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             yield from ((node.lineno, given.value) for given in node.args[:1] if isinstance(given, ast.Constant))
+        elif isinstance(node, ast.Constant) and HOME.fullmatch(str(node.value)):
+            yield node.lineno, node.value.partition(":")[0]
 
 
 def test_every_file_is_on_a_floor():
@@ -108,6 +116,13 @@ def test_there_are_no_circles():
     assert circles(arrows) == []
 
 
+def test_every_home_that_is_named_is_there():
+    homes = {node.value for path in FILES for node in ast.walk(tree(path))
+             if isinstance(node, ast.Constant) and HOME.fullmatch(str(node.value))}  # fmt: skip
+    assert len(homes) > 8
+    assert all(brought(home) is not None for home in homes)
+
+
 def test_a_circle_would_be_noticed():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d", "a"}}) == [("b", "c"), ("d",)]
 
@@ -123,6 +138,7 @@ def test_the_floors_would_notice(tmp_path, monkeypatch):
         "score": "from .top import order",
         "job": "from forwardinf.method import run",
         "truth": "from forwardinf.use.features import features",
+        "tasks": "add('x', 'forwardinf.use.features:features')",
         "use": "def f():\n    import forwardinf.view.report",
     }.items():
         path = bad / folder if folder.endswith(".py") else bad / folder / "x.py"

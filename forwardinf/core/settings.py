@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from forwardinf.core.direction_facts import DIRECTIONS as DIRECTIONS
+from forwardinf.core.direction_facts import PRESETS, taking
 from forwardinf.core.errors import SettingError, choose
 
-Direction = Literal["plain", "sign", "diagonal", "kfac", "ekfac", "gfim", "cg", "hold"]
 Fisher = Literal["true", "empirical", "draws"]
 Toward = Literal["ascent", "descent"]
 Behaviour = Literal["clean", "as_published"]
 Reading = Literal["loss", "root", "auto"]
 
 REPLAY_RATE = 0.01
-DIRECTIONS: tuple[str, ...] = get_args(Direction)
 # The settings of a rate: what P is, and what is read; the others are of a length.
 OF_RATES = ("direction", "parameters", "damping", "fisher", "fit_examples", "temper", "reading")
 
@@ -100,7 +100,7 @@ class Perturbation:
 
     def __init__(
         self,
-        direction: Direction | str = "plain",
+        direction: str = "plain",
         *,
         length: float | Literal["linear"] | None = None,
         rise: float | str | None = None,
@@ -139,6 +139,7 @@ class Perturbation:
     def _check(self) -> None:
         if self.direction not in DIRECTIONS:
             raise choose("Perturbation(direction=)", str(self.direction), DIRECTIONS)
+        takes = DIRECTIONS[self.direction].takes
         if self.toward not in get_args(Toward):
             raise choose("Perturbation(toward=)", str(self.toward), get_args(Toward))
         if self.behaviour not in get_args(Behaviour):
@@ -164,18 +165,16 @@ class Perturbation:
             _positive("damping", self.damping, instead="'auto', or a number like 30")
         if self.fisher not in get_args(Fisher):
             raise choose("Perturbation(fisher=)", str(self.fisher), get_args(Fisher))
-        if self.fisher == "draws" and self.direction != "diagonal":
-            raise SettingError(
-                "Perturbation(fisher='draws')", expected="direction='diagonal'", got=repr(self.direction)
-            )
+        if self.fisher == "draws" and "draws" not in takes:
+            raise SettingError("Perturbation(fisher='draws')", expected=taking("draws"), got=repr(self.direction))
         for name in ("fit_examples", "replay"):
             value = getattr(self, name)
             if value not in ("auto", None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise SettingError(f"Perturbation({name}=)", expected="a whole number ≥ 1", got=repr(value))
         if self.temper != "auto":
             beta = self.temper
-            if isinstance(beta, bool | str) or not 0 <= beta <= 1 or self.direction != "hold":
-                raise SettingError("Perturbation(temper=)", expected="a number from 0 to 1, beside direction='hold'",
+            if isinstance(beta, bool | str) or not 0 <= beta <= 1 or "temper" not in takes:
+                raise SettingError("Perturbation(temper=)", expected=f"a number from 0 to 1, beside {taking('temper')}",
                                    got=repr(beta))  # fmt: skip
         if self.steps > 1 and self.length == "linear":
             raise SettingError(
@@ -223,7 +222,7 @@ class Perturbation:
     @property
     def tempering(self) -> float:
         """β of ``temper``: 0 for every direction but ``hold``."""
-        if self.direction != "hold":
+        if "temper" not in DIRECTIONS[self.direction].takes:
             return 0.0
         return 0.5 if self.temper == "auto" else float(self.temper)
 
@@ -278,15 +277,9 @@ class Perturbation:
         """
         if name in DIRECTIONS:
             return cls(name)
-        presets = {
-            "linear": {"direction": "gfim", "reading": "auto"},
-            "finite": {"direction": "hold", "reading": "auto", "rise": 0.5, "two_sided": True},
-            "unlearning": {"direction": "diagonal", "fisher": "draws", "damping": 0.01, "length": 0.01},
-            "as_published": {"lr": 5e-3, "behaviour": "as_published"},
-        }
-        if name not in presets:
-            raise choose("perturbation", str(name), (*presets, *DIRECTIONS))
-        return cls(**presets[name])  # type: ignore[arg-type]
+        if name not in PRESETS:
+            raise choose("perturbation", str(name), (*PRESETS, *DIRECTIONS))
+        return cls(**PRESETS[name])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types only, ready for JSON or YAML; :meth:`from_dict` undoes it."""

@@ -6,7 +6,7 @@ No file is ever unpickled, no code is downloaded, and nothing is guessed in sile
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,13 @@ from torch.utils.data import DataLoader, Subset
 
 from forwardinf.core.errors import DataError, FileError, SettingError, choose
 from forwardinf.core.paths import as_path
-from forwardinf.data.endings import FORMS, HUB, IMAGES, OTHERS, PICKLES, SPLITS, TABLES, folders_in
+from forwardinf.data.endings import FORMS, IMAGES, OTHERS, PICKLES
 from forwardinf.data.forms import form_of
 from forwardinf.data.frames import as_table
-from forwardinf.data.import_gate import is_code, read_function
-from forwardinf.data.read_arrays import read_arrays
-from forwardinf.data.read_hub import read_hub, read_saved
-from forwardinf.data.read_images import ImageFolder, read_images
-from forwardinf.data.read_tables import read_tables, tables_in
+from forwardinf.data.import_gate import is_code
+from forwardinf.data.read_images import ImageFolder
+from forwardinf.data.registry import Reader, reader_of
 from forwardinf.data.tokenise import tokenised
-
-TEXT = {"text", "tokenizer", "max_length"}
 
 
 def load_data(
@@ -64,6 +60,8 @@ def load_data(
     ``owner/name``                   ``datasets.Dataset`` from the hub; code in the repository is never run
     ``module:function``              what ``function(**options)`` returns; the module is found on ``sys.path``
     ===============================  ===================================================================================
+
+    Another form is one entry: :func:`forwardinf.data.registry.add_reader`.
 
     Arrays: uint8 with three or more dimensions, and nothing else, is taken for images: ``(N, H, W)`` becomes
     ``(N, 1, H, W)``, ``(N, H, W, C)`` with C of 1, 3 or 4 becomes ``(N, C, H, W)`` (kept where axis 1 is 1, 3 or 4
@@ -108,7 +106,8 @@ def load_data(
     given = {name: value for name, value in given.items() if value is not None}
     if isinstance(columns, str):
         raise SettingError("columns", expected="a list of names", got=repr(columns), do=f"Write [{columns!r}].")
-    read, settings = _reader(source, allow_code)
+    reader = _reader(source, allow_code)
+    settings = reader.settings
     if settings is not None:
         for name in sorted(set(given) - settings):
             if name in options:
@@ -117,7 +116,7 @@ def load_data(
                                got="one that does not", do="Leave it out.")  # fmt: skip
     if settings is not None and (text is not None or max_length is not None) and tokenizer is None:
         raise SettingError("text= or max_length=", expected="a tokenizer too", got="none", do="Pass tokenizer=.")
-    data = read(source, given)
+    data = reader.read(source, given)
     if settings is not None and tokenizer is not None:
         data = tokenised(data, tokenizer, text, max_length, columns or (), source=source)
     return data if rows is None else take_rows(data, select_rows(data, rows))
@@ -228,41 +227,24 @@ def _parse(spec: str, split: str | None) -> tuple[str, str | None]:
     return head, tail
 
 
-Read = Callable[[str, dict[str, Any]], Any]
-
-
-def _reader(source: str, allow_code: bool) -> tuple[Read, set[str] | None]:
-    """Return the function that reads this form, and the settings that apply to it (None: any)."""
-    if is_code(source):
-        if not allow_code:
-            raise SettingError(source, expected="data that needs no code", got="module:function",
-                               do="Allow it with --allow-code, if you trust the module.")  # fmt: skip
-        return read_function, None
+def _reader(source: str, allow_code: bool) -> Reader:
+    """Return what reads this form, or say why nothing does."""
+    if is_code(source) and not allow_code:
+        raise SettingError(source, expected="data that needs no code", got="module:function",
+                           do="Allow it with --allow-code, if you trust the module.")  # fmt: skip
+    found = reader_of(source)
+    if found is not None:
+        return found
     path = as_path("data", source)
-    name = path.name.lower()
-    if name.endswith(PICKLES) and not path.is_dir():
+    if path.is_dir():
+        raise FileError(source, expected=FORMS, got="a folder that holds none of these")
+    if path.name.lower().endswith(PICKLES):
         raise FileError(source, expected="a file that can be read without running code",
                         got=f"{path.suffix}, which would be unpickled",
                         do="Save the arrays with numpy.savez(path, x=..., y=...), or give module:function.")  # fmt: skip
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return read_saved, {"split", "columns", *TEXT}
-        if tables_in(path) or any(tables_in(folder) for folder in folders_in(path) if folder.name in SPLITS):
-            return read_tables, {"split", "columns", *TEXT}
-        if folders_in(path):
-            return read_images, {"split", "mean", "std", "image_size", "image_mode"}
-        raise FileError(source, expected=FORMS, got="a folder that holds none of these")
-    if name.endswith((".npz", *TABLES)):
-        if not path.is_file():
-            raise FileError(source, expected="a file", got="nothing at this path", do="Check the path.")
-        if name.endswith(".npz"):
-            return read_arrays, {"split", "columns", "scale", "mean", "std", "dtype"}
-        return read_tables, {"split", "columns", *TEXT}
     if path.exists() or path.suffix.lower() in (*IMAGES, *OTHERS):
         what = "a kind of file that is not read" if path.exists() else "nothing at this path"
         raise FileError(source, expected=FORMS, got=what, do="Give module:function for any other form.")
-    if HUB.fullmatch(source):
-        return read_hub, {"split", "columns", *TEXT}
     if "/" in source or "\\" in source:
         raise FileError(source, expected=FORMS, got="nothing at this path", do="Check the path.")
     raise SettingError(f"data {source!r}", expected=FORMS, got="none of these")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from forwardinf.core.registry import brought
 from forwardinf.perturb.budget import PASS
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.fits import budgeted, sampled_rows
@@ -15,10 +16,9 @@ from forwardinf.perturb.gradient import query_gradient, row_gradients
 from forwardinf.perturb.hold import exact_examples
 from forwardinf.perturb.parameters import Parameters
 from forwardinf.perturb.push import rows_together
-from forwardinf.perturb.registry import COSTS, make_direction
+from forwardinf.perturb.registry import DIRECTIONS, make_direction
 from forwardinf.tasks.feed import Feed
 
-UNFITTED = ("plain", "sign", "cg")  # cg solves for each query
 SAMPLE = 256  # examples of the smaller of two fits of hold that are timed
 FORWARDS_OF_A_RISE = 10  # bisection: forwards of the query alone
 
@@ -50,26 +50,27 @@ def query_seconds(
 def fit_seconds(fitting: Fitting, seconds_per_row: float) -> float:
     """Return the expected seconds of a fit that is not kept yet: its multiplications, at the rate of a plain forward.
 
-    ``hold`` takes so much an example and so much a pair, from two small fits; that leaves out the factor of a large K (N³/3)
-    and the sketch that stands for it where K is not affordable: a lower bound there.
+    In example space (``hold``) it is so much an example and so much a pair, from two small fits; that leaves out the factor of a
+    large K (N³/3) and the sketch that stands for it where K is not affordable: a lower bound there.
 
     Args:
         fitting: What the direction learns from.
         seconds_per_row: Of a plain forward, measured.
     """
     rule = fitting.perturbation
-    if rule.direction in UNFITTED:
+    facts = DIRECTIONS[rule.direction]
+    if facts.fitted != "once":
         return 0.0
-    if rule.direction == "hold":
-        return _hold_seconds(fitting)
-    costs, rows = COSTS.get(rule.direction), len(sampled_rows(fitting))
+    if facts.examples:
+        return _examples_seconds(fitting)
+    costs, rows = brought(facts.costs), len(sampled_rows(fitting))
     if costs is None:
         return PASS * rows * seconds_per_row
     affordable, budget = budgeted(fitting, costs)
     return budget.forwards(affordable if rule.fit_examples == "auto" else rows) * seconds_per_row
 
 
-def _hold_seconds(fitting: Fitting) -> float:
+def _examples_seconds(fitting: Fitting) -> float:
     rule, rows = fitting.perturbation, len(sampled_rows(fitting))
     few = min(SAMPLE, rows // 2)
     if few < 2:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,10 @@ from forwardinf.gradients.directions import Directions
 from forwardinf.job.baseline import Before
 from forwardinf.job.settle import Settled
 from forwardinf.perturb.push import Pusher, Query
-from forwardinf.read.cut import Cut, find_cut
-from forwardinf.read.engine import Engine
+from forwardinf.read.asked import Reading
 from forwardinf.read.factored import FactoredEngine
-from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.plan import Unit, units
-from forwardinf.read.trunk import TrunkEngine, TrunkFiles
+from forwardinf.read.registry import open_engine
 from forwardinf.read.whitened import Whitened, loss_gradient, read_whitened, sketched
 from forwardinf.score.store import Entry
 from forwardinf.score.top import Floats, Ints, extremes
@@ -73,8 +69,7 @@ class Job:
         self.memory: dict[tuple[str, int, int], list[Entry]] = {}
         self._unit, self._advance = 0, NOBODY
         self._tables: Whitened | None = None
-        self._trunk: tuple[Cut, TrunkFiles] | None = None
-        self._scratch: TemporaryDirectory[str] | None = None
+        self._kept_by_engine: dict[str, Any] = {}
         self._block = None if block is None else (tuple(range(len(asked))), block)
 
     # -- work --------------------------------------------------------------------------------------------------------
@@ -107,12 +102,12 @@ class Job:
 
     def read(self, unit: Unit, perturbations: Any) -> Tensor:
         """Return what the engine reads of a unit: a row for each perturbation (losses, or exact scores)."""
-        engine = self._engine(self.train if unit.of == "train" else self.queries)
+        engine = self._engine(unit.of)
         try:
-            found = engine.read(perturbations, unit.rows, self._advance)
+            found: Tensor = engine.read(perturbations, unit.rows, self._advance)
         finally:
             self.forwards += engine.forwards
-        if isinstance(engine, FactoredEngine) and unit.of == "train" and self.candidates is None:
+        if self.plan.exact and unit.of == "train" and self.candidates is None:
             self.baseline.put(unit.rows, engine.losses)
         return found
 
@@ -227,29 +222,11 @@ class Job:
         ).repeat_interleave(sizes)
         return of_rows.new_zeros(len(sizes)).index_add_(0, owner, of_rows) / sizes
 
-    def _engine(self, feed: Feed) -> Engine:
-        size = self.plan.batch_size_at(self._unit)
-        if self.plan.engine == "trunk" and feed is self.train:
-            return TrunkEngine(feed, size, *self._kept_trunk(size), self.halved)
-        if not self.plan.exact:
-            return ForwardEngine(feed, size, self.halved)
-        placed = replace(feed, channels_last=self.plan.pass_channels_last)
-        return FactoredEngine(placed, self.pusher.parameters, size, self.halved)
-
-    def _kept_trunk(self, size: int) -> tuple[Cut, TrunkFiles]:
-        """Return where the forward is cut and what is kept of its trunk: in the cache, or for this call only."""
-        if self._trunk is None:
-            few = range(min(size, len(self.train.examples)))
-            cut = find_cut(self.train, self.pusher.parameters, few, self.plan.cut)
-            folder = self.settled.trunk_folder
-            if folder is None:
-                self._scratch = TemporaryDirectory(prefix="forwardinf-trunk-")
-                folder = Path(self._scratch.name)
-            files = TrunkFiles(folder / cut.name)
-            files.believe(self.train, cut, size, self.notes)
-            files.need(self.plan.trunk_bytes)
-            self._trunk = cut, files
-        return self._trunk
+    def _engine(self, of: str) -> Any:
+        plan, feed = self.plan, self.train if of == "train" else self.queries
+        placed = replace(feed, channels_last=plan.pass_channels_last) if plan.exact else feed
+        return open_engine(Reading(placed, of, self.pusher.parameters, plan, plan.batch_size_at(self._unit), self.halved,
+                                   self.settled.trunk_folder, self.notes, self._kept_by_engine))  # fmt: skip
 
     def halved(self, size: int) -> None:
         """Go on with fewer examples at a time from this unit on, in a resumed run too."""

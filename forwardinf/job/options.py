@@ -17,7 +17,7 @@ from forwardinf.core.paths import as_path
 from forwardinf.core.progress import Setting
 from forwardinf.core.settings import Perturbation
 from forwardinf.data.examples import Collate, Examples, Id, examples
-from forwardinf.read import plan as planning
+from forwardinf.read.registry import ENGINES
 from forwardinf.tasks.task import Task
 from forwardinf.tasks.text import Seq2Seq
 
@@ -41,11 +41,12 @@ class Options:
     config: str | None = None  # what replays a command-line run; kept in its folder
 
     def __post_init__(self) -> None:
+        engines = ("auto", *ENGINES)
         if self.engine == "probes":
-            raise SettingError("engine", expected=f"one of {', '.join(map(repr, planning.ENGINES))}", got="'probes'",
+            raise SettingError("engine", expected=f"one of {', '.join(map(repr, engines))}", got="'probes'",
                                do="Responses to shared probes are an index: fi.ProbeIndex.build(...).query(...).")  # fmt: skip
-        if self.engine not in planning.ENGINES:
-            raise choose("engine", str(self.engine), planning.ENGINES)
+        if self.engine not in engines:
+            raise choose("engine", str(self.engine), engines)
         if self.on_bad_query not in ("raise", "skip"):
             raise choose("on_bad_query", str(self.on_bad_query), ("raise", "skip"))
         if self.progress not in (True, False, "auto"):

@@ -17,6 +17,7 @@ from forwardinf.job.reproduce import must_reproduce
 from forwardinf.job.run_folder import claim, follow, load_queries, save_queries
 from forwardinf.job.settle import Settled, settle
 from forwardinf.perturb.push import OFF_RATE, Pusher, Query
+from forwardinf.perturb.registry import DIRECTIONS
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
 from forwardinf.read.noise_floor import noise_floor
@@ -88,7 +89,7 @@ def _check(settled: Settled) -> Checked:
     began, opened, plan, block = time.perf_counter(), settled.opened, settled.plan, None
     pusher, asked = _pusher(settled), list[Query]()
     take: Callable[..., None] | None = None
-    if plan.exact and opened.rule.direction != "hold" and len(opened.query_ids) <= plan.query_block:
+    if plan.exact and not DIRECTIONS[opened.rule.direction].examples and len(opened.query_ids) <= plan.query_block:
         block = FactoredEngine(pusher.train, pusher.parameters, 1).directions(len(opened.query_ids))
         take = lambda rows, direction: block.put(pusher.places[rows], direction)  # noqa: E731
     with progress("queries", len(opened.query_ids), opened.options.progress) as advance:

@@ -19,14 +19,13 @@ from forwardinf.job.options import Options
 from forwardinf.perturb.direction import Direction, Fitting
 from forwardinf.perturb.hold import Holding
 from forwardinf.perturb.parameters import Parameters
-from forwardinf.perturb.registry import make_direction
+from forwardinf.perturb.registry import DIRECTIONS, make_direction
 from forwardinf.perturb.self_influence import Own, own_of
 from forwardinf.read.self_influence import OwnEngine, self_products
 from forwardinf.read.tune import tune
 from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.root import slope
 
-UNFITTED = ("plain", "sign")
 PASS = 4  # forwards that a pass with gradients counts for in the progress
 
 
@@ -94,8 +93,9 @@ def prepare_self(
         model, train, task=task, parameters=perturbation.parameters, ids=ids, collate_fn=collate_fn, options=options
     )
     feed, chosen, rows = training.feed, training.parameters, training.feed.examples
+    fitted = DIRECTIONS[perturbation.direction].fitted != "never"
     if whole is not None:
-        whole.expect("fitting", 0 if perturbation.direction in UNFITTED else PASS * len(rows))
+        whole.expect("fitting", PASS * len(rows) if fitted else 0)
         whole.expect("self-influence", PASS * len(rows))
     notes = list(rows.notes)
     recorder = recorder_of(feed, chosen)
@@ -111,7 +111,7 @@ def prepare_self(
         tuning = tune(feed, range(len(rows)), asked, len(rows), None, work)
         size, feed = tuning.batch_size, replace(feed, channels_last=tuning.channels_last)
     setup = time.perf_counter()
-    key = None if perturbation.direction in UNFITTED else training.key
+    key = training.key if fitted else None
     direction = make_direction(
         Fitting(perturbation, feed, chosen, size, key, options.cache, progress=options.progress, notes=notes)
     )

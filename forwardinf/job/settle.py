@@ -16,16 +16,16 @@ from forwardinf.job.run_folder import RunFolder, find_folder
 from forwardinf.perturb.direction import Fitting
 from forwardinf.perturb.gradient import query_gradient
 from forwardinf.perturb.push import directions_together
-from forwardinf.perturb.registry import passes_of
+from forwardinf.perturb.registry import DIRECTIONS, passes_of
+from forwardinf.read.asked import Asked, Ground
 from forwardinf.read.baseline import Baseline, baseline_key, load_baseline
-from forwardinf.read.choose import FEW, Asked, choose_engine
+from forwardinf.read.choose import FEW, choose_engine
 from forwardinf.read.plan import LEFT, Plan, make_plan
+from forwardinf.read.registry import ENGINES
 from forwardinf.read.speed_key import same_speed
 from forwardinf.read.trunk import TrunkFiles
 from forwardinf.read.tune import tune
 from forwardinf.tasks.feed import Feed
-
-LOW_RANK = ("plain", "sign", "kfac", "hold")  # read along the few ranks of a query's gradient (hold: and then whitened)
 
 
 @dataclass(frozen=True)
@@ -106,37 +106,38 @@ def _plan(opened: Opened, engine: str) -> Plan:
     sides = 2 if rule.both_sides else 1
     batch_size = None if options.batch_size == "auto" else options.batch_size
     shard_rows = None if options.shard_rows == "auto" else options.shard_rows
-    by_passes = engine == "factored" or (engine == "auto" and rule.kind == "linear" and queries * sides > FEW)
+    exact = engine in ENGINES and ENGINES[engine].exact
+    by_passes = exact or (engine == "auto" and rule.kind == "linear" and queries * sides > FEW)
     work = len(rows) * (1 + (FEW if by_passes else queries * sides))  # the baseline, and what forward passes will read
     form = same_speed(feed, len(rows), options.batch_size, by_passes)
     tuning = tune(feed, rows, batch_size, work, None if cache is None else cache / "tuning" / f"{form}.json")
     making = passes_of(rule.direction, queries, directions_together(parameters), rule.steps) * len(feed.examples)
     plan = make_plan(tuning, rows=reading, queries=queries, sides=sides, shard_rows=shard_rows, direction_rows=making)
     asked = Asked(
-        engine=engine, linear=rule.kind == "linear", signed=rule.signed,
-        whitened=rule.direction == "hold" and rule.fit_examples == "auto", batch_size=batch_size, shard_rows=shard_rows,
+        engine=engine, linear=rule.kind == "linear", signed=rule.signed, batch_size=batch_size, shard_rows=shard_rows,
+        whitened=DIRECTIONS[rule.direction].examples and rule.fit_examples == "auto",
         kept=None if cache is None else cache / "tuning" / digest(form, sorted(parameters), rule.direction),
     )  # fmt: skip
 
     def fill(directions: Directions) -> None:
         """Put in what the queries' directions will be like: of few ranks, or of many."""
         gradient = query_gradient(opened.asking(), opened.members[0], parameters, plan.batch_size)
-        if rule.direction not in LOW_RANK:
+        if not DIRECTIONS[rule.direction].low_rank:
             gradient = {name: torch.randn_like(tensor) for name, tensor in gradient.items()}
         for place in range(len(directions)):
             directions.put(place, gradient)
 
-    chosen_plan, note = choose_engine(asked, plan, feed, parameters, rows, fill)
+    chosen_plan, note = choose_engine(asked, plan, Ground(feed, parameters, rows, fill))
     opened.notes.extend([note] if note else [])
     return chosen_plan
 
 
 def _with_what_is_kept(plan: Plan, opened: Opened, known: Baseline | None, trunks: Path | None) -> Plan:
     """Return the plan with what earlier calls have left, and what an exact pass will leave."""
-    passing = plan.exact and opened.candidates is None and opened.rule.direction != "hold"
+    passing = plan.exact and opened.candidates is None and not DIRECTIONS[opened.rule.direction].examples
     plan = replace(plan, baseline="cached" if known is not None else LEFT if passing else "read")
-    if plan.engine == "trunk" and trunks is not None:
+    if plan.cut and trunks is not None:
         there = TrunkFiles(trunks / plan.cut).count(plan.batch_size)
         plan = replace(plan, trunk_rows=min(there * plan.batch_size, len(opened.train)))
-        plan = replace(plan, considered={**plan.considered, "trunk": round(plan.seconds["reading"], 4)})
+        plan = replace(plan, considered={**plan.considered, plan.engine: round(plan.seconds["reading"], 4)})
     return plan

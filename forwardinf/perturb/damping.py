@@ -8,9 +8,8 @@ magnitude above its default.
 
 from __future__ import annotations
 
-from forwardinf.core.errors import ModelError
-
-AUTO = {"diagonal": 0.01, "kfac": 0.03, "ekfac": 0.03, "gfim": 0.03, "cg": 30.0}
+from forwardinf.core.errors import ModelError, SettingError
+from forwardinf.core.settings import DIRECTIONS
 
 
 def damping(direction: str, asked: float | str, mean: float) -> float:
@@ -23,6 +22,7 @@ def damping(direction: str, asked: float | str, mean: float) -> float:
 
     Raises:
         ModelError: The curvature is zero or not finite.
+        SettingError: The direction has no c of its own, and none is given.
 
     Example:
         >>> damping("ekfac", 10, 0.5)
@@ -33,4 +33,7 @@ def damping(direction: str, asked: float | str, mean: float) -> float:
             f"curvature for direction={direction!r}", expected="a mean diagonal above 0", got=f"{mean:g}",
             do="No training example has a gradient: use direction='plain', or fisher='true' if the model fits them all.",
         )  # fmt: skip
-    return float(AUTO[direction] if asked == "auto" else asked) * mean
+    factor = DIRECTIONS[direction].damping if asked == "auto" else asked
+    if factor is None:
+        raise SettingError("Perturbation(damping=)", expected=f"a number, beside direction={direction!r}", got="'auto'")
+    return float(factor) * mean

@@ -1,7 +1,7 @@
 """From the query's gradient to the direction in which it moves the model.
 
-A new direction is a name in ``core/settings.py`` and an entry in ``makers.py``; one that has to be fitted first does so in
-its ``Maker``, which sees the model and the training data.
+A new direction is a file and an entry in ``registry.py``; one that has to be fitted first does so in its ``Maker``, which sees
+the model and the training data.
 """
 
 from __future__ import annotations
@@ -64,6 +64,16 @@ def plain(gradient: Tensors) -> Tensors:
 def sign(gradient: Tensors) -> Tensors:
     """Return the gradient's sign, element by element: the first step of Adam, up to its ε."""
     return {name: tensor.sign_() for name, tensor in gradient.items()}
+
+
+def make_plain(fitting: Fitting) -> Direction:
+    """Return :func:`plain`, which learns nothing."""
+    return plain
+
+
+def make_sign(fitting: Fitting) -> Direction:
+    """Return :func:`sign`, which learns nothing."""
+    return sign
 
 
 def norm(tensors: Tensors) -> float:

@@ -254,3 +254,18 @@ def _sketch(fitting: Fitting, rows: Sequence[int], count: int, advance: Advance)
 def _probes(fitting: Fitting, count: int) -> Probes:
     tables = tables_of(fitting.train.model, fitting.parameters)
     return Probes(fitting.parameters, count, seed=fitting.perturbation.seed, tables=tables)
+
+
+def passes(queries: int, together: int, steps: int = 1) -> int:
+    """Return the forward passes over the training set that the directions of queries take; the fit is not in it.
+
+    Args:
+        queries: How many.
+        together: How many are made, and kept, at once.
+        steps: Of a walk: after the first each takes a direction of its own.
+    """
+    blocks = -(-queries // together)
+    # where one block is not all: when they are checked, and when they are pushed for one another and for the training set
+    again = 3 if blocks > 1 else 1
+    first = 8 * queries if min(together, queries) == 1 else 6 * blocks * again
+    return first + 8 * queries * (steps - 1)

@@ -13,7 +13,6 @@ from forwardinf.read.tune import Tuning
 FORMAT = "forwardinf.plan/1"
 UNIT_SECONDS = 10.0  # what a killed run loses at most, about
 LEFT = "with the scores"  # a baseline that the pass with gradients leaves
-ENGINES = ("auto", "forward", "factored", "trunk")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Plan:
     """Which engine, how many examples at a time, in which pieces, at what cost.
 
     Attributes:
-        engine: ``"forward"``, ``"factored"`` or ``"trunk"``.
+        engine: Its name (``read/registry.py``).
         batch_size: Examples at a time of a plain forward (the baseline), at the start; see ``revisions``.
         channels_last: Memory layout of images of a plain forward.
         shard_rows: Rows of a unit.
@@ -101,7 +100,7 @@ class Plan:
     @property
     def exact(self) -> bool:
         """Whether scores come from gradients, not from differences of losses."""
-        return self.engine == "factored"
+        return self.pass_batch_size > 0
 
     @property
     def passes(self) -> int:
@@ -118,7 +117,7 @@ class Plan:
         """Expected seconds: of the fit, the queries, the baseline, the queries' directions, the readings, and in all."""
         baseline = 0.0 if self.baseline in ("cached", LEFT) else self.rows * self.seconds_per_row
         reading = self.forwards * (self.pass_seconds_per_row if self.exact else self.seconds_per_row)
-        if self.engine == "trunk":  # what is not kept yet is a whole forward in the first reading
+        if self.cut:  # what is not kept yet is a whole forward in the first reading
             first = min(max(self.rows - self.trunk_rows, 0), self.forwards)
             reading = first * self.seconds_per_row + (self.forwards - first) * self.rest_seconds_per_row
         found = {"fit, unless kept": self.fit_seconds, "queries": self.query_seconds, "baseline": baseline,

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,14 +22,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from forwardinf.core.cache_files import STALE, discard
-from forwardinf.core.errors import Error, FileError
+from forwardinf.core.errors import Error, FileError, SettingError
 from forwardinf.core.files import written
 from forwardinf.core.fingerprint import digest
 from forwardinf.core.memory import out_of_memory
 from forwardinf.core.progress import Advance
-from forwardinf.read.cut import Cut, Kept, capture, rest
-from forwardinf.read.engine import silent
+from forwardinf.read.asked import Asked, Ground, Reading
+from forwardinf.read.cut import Cut, Kept, capture, find_cut, rest
+from forwardinf.read.engine import Engine, silent
 from forwardinf.read.forward import ForwardEngine
+from forwardinf.read.plan import Plan
 from forwardinf.read.reproduce import apart
 from forwardinf.tasks.feed import Feed
 
@@ -151,6 +157,54 @@ class TrunkEngine(ForwardEngine):
             )
             advance(len(asked))
         return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+def plan_trunk(asked: Asked, plan: Plan, ground: Ground) -> tuple[Plan, str]:
+    """Return (the plan with the forward cut in two, a note): what a query reads is measured on a batch.
+
+    Raises:
+        SettingError: The perturbation is the published one.
+        ModelError: The model cannot be cut.
+    """
+    if not asked.signed:
+        raise SettingError("engine='trunk'", expected="a clean perturbation", got="preset('as_published')",
+                           do="Read with engine='forward'.")  # fmt: skip
+    placed, few = replace(ground.feed, channels_last=plan.channels_last), ground.rows[: plan.batch_size]
+    cut = find_cut(placed, ground.parameters, few)
+    _, kept = capture(placed, cut, few)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        rest(placed, cut, few, kept)
+        times.append((time.perf_counter() - began) / len(few))
+    nbytes = kept.nbytes * len(ground.feed.examples) // len(few)
+    each = statistics.median(times)
+    found = replace(plan, engine="trunk", cut=cut.name, trunk_bytes=nbytes, rest_seconds_per_row=each, why="asked for")
+    found = replace(found, considered=plan.considered | {"trunk": round(found.seconds["reading"], 4)})
+    return found, f"trunk: what enters {cut.name!r} is kept on disk, about {nbytes / 2**20:.1f} MiB"
+
+
+def open_trunk(reading: Reading) -> Engine:
+    """Return the engine for training rows; the queries' own are read by whole forwards."""
+    if reading.of == "queries":
+        return ForwardEngine(reading.feed, reading.batch_size, reading.halved)
+    if "trunk" not in reading.kept:
+        reading.kept["trunk"] = _kept_trunk(reading)
+    cut, files = reading.kept["trunk"]
+    return TrunkEngine(reading.feed, reading.batch_size, cut, files, reading.halved)
+
+
+def _kept_trunk(reading: Reading) -> tuple[Cut, TrunkFiles]:
+    """Return where the forward is cut and what is kept of its trunk: in the cache, or for this call only."""
+    feed, size, folder = reading.feed, reading.batch_size, reading.folder
+    cut = find_cut(feed, reading.parameters, range(min(size, len(feed.examples))), reading.plan.cut)
+    if folder is None:
+        reading.kept["scratch"] = TemporaryDirectory(prefix="forwardinf-trunk-")
+        folder = Path(reading.kept["scratch"].name)
+    files = TrunkFiles(folder / cut.name)
+    files.believe(feed, cut, size, reading.notes)
+    files.need(reading.plan.trunk_bytes)
+    return cut, files
 
 
 def _differ(feed: Feed, cut: Cut, rows: Sequence[int], kept: Kept) -> bool:

@@ -90,7 +90,7 @@ class Found:
     """What :func:`forwardinf.leaks`, :func:`forwardinf.mislabeled` and :func:`forwardinf.memorized` have in common.
 
     Attributes:
-        use: ``"leaks"``, ``"mislabeled"`` or ``"memorized"``.
+        use: ``"leaks"``, ``"mislabeled"``, ``"memorized"``, or the name of an added one (``use/registry.py``).
         table: The rows.
         decision: The column that holds the decision.
         threshold: What the decided score is compared with.

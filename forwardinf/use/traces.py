@@ -13,7 +13,7 @@ import pandas as pd
 
 from forwardinf.core.paths import as_path
 from forwardinf.core.progress import Stages
-from forwardinf.core.settings import Perturbation
+from forwardinf.core.settings import DIRECTIONS, Perturbation
 from forwardinf.data.ids import Id
 from forwardinf.score.scores import Scores
 from forwardinf.use.tables import ByQuery, records, save
@@ -105,7 +105,7 @@ class Traced(ByQuery):
 
 def expect_attribution(whole: Stages, rule: Perturbation, size: int, queries: int) -> None:
     """Say what :func:`attribute` will do as a part of another call, for its progress."""
-    whole.expect("fitting", 4 * size if rule.direction not in ("plain", "sign") else 0)
+    whole.expect("fitting", 4 * size if DIRECTIONS[rule.direction].fitted != "never" else 0)
     whole.expect("queries", 10 * queries)
     whole.expect("baseline", size)
     each = queries * (2 if rule.both_sides else 1)

@@ -26,11 +26,8 @@ from forwardinf.read.predict import misclassified
 from forwardinf.score.scores import Scores, load_scores
 from forwardinf.score.self_influence import SelfInfluence
 from forwardinf.tasks.feed import Feed
-from forwardinf.tasks.places import Segmentation, TokenClassification
-from forwardinf.tasks.sequences import SequenceClassification
-from forwardinf.tasks.task import Classification, Task, as_task
-from forwardinf.tasks.text import CausalLM, Seq2Seq
-from forwardinf.tasks.vectors import MultiLabel, Regression
+from forwardinf.tasks.registry import make_task
+from forwardinf.tasks.task import Task, as_task
 from forwardinf.truth.bank import load_bank
 from forwardinf.truth.evaluate import evaluate as hold
 from forwardinf.truth.evaluation import Evaluation
@@ -39,16 +36,6 @@ from forwardinf.view.config import DataSpec, RunConfig, TaskSpec, as_yaml, split
 from forwardinf.view.row_texts import keep, told_of
 from forwardinf.view.text_data import Texts
 
-TASKS: dict[str, type[Task]] = {
-    "classification": Classification,
-    "regression": Regression,
-    "multi-label": MultiLabel,
-    "sequence-classification": SequenceClassification,
-    "token-classification": TokenClassification,
-    "segmentation": Segmentation,
-    "causal-lm": CausalLM,
-    "seq2seq": Seq2Seq,
-}
 WHERE_BATCH = 64
 
 
@@ -213,16 +200,10 @@ def _model(config: RunConfig) -> Any:
 
 
 def _task(spec: TaskSpec) -> Task:
-    name = spec.name
-    if name in TASKS:
-        try:
-            return TASKS[name](**spec.options)
-        except TypeError as error:
-            raise SettingError(f"--task-option for {name}", expected="arguments of the task", got=str(error)) from error
-    if is_code(name):
-        made = import_name(name, "task")
+    if is_code(spec.name):
+        made = import_name(spec.name, "task")
         return as_task(made(**spec.options) if spec.options or isinstance(made, type) else made)
-    raise choose("--task", name, TASKS)
+    return as_task(make_task(spec.name, spec.options))
 
 
 def _queries(config: RunConfig, model: Any, task: Task, texts: Texts | None = None) -> tuple[Any, list[int] | None]:

@@ -11,6 +11,8 @@ import pandas as pd
 from rich.console import Console
 
 from forwardinf.core.paths import as_path
+from forwardinf.core.registry import brought
+from forwardinf.use.registry import USES, Use
 from forwardinf.use.tables import Found
 from forwardinf.view.clean import BEYOND, beyond
 from forwardinf.view.marked_text import language_of
@@ -18,41 +20,36 @@ from forwardinf.view.pictures import Show, picture
 from forwardinf.view.report import ReportPage, Table, write_report
 from forwardinf.view.terminal import table
 
-TITLES = {
-    "leaks": "Test examples and the training examples that react as their copies",
-    "mislabeled": "Training labels, the most doubtful first",
-    "memorized": "Training examples, the most memorised first",
-    "pairs": "Test predictions and the training examples they rest on",
-}
-FREE = {
-    "leaks": ("input_neighbour",),
-    "mislabeled": ("model_margin", "last_neighbours"),
-    "memorized": ("gradient_norm", "leverage"),
-}
 MOST_PICTURED = 60
 
 
 def best_first(found: Found) -> pd.DataFrame:
-    """Return the rows that a person wants to see first, free alternatives beside them."""
-    free = [name for name in FREE.get(found.use, ()) if name in found.baselines]
+    """Return the rows in the order in which a person wants to see them, free alternatives beside them."""
+    use = _use(found)
+    free = [name for name in use.free if name in found.baselines]
     rows = pd.concat([found.table, found.baselines[free]], axis=1)
-    if found.use == "leaks":
-        order = rows.groupby("query", sort=False)["score"].transform("max")
-        keys = pd.DataFrame({"leak": ~rows.groupby("query", sort=False)["is_leak"].transform("any"), "score": -order})
-        return rows.loc[keys.assign(rank=rows["rank"]).sort_values(["leak", "score", "rank"], kind="stable").index]
-    if found.use == "mislabeled":
-        return rows.sort_values("label_score", kind="stable")
-    return rows.sort_values("memorization", ascending=False, kind="stable")
+    ordered: pd.DataFrame = rows if use.best_first is None else brought(use.best_first)(rows)
+    return ordered
+
+
+def _use(found: Found) -> Use:
+    return USES.get(found.use) or Use(type(found))
+
+
+def _title(found: Found, name: str = "") -> str:
+    """Return what a table shows: the rows, or another one of the use's."""
+    use = _use(found)
+    return use.titles.get(name, name) if name else use.title or found.use
 
 
 def show(found: Found, console: Console, k: int) -> None:
     """Print the first rows, the decision, and where its rate is from."""
     rows = best_first(found)
-    table(rows.head(k), console, title=TITLES[found.use] + _of(len(rows), k))
+    table(rows.head(k), console, title=_title(found) + _of(len(rows), k))
     for name, frame in found.frames.items():
         if name not in ("table", "baselines") and len(frame):
             console.print()
-            table(_strongest(frame).head(k), console, title=TITLES[name] + _of(len(frame), k))
+            table(_strongest(frame).head(k), console, title=_title(found, name) + _of(len(frame), k))
     for line in lines(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -62,7 +59,7 @@ def _of(rows: int, k: int) -> str:
 
 
 def _strongest(pairs: pd.DataFrame) -> pd.DataFrame:
-    return pairs.sort_values("influence", ascending=False, kind="stable")
+    return pairs.sort_values("influence", ascending=False, kind="stable") if "influence" in pairs else pairs
 
 
 def lines(found: Found) -> list[str]:
@@ -76,9 +73,9 @@ def report(found: Found, path: str | Path, show: Show | None = None, tokenizer: 
     """Write the page; see :meth:`Found.report`."""
     rows = best_first(found)
     draw = partial(_pictured, found, show=show, tokenizer=tokenizer)
-    tables = [draw(rows.reset_index() if rows.index.name else rows, TITLES[found.use])]
+    tables = [draw(rows.reset_index() if rows.index.name else rows, _title(found))]
     tables += [
-        draw(_strongest(frame), TITLES[name])
+        draw(_strongest(frame), _title(found, name))
         for name, frame in found.frames.items() if name not in ("table", "baselines") and len(frame)
     ]  # fmt: skip
     tables.append(Table.from_frame(found.baselines, "The free alternatives on the same rows",

@@ -27,7 +27,7 @@ def perturbations(draw):
     two_sided = draw(st.sampled_from([True, False, "auto"]))
     toward = "ascent" if two_sided is True or "rise" in chosen else draw(st.sampled_from(["ascent", "descent"]))
     return Perturbation(
-        draw(st.sampled_from(DIRECTIONS)), toward=toward, two_sided=two_sided, steps=draw(st.integers(1, 9)) if finite else 1,
+        draw(st.sampled_from([*DIRECTIONS])), toward=toward, two_sided=two_sided, steps=draw(st.integers(1, 9)) if finite else 1,
         parameters=draw(st.none() | st.text(min_size=1) | st.lists(st.text(), min_size=1, max_size=3)),
         seed=draw(st.integers(0, 99)), **chosen,
     )  # fmt: skip

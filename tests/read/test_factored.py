@@ -100,7 +100,7 @@ def test_groups_candidates_and_keep_work_as_with_the_forward_engine():
 def test_many_queries_are_read_in_blocks(monkeypatch):
     given = case("cnn", torch.float64)
     want = attribute(given, engine="factored")
-    monkeypatch.setattr("forwardinf.read.choose.ROOM", 1)  # one query's directions at a time
+    monkeypatch.setattr("forwardinf.read.passes.ROOM", 1)  # one query's directions at a time
     got = attribute(given, engine="factored")
     assert got.plan["query_block"] == 1
     assert_close(got.values, want.values, rtol=1e-6, why="float32 values")

@@ -53,7 +53,7 @@ def test_candidates_and_blocks_of_queries(monkeypatch):
     some = attribute(given, engine="factored", perturbation=rule(), candidates=[[1, 2], [3], [39, 0]])
     for query, places in enumerate([[1, 2], [3], [39, 0]]):
         assert_close(some.values[query, places], whole.values[query, places], rtol=1e-6, why="float32 values")
-    monkeypatch.setattr("forwardinf.read.choose.ROOM", 1)
+    monkeypatch.setattr("forwardinf.read.passes.ROOM", 1)
     split = attribute(given, engine="factored", perturbation=rule())
     assert split.plan["query_block"] == 1
     assert_close(split.values, whole.values, rtol=1e-6, why="float32 values")

@@ -214,3 +214,8 @@ def _pairs(others: Without, test: Readings, feed: Feed, asked: Feed, count: int,
             influences += best.values[place].tolist()
         advance(len(found))
     return pd.DataFrame({"query": id_values(queries), "train": id_values(trains), "influence": influences})
+
+
+def best_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows, the most memorised first."""
+    return rows.sort_values("memorization", ascending=False, kind="stable")

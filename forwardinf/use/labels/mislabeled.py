@@ -286,3 +286,8 @@ def _baselines(own: Readings, index: Any, advance: Advance) -> pd.DataFrame:
         columns[f"{view}_neighbours"] = margin(near, own.labels).numpy()
         advance(1)
     return pd.DataFrame(columns, index=index)
+
+
+def best_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows, the most doubtful label first."""
+    return rows.sort_values("label_score", kind="stable")

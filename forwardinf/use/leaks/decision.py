@@ -131,3 +131,10 @@ def free_alternatives(given: Inputs, table: pd.DataFrame, sides: Mapping[str, Si
     known = set(rows.content)
     frame["same_content"] = [asked.content[query] in known for query, _ in at]
     return pd.DataFrame(frame)
+
+
+def best_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows query by query, those with a leak first, the strongest first."""
+    order = rows.groupby("query", sort=False)["score"].transform("max")
+    keys = pd.DataFrame({"leak": ~rows.groupby("query", sort=False)["is_leak"].transform("any"), "score": -order})
+    return rows.loc[keys.assign(rank=rows["rank"]).sort_values(["leak", "score", "rank"], kind="stable").index]

@@ -10,6 +10,7 @@ import typer
 import typer.core
 
 from forwardinf import __version__
+from forwardinf.use.registry import USES
 
 
 class Commands(typer.core.TyperGroup):
@@ -28,8 +29,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Which training examples made the model behave like this? Positive scores are proponents.",
 )  # fmt: skip
-
-USES = ("leaks", "mislabeled", "memorized", "trace", "trace-images")
 
 
 @app.callback(invoke_without_command=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from forwardinf.core.settings import DIRECTIONS
+from forwardinf.tasks.registry import TASKS
 
 ModelArg = Annotated[str, typer.Option("--model", help="module:factory, or a Hugging Face folder or id.")]
 Weights = Annotated[str | None, typer.Option(help="Weights for module:factory: safetensors, or a plain state dict.")]
@@ -33,7 +34,7 @@ TaskArg = Annotated[
     str,
     typer.Option(
         "--task",
-        help="classification, regression, multi-label, sequence-classification, causal-lm, seq2seq, or module:function.",
+        help=f"{', '.join(TASKS)}, or module:function.",
     ),
 ]
 TaskOption = Annotated[list[str] | None, typer.Option(help="name=value for the task (query=predicted …); repeatable.")]

@@ -33,6 +33,9 @@ Traced = Annotated[
     str | None, typer.Option(help="Test examples whose predictions are traced; data:test is a split of --data.")
 ]
 
+Asked = Annotated[str | None, typer.Option("--queries", help="Another data word; data:test is a split of --data.")]
+Settings = Annotated[list[str] | None, typer.Option("--option", help="name=value for the use; repeatable.")]
+
 
 @app.command()
 @takes(training_config)
@@ -73,6 +76,22 @@ def memorized(
     asked = config if queries is None else asked_about(config, queries, where)
     found = functools.partial(run_memorized, asked, queries is not None, k=pairs, direction=direction)
     _told(found, k, out, report, as_json, only)
+
+
+@app.command("use")
+@takes(training_config)
+def use(
+    config: Any, name: Annotated[str, typer.Argument(help="The name under which it was added.")], queries: Asked = None,
+    where: Where = None, option: Settings = None, k: Rows = 20, out: Saved = None, report: Page = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Run a use of your own by its name (docs/extending.md); the built-in ones have commands of their own."""
+    from forwardinf.view.config import pair
+    from forwardinf.view.execute_uses import run_use
+
+    settings = dict(pair(text, "--option") for text in option or ())
+    asked = config if queries is None else asked_about(config, queries, where)
+    found = functools.partial(run_use, name, asked, queries is not None, settings)
+    _told(found, k, out, report, as_json, False)
 
 
 def say_plan(call: Callable[[], object], as_json: bool) -> None:
