@@ -126,7 +126,7 @@ def attribute(
         engine: ``"forward"``: one forward pass per query and example, any perturbation and model. ``"factored"``: exact
             linear scores of all queries in one pass of a few F (one example at a time, with a note, where a batch's
             gradients cannot be taken apart); refuses finite lengths. ``"auto"``: the faster of the two where they mean the
-            same; the plan says which.
+            same; the plan says which. Or one that was added (docs/extending.md).
         ids: Training ids: a list of unique values, or a column's name; default the position.
         query_ids: Query ids, likewise.
         groups: One label for each query: the members' mean is one query, named by the label.

@@ -69,7 +69,7 @@ def test_an_added_direction_is_taken_by_its_name_for_rates_and_for_lengths(page)
     assert scores.perturbation["direction"] == finite.perturbation["direction"] == "clipped"
     assert (scores.kind, finite.kind) == ("linear", "finite")
     plain = fi.attribute(page["model"], page["train"], page["queries"], task=fi.Classification(), perturbation="plain")
-    assert not np.array_equal(plain.values, scores.values)
+    assert not np.allclose(plain.values, scores.values, rtol=0.01)
     assert np.corrcoef(plain.values.ravel(), scores.values.ravel())[0, 1] > 0.8
     with pytest.raises(fi.SettingError, match="Did you mean 'clipped'"):
         fi.Perturbation("cliped")

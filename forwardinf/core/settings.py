@@ -35,7 +35,8 @@ class Perturbation:
             ``"gfim"`` (HyperINF's d×d Fisher of each weight; vectors by the diagonal), ``"cg"`` (the whole Gauss–Newton
             matrix by conjugate gradients: iterations over the training data for each query, for tasks that say what the
             model predicts; the Hessian itself where the model is linear in what moves), ``"hold"`` (push on the query,
-            hold the rest: the empirical Fisher in example space, for any architecture).
+            hold the rest: the empirical Fisher in example space, for any architecture). Or one that was added
+            (docs/extending.md).
         length: ``"linear"``: the rate ``gᵢᵀ P g_q``, exactly what a gradient library computes (unit: task unit per unit
             step). A number: finite, ‖Δθ‖/‖θ‖ over the parameters that move (for LoRA adapters: of the change in the
             effective weights over the weights they adapt). Finite scores are in the task's unit.

@@ -7,6 +7,8 @@ forward   a way to lend the moved model  losses, for any perturbation, length an
 factored  a direction                    exact linear scores, for many at once
 trunk     a way to lend the moved model  losses, where only the last layers move
 ========  =============================  ==========================================================
+
+``registry.py`` has them by name.
 """
 
 from __future__ import annotations
