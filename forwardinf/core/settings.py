@@ -138,9 +138,14 @@ class Perturbation:
         self._check()
 
     def _check(self) -> None:
+        """Refuse what no setting can be, then what one of them can be and beside another cannot."""
+        self._check_words()
+        self._check_numbers()
+        self._check_together()
+
+    def _check_words(self) -> None:
         if self.direction not in DIRECTIONS:
             raise choose("Perturbation(direction=)", str(self.direction), DIRECTIONS)
-        takes = DIRECTIONS[self.direction].takes
         if self.toward not in get_args(Toward):
             raise choose("Perturbation(toward=)", str(self.toward), get_args(Toward))
         if self.behaviour not in get_args(Behaviour):
@@ -152,6 +157,9 @@ class Perturbation:
             raise SettingError(
                 "Perturbation()", expected="exactly one of length, rise, lr", got=" and ".join(given), do="Keep one."
             )
+
+    def _check_numbers(self) -> None:
+        takes = DIRECTIONS[self.direction].takes
         if self.length is not None and self.length != "linear":
             _positive("length", self.length, below=1.0, instead="'linear', or a number like 0.03")
         if isinstance(self.rise, str):
@@ -177,6 +185,8 @@ class Perturbation:
             if isinstance(beta, bool | str) or not 0 <= beta <= 1 or "temper" not in takes:
                 raise SettingError("Perturbation(temper=)", expected=f"a number from 0 to 1, beside {taking('temper')}",
                                    got=repr(beta))  # fmt: skip
+
+    def _check_together(self) -> None:
         if self.steps > 1 and self.length == "linear":
             raise SettingError(
                 "Perturbation(steps=)", expected="1 with length='linear' (a rate has no steps)", got=str(self.steps),
