@@ -1,7 +1,5 @@
 """Work in a process of its own: nothing is kept in memory from another, and rivals have their own environment."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The data sets that everything is measured on, as tensors, drawn by fixed seeds; ``FORWARDINF_DATA`` names their folder."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

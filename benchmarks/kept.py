@@ -1,7 +1,5 @@
 """What takes long to make is kept in ``benchmarks/.cache``, each file whole or not at all."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pages with generated tables: only what stands between the two marks is written by code."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

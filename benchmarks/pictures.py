@@ -1,7 +1,5 @@
 """Small pictures as PNGs: lines on logarithmic axes, scatter plots, galleries and strips of images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

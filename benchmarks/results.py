@@ -1,7 +1,5 @@
 """The JSON of an evaluation: what was found, with machine, versions, commit and date."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -9,8 +9,6 @@ An evaluation is a module that has
   all is written.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import json
@@ -102,6 +100,8 @@ def run(evaluation: Evaluation, argv: list[str]) -> Found:
     name = evaluation.has("name", lambda given: evaluation.name)(given)
     if given.docs:
         result = earlier(name)
+        if not result:
+            raise SystemExit(f"there is no benchmarks/results/{name}.json yet")
     else:
         parts = evaluation.module.parts(given)
         asked = [part for part in parts if part.asked(given.only)]

@@ -1,7 +1,5 @@
 """Data sets with a network each: small and real, what leaks, wrong labels and memorisation are looked for in."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The training of small classifiers, and what they say afterwards."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ queries; split-half ceiling). Where a row has a radius or a damping to choose, i
 row is reported on the other half. Two full models, each scored alone; "both" adds their standardised scores up.
 """
 
-from __future__ import annotations
-
 import time
 from argparse import Namespace
 from functools import cache, partial

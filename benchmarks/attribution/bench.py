@@ -1,7 +1,5 @@
 """One bank and one full model, with what is asked of them."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from functools import cached_property

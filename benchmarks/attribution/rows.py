@@ -4,8 +4,6 @@ A row is a function ``(Bench) -> {setting: (Q, N) scores}``: where it gives seve
 half of the queries is reported on the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tables of docs/faithfulness.md: what the banks are, and a row for each way of scoring."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 python -m benchmarks.banks.make digits sst2 fashion cifar      # minutes for the first three, about an hour for the last
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path

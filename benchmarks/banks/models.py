@@ -1,7 +1,5 @@
 """The banks' networks: small, and each with something that others lack (BatchNorm and skips, embeddings and a mask)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

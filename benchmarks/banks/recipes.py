@@ -4,8 +4,6 @@ A bank is 100 random halves of the training set, each trained with two seeds of 
 each query's loss and margin. Subset seeds differ from one another and from the full model's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial

@@ -1,11 +1,4 @@
-"""Score a table of numbers against a bank, from anywhere; and the bank's full models, trained again from the recipe.
-
-from benchmarks.banks.use import full_model, score
-scores = ...                       # (Q, N), positive = proponent, from full_model("digits", seed=0)
-print(score("digits", scores))     # mean per-query Spearman with interval, ceiling, and both halves of the queries
-"""
-
-from __future__ import annotations
+"""The banks that are committed, and their full models, trained again from the recipe and kept in the cache."""
 
 from pathlib import Path
 from typing import Any
@@ -40,21 +33,6 @@ def halves(queries: int) -> tuple[np.ndarray, np.ndarray]:
     """Return two fixed halves of the queries: settings are chosen on the first and reported on the second."""
     order = np.random.default_rng(7).permutation(queries)
     return np.sort(order[: queries // 2]), np.sort(order[queries // 2 :])
-
-
-def score(name: str, scores: Any, output: str = "loss") -> dict[str, Any]:
-    """Return the LDS of scores ``(Q, N)`` over all queries and over the two halves, with the ceiling.
-
-    Args:
-        name: Of the bank.
-        scores: Array or ``fi.Scores``, positive = proponent.
-        output: ``"loss"`` or ``"margin"`` (one is the other's monotone function: ranks agree, so do the scores).
-    """
-    bank = bank_of(name).named(output)
-    found = lds_of(bank, scores)
-    tune, report = (float(np.nanmean(found.per_query[half])) for half in halves(len(found.per_query)))
-    return {"mean": found.mean, "low": found.low, "high": found.high, "ceiling": float(np.nanmean(found.ceiling)),
-            "tune half": tune, "report half": report, "per_query": found.per_query}  # fmt: skip
 
 
 def lds_of(bank: Bank, scores: Any) -> Lds:

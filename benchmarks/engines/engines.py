@@ -8,8 +8,6 @@
 CPU seconds of the process by default; on a quiet machine say so (``--quiet --clock wall``): the JSON says so of each part.
 """
 
-from __future__ import annotations
-
 import time
 from argparse import ArgumentParser, Namespace
 from types import ModuleType

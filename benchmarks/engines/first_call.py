@@ -5,8 +5,6 @@ process of its own, nothing kept from another. Beside us captum and kronfluence 
 data. Pictures and labels are random: what is timed does not depend on them.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace

@@ -5,8 +5,6 @@ of 128, nothing cached; CPU seconds of each process, in turn, so that other work
 in its own environment (``benchmarks/rivals/setup.sh``).
 """
 
-from __future__ import annotations
-
 import tempfile
 from argparse import ArgumentParser, Namespace
 from functools import partial

@@ -7,8 +7,6 @@ with the baseline cached; set-up (tuning, hashing, double reading) is listed apa
 CPU seconds of the process by default, so that other work on the machine counts little; ``--clock wall`` on a quiet one.
 """
 
-from __future__ import annotations
-
 import tempfile
 from argparse import ArgumentParser, Namespace
 from functools import partial
@@ -18,7 +16,7 @@ import torch
 
 import forwardinf as fi
 from benchmarks.engines.models import MODELS, Work
-from benchmarks.engines.timing import CLOCKS, Clock, best_size, paired
+from benchmarks.engines.timing import CLOCKS, Clock, best_size, counted, paired
 from benchmarks.runner import Found, Part
 
 LASTING = False
@@ -51,8 +49,7 @@ def measure(work: Work, pairs: int, clock: Clock) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
 
         def ours(**settings: Any) -> fi.Scores:
-            return fi.attribute(work.model, work.train, work.queries(1), task=work.task, engine="forward", cache_dir=cache,
-                                perturbation=fi.Perturbation(**settings), progress=False)  # fmt: skip
+            return work.attribute(work.queries(1), "forward", cache, **settings)
 
         began = clock.perf_counter()
         first = ours()  # tunes, checks, reads the baseline: all of it cached from here on
@@ -67,17 +64,13 @@ def measure(work: Work, pairs: int, clock: Clock) -> dict[str, Any]:
         def floor() -> float:
             return clock.seconds(lambda: work.bare(star, layout))
 
-        def counted(**settings: Any) -> float:
-            cost = ours(**settings).cost
-            return cost["queries_s"] + cost["read_s"]
-
         return {
             "N": len(work.inputs), "parameters": work.parameters,
             "F": {"batch_size": size}, "F_star": {"batch_size": star, "channels_last": layout},
             "F_star_over_F": paired(plain, floor, pairs),
-            "one_query_over_F_star": paired(floor, counted, pairs),
-            "one_query_over_F": paired(plain, counted, pairs),
-            "two_readings_over_F_star": paired(floor, lambda: counted(two_sided=True), pairs),
+            "one_query_over_F_star": paired(floor, lambda: counted(ours()), pairs),
+            "one_query_over_F": paired(plain, lambda: counted(ours()), pairs),
+            "two_readings_over_F_star": paired(floor, lambda: counted(ours(two_sided=True)), pairs),
             "whole_call_cached_over_F_star": paired(floor, lambda: clock.seconds(ours), pairs),
             "first_call_s": round(first_call, 3), "first_setup_s": first.cost["setup_s"],
             "first_baseline_s": first.cost["baseline_s"], "cached_setup_s": ours().cost["setup_s"], "goals": GOALS,

@@ -1,7 +1,5 @@
 """Ratios of our calls to one plain forward pass over the training set, F, beside what they were meant to cost."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from argparse import Namespace
@@ -15,7 +13,7 @@ import torch
 import forwardinf as fi
 from benchmarks.engines.arithmetic import multiplications
 from benchmarks.engines.models import MODELS, Work
-from benchmarks.engines.timing import Clock, best_size, paired
+from benchmarks.engines.timing import Clock, best_size, counted, paired
 from benchmarks.runner import Found, Part
 from forwardinf.job.options import Options
 from forwardinf.job.self_influence import prepare_self
@@ -51,9 +49,7 @@ class Case:
         return self.clock.seconds(self.forward)
 
     def attribute(self, count: int, engine: str, parameters: Any = None) -> fi.Scores:
-        work = self.work
-        return fi.attribute(work.model, work.train, self.whole.queries(count), task=work.task, engine=engine, progress=False,
-                            perturbation=fi.Perturbation(parameters=parameters), cache_dir=self.folder.name)  # fmt: skip
+        return self.work.attribute(self.whole.queries(count), engine, self.folder.name, parameters=parameters)
 
 
 case_of = cache(Case)
@@ -124,9 +120,9 @@ def _reading(case: Case, offs: list[float], *how: Any) -> Callable[[], float]:
     case.attribute(*how)  # tunes, checks, reads the baseline, fills the trunk
 
     def read() -> float:
-        cost = case.attribute(*how).cost
-        if cost["expected_read_s"] > 0:
-            offs.append(cost["read_s"] / cost["expected_read_s"] - 1)
-        return float(cost["queries_s"] + cost["read_s"])
+        scores = case.attribute(*how)
+        if scores.cost["expected_read_s"] > 0:
+            offs.append(scores.cost["read_s"] / scores.cost["expected_read_s"] - 1)
+        return counted(scores)
 
     return read

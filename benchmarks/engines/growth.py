@@ -1,7 +1,5 @@
 """Seconds of reading by each engine as one of N, Q and P grows, the others as they are."""
 
-from __future__ import annotations
-
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator

@@ -60,6 +60,11 @@ class Work:
         own = self.inputs[-count:].roll(1, -1)
         return own if self.labels is None else (own, self.labels[-count:])
 
+    def attribute(self, queries: Any, engine: str, cache: str, **settings: Any) -> fi.Scores:
+        """Return the scores of a perturbation, by an engine, with a cache of its own."""
+        return fi.attribute(self.model, self.train, queries, task=self.task, engine=engine, cache_dir=cache,
+                            perturbation=fi.Perturbation(**settings), progress=False)  # fmt: skip
+
     @torch.inference_mode()
     def bare(self, size: int, channels_last: bool = False) -> Tensor:
         """The floor: one plain forward and its per-example loss over the whole set, nothing else."""

@@ -1,7 +1,5 @@
 """Time, memory and agreement of each system, ours and rivals, on the same work: each in a process of its own."""
 
-from __future__ import annotations
-
 import tempfile
 from argparse import Namespace
 from functools import partial

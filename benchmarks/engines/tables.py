@@ -1,7 +1,5 @@
 """The tables of docs/engines.md: what was measured, a table for each part."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks import page

@@ -1,12 +1,11 @@
 """Honest timing: one clock for everything, the best plain loop, and two things in turn."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
+import forwardinf as fi
 from benchmarks.engines.models import Work
 from forwardinf.job import job, prepare
 from forwardinf.perturb import push
@@ -48,6 +47,11 @@ def best_size(work: Work) -> tuple[int, float]:
             tried.append((statistics.median(times), size))
     took, size = min(tried)
     return size, took
+
+
+def counted(scores: fi.Scores) -> float:
+    """Return the seconds from the queries' gradients to the last score."""
+    return float(scores.cost["queries_s"] + scores.cost["read_s"])
 
 
 def paired(floor: Callable[[], float], ours: Callable[[], float], pairs: int) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Is what comes from a device right? Every direction, engine and kind of layer beside float64 autograd on the CPU."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec

@@ -10,8 +10,6 @@ Data lie in the CPU's memory, for the bare loop as for forwardinf. ``--tiny`` sh
 its table is checked, its times mean nothing; with ``--out`` it is written.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time
@@ -24,6 +22,7 @@ import torch
 
 import forwardinf as fi
 from benchmarks.engines.models import Work
+from benchmarks.engines.timing import counted
 from benchmarks.gpu.checks import checks
 from benchmarks.gpu.models import cases
 from benchmarks.runner import CannotRun, Found, Part, say
@@ -97,30 +96,25 @@ def measure(work: Work, counts: list[int], pairs: int, cache: str) -> dict[str, 
     work.model.eval().to(device)
 
     def attribute(count: int, engine: str) -> fi.Scores:
-        return fi.attribute(work.model, work.train, work.queries(count), task=work.task, perturbation=fi.Perturbation(),
-                            engine=engine, cache_dir=cache, progress=False)  # fmt: skip
+        return work.attribute(work.queries(count), engine, cache)
 
     first = attribute(1, "forward")  # tunes, checks, reads the baseline
     size, layout = int(first.plan["batch_size"]), bool(first.plan["channels_last"])
-
-    def counted(count: int, engine: str) -> float:
-        cost = attribute(count, engine).cost
-        return float(cost["queries_s"] + cost["read_s"])
 
     def bare() -> float:
         began = time.perf_counter()
         work.bare(size, layout).cpu()
         return time.perf_counter() - began
 
-    bare(), counted(1, "forward")
-    rows = [(bare(), counted(1, "forward")) for _ in range(pairs)]
+    bare(), attribute(1, "forward")
+    rows = [(bare(), counted(attribute(1, "forward"))) for _ in range(pairs)]
     found: dict[str, Any] = {
         "N": len(work.inputs), "parameters": work.parameters, "batch_size": size, "channels_last": layout,
         "bare_s": statistics.median(a for a, _ in rows), "one_query_s": statistics.median(b for _, b in rows),
         "forward_over_bare": round(statistics.median(b / a for a, b in rows), 4),
     }  # fmt: skip
     for count in counts:
-        found |= _factored(partial(counted, count, "factored"), count, found["bare_s"])
+        found |= _factored(partial(attribute, count, "factored"), count, found["bare_s"])
     if device.type == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
         found["reserved_bytes"] = torch.cuda.max_memory_reserved(device)
@@ -129,9 +123,9 @@ def measure(work: Work, counts: list[int], pairs: int, cache: str) -> dict[str, 
     return found
 
 
-def _factored(counted: Callable[[], float], count: int, bare_s: float) -> dict[str, Any]:
+def _factored(call: Callable[[], fi.Scores], count: int, bare_s: float) -> dict[str, Any]:
     try:
-        seconds = counted()
+        seconds = counted(call())
     except fi.Error as error:
         return {f"factored_{count}": str(error)}
     return {f"factored_{count}_s": seconds, f"factored_{count}_over_bare": round(seconds / bare_s, 3)}

@@ -1,7 +1,5 @@
 """What is timed on a GPU: the small models of the CPU's benchmarks, a network of ResNet-50's size, a decoder of 300 M."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Models that are fine-tuned on a few images, so that it is known what their samples were made from."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """A customised model's samples are asked for: the exemplars that it was fine-tuned on are ranked by every method."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any

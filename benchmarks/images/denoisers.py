@@ -4,8 +4,6 @@ Three of them: a residual perceptron on 14×14 pixels, which trains in seconds, 
 MNIST DDPM of the shared models (28×28), to be customised; and a class-conditional U-Net with cross-attention (14×14).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -9,8 +9,6 @@ halves       the same, on random halves of the images: does a method's sum over 
 timesteps    how far rankings depend on how many timesteps are read.
 """
 
-from __future__ import annotations
-
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A small DDPM is trained again without the images that a method names, or without random halves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Every way of ranking training images: the free ones, gradients, ours, unlearning."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The pictures of docs/trace-images.md: generated images beside the training images that each method names."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The tables of docs/trace-images.md: a section for each part that has been run."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

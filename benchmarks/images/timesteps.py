@@ -1,7 +1,5 @@
 """How far rankings depend on how many timesteps are read."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

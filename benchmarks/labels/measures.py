@@ -1,7 +1,5 @@
 """How well a score finds what was planted: AUROC, average precision, and paired intervals by the bootstrap over examples."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ The truth is Feldman and Zhang's estimator (subsets.py); what its models said is
 the most memorised examples by each score are removed and the network is trained again: accuracy on all tests and the rare ones.
 """
 
-from __future__ import annotations
-
 import time
 from argparse import Namespace
 from functools import partial

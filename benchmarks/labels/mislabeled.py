@@ -6,8 +6,6 @@ by heart. Cleanlab gets the model's own probabilities of the examples that it wa
 out-of-sample ones of five further trainings.
 """
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial

@@ -5,8 +5,6 @@ in the models that saw it; a training example's influence on a test example like
 right or wrong as bits, the probability of the own label as float16.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Sets with wrong labels, and the two models each is looked for in: one stopped early, and one that knows them by heart."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass

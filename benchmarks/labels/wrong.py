@@ -1,7 +1,5 @@
 """Wrong labels: planted ones (uniform, or each class mistaken for one other), and human ones (CIFAR-10N)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

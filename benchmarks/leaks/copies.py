@@ -1,7 +1,5 @@
 """Near copies: what may happen to an example on its way into a test set. Images in [0, 1]; texts as lists of words."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 

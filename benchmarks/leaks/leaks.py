@@ -4,8 +4,6 @@ Four networks; copies that are exact or altered; every way of comparing on the s
 right one, and how many copies it finds where 1 % or 5 % of clean test examples are accused. Then the authors' protocol.
 """
 
-from __future__ import annotations
-
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Theirs: CIFAR-100, ResNet-18, 500 copies, settings chosen on 100. Here: CIFAR-10
 step of ``as_published`` is chosen on some copies and reported on others. Every row is asked for the same copies.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Everything that :func:`forwardinf.leaks` compares, read once, so that every single view can be tried beside the whole."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The tables of docs/leaks.md."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks.page import short, signed, table

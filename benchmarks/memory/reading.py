@@ -8,8 +8,6 @@ backward is not reading: the whole call's high-water mark is listed apart.
 Each case is a process of its own, as memory once touched is not always given back.
 """
 
-from __future__ import annotations
-
 import tempfile
 from argparse import Namespace
 from functools import partial

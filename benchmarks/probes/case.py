@@ -1,7 +1,5 @@
 """One bank and one full model, altered copies of its training examples, and how scores of them are judged."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ training original of an altered copy comes first, by the cosine of responses and
 exact kernel, the plain gradient, our EK-FAC, kronfluence's (where its environment is there), and the free baselines.
 """
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 from functools import cache, partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The rows of the table of probes: each a function ``(Case) -> entries``, one entry for each number of probes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

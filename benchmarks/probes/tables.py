@@ -1,7 +1,5 @@
 """The tables of docs/probes.md: LDS and copies found, a row for each way and M."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks import page

@@ -4,8 +4,6 @@ A ResNet-20 (BatchNorm) on 4,000 CIFAR-10 images, and a CNN without BatchNorm tr
 images themselves, so that each has its exact copy in the training set: a score made for finding copies should rank it first.
 """
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 from typing import Any
 

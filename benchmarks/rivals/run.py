@@ -3,8 +3,6 @@
 ``RIVALS_VENV`` and ``CLEANLAB_VENV`` name the environments; ``benchmarks/rivals/setup.sh`` and ``setup_cleanlab.sh`` make them.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ Runs in the rivals' environment: python score.py FOLDER RIVAL SETTING… Reads t
 folder; writes scores.npz (for each setting (Q, N), positive = proponent) and timed.json: CPU seconds of the process, one thread.
 """
 
-from __future__ import annotations
-
 import json
 import resource
 import sys
@@ -28,7 +26,9 @@ class Kronfluence:
 
     def __init__(self, folder, model, train, queries):
         from kronfluence.analyzer import Analyzer, prepare_model
+        from kronfluence.arguments import FactorArguments, ScoreArguments
 
+        self.factors, self.scores = FactorArguments, ScoreArguments
         task = self._task()
         self.train, self.queries, self.fitted = train, queries, set()
         self.analyzer = Analyzer("job", prepare_model(model, task), task, cpu=True, output_dir=str(folder / "kronfluence"),
@@ -55,23 +55,19 @@ class Kronfluence:
         return Classify()
 
     def fit(self, setting):
-        from kronfluence.arguments import FactorArguments
-
         strategy = "identity" if setting == "identity" else "ekfac"
         if strategy not in self.fitted:
-            factors = FactorArguments(strategy=strategy)
+            factors = self.factors(strategy=strategy)
             self.analyzer.fit_all_factors(strategy, self.train, per_device_batch_size=128, factor_args=factors)
             self.fitted.add(strategy)
 
     def score(self, setting):
-        from kronfluence.arguments import ScoreArguments
-
         strategy = "identity" if setting == "identity" else "ekfac"
         damping = None if setting == "heuristic" else 1e-8 if setting == "identity" else float(setting)
         name = setting.replace(".", "_")
         self.analyzer.compute_pairwise_scores(
             name, strategy, self.queries, self.train, per_device_query_batch_size=len(self.queries),
-            per_device_train_batch_size=128, score_args=ScoreArguments(damping_factor=damping),
+            per_device_train_batch_size=128, score_args=self.scores(damping_factor=damping),
         )  # fmt: skip
         return self.analyzer.load_pairwise_scores(name)["all_modules"].float().numpy()
 
@@ -80,12 +76,13 @@ class Captum:
     """TracIn at one checkpoint, by all parameters or by the last layer's."""
 
     def __init__(self, folder, model, train, queries):
+        from captum.influence import TracInCP, TracInCPFast  # here: what importing takes is no fit
+
+        self.all, self.last = TracInCP, TracInCPFast
         self.model, self.train, self.queries, self.weights = model, train, queries, folder / "captum.pt"
         torch.save(model.state_dict(), self.weights)
 
     def fit(self, setting):
-        from captum.influence import TracInCP, TracInCPFast
-
         def load(net, path):
             net.load_state_dict(torch.load(path, weights_only=True))
             return 1.0
@@ -98,9 +95,9 @@ class Captum:
         checkpoints = [str(self.weights)]
         if setting == "last layer":
             last = list(self.model.children())[-1]
-            self.found = TracInCPFast(self.model, last, self.train, checkpoints, **settings)
+            self.found = self.last(self.model, last, self.train, checkpoints, **settings)
         else:
-            self.found = TracInCP(self.model, self.train, checkpoints, sample_wise_grads_per_batch=True, **settings)
+            self.found = self.all(self.model, self.train, checkpoints, sample_wise_grads_per_batch=True, **settings)
 
     def score(self, setting):
         return self.found.influence(self.queries.tensors).numpy()
@@ -110,12 +107,13 @@ class Dattri:
     """TRAK (Park et al. 2023) on one checkpoint; the setting is the number of random projections."""
 
     def __init__(self, folder, model, train, queries):
-        self.model, self.train, self.queries = model, train, queries
-
-    def fit(self, setting):
         from dattri.algorithm.trak import TRAKAttributor
         from dattri.task import AttributionTask
 
+        self.trak, self.task = TRAKAttributor, AttributionTask
+        self.model, self.train, self.queries = model, train, queries
+
+    def fit(self, setting):
         def log_probability(params, pair):
             inputs, label = pair
             logits = torch.func.functional_call(self.model, params, (inputs[None],))
@@ -125,9 +123,9 @@ class Dattri:
             log_p = log_probability(params, pair)
             return log_p - torch.log1p(-torch.exp(log_p).clamp_max(1 - 1e-6))
 
-        task = AttributionTask(loss_func=margin, model=self.model, checkpoints=self.model.state_dict())
+        task = self.task(loss_func=margin, model=self.model, checkpoints=self.model.state_dict())
         projector = {"proj_dim": int(setting), "proj_seed": 0, "device": "cpu"}
-        self.found = TRAKAttributor(
+        self.found = self.trak(
             task,
             lambda params, pair: torch.exp(log_probability(params, pair)),
             projector_kwargs=projector,

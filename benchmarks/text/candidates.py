@@ -1,7 +1,5 @@
 """Which texts each question's proponents are ranked among, and how well a ranking does."""
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from collections.abc import Sequence

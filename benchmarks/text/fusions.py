@@ -1,7 +1,5 @@
 """Two rankings joined by reciprocal ranks, as they are by default and with the setting that is best on some questions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Every way of ranking a question's candidates: free ones, gradients in the index, and perturbations."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

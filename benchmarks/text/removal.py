@@ -8,8 +8,6 @@ is that decoder, all texts, and facts that it answers right. Each method's best 
 training for each method and seed, paired with the full one (same initial weights, same batches but for what was removed).
 """
 
-from __future__ import annotations
-
 import os
 import random
 from argparse import ArgumentParser, Namespace
@@ -23,23 +21,7 @@ import torch
 import forwardinf as fi
 from benchmarks.kept import place
 from benchmarks.runner import Found, Part, say
-from benchmarks.text.retraining import (
-    COSINE,
-    CURVED,
-    FILLED,
-    FUSED,
-    JOINTLY,
-    LOSS,
-    MASKED,
-    OURS,
-    PLAIN,
-    ROWS,
-    SIZES,
-    TRUE,
-    Bench,
-    Size,
-    train_all,
-)  # fmt: skip
+from benchmarks.text import retraining as r
 from benchmarks.text.tables import removal_tables as tables
 from benchmarks.text.webnlg import AT_ONCE, LONGEST, decoder
 from forwardinf.truth.agreement import difference, mean_interval, ratio
@@ -52,16 +34,19 @@ PAGE = "trace"
 LASTING = False  # its trainings are kept for good
 RANDOM = "random"
 GRADIENTS = {  # how gradients are compared, what they are of, through which curvature
-    COSINE: ("cosine", "margin", "none"), LOSS: ("unit-whitened", "loss", "none"), PLAIN: ("unit-whitened", "margin", "none"),
-    CURVED: ("cosine", "margin", "kfac"), OURS: ("unit-whitened", "margin", "kfac"),
-}  # fmt: skip
+    r.COSINE: ("cosine", "margin", "none"),
+    r.LOSS: ("unit-whitened", "loss", "none"),
+    r.PLAIN: ("unit-whitened", "margin", "none"),
+    r.CURVED: ("cosine", "margin", "kfac"),
+    r.OURS: ("unit-whitened", "margin", "kfac"),
+}
 MINUTES = {"part": 2.0, "whole": 33.0}  # a training, on one core
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("--size", choices=SIZES, default="part")
+    parser.add_argument("--size", choices=r.SIZES, default="part")
     parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--rows", nargs="+", choices=ROWS)
+    parser.add_argument("--rows", nargs="+", choices=r.ROWS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time")
     parser.add_argument("--threads", type=int, default=1)
@@ -73,7 +58,7 @@ def name(given: Namespace) -> str:
 
 def parts(given: Namespace) -> list[Part]:
     own = {what: tuple(value) for what, value in (("seeds", given.seeds), ("rows", given.rows)) if value}
-    size = replace(SIZES[given.size], **own)
+    size = replace(r.SIZES[given.size], **own)
 
     def run() -> dict[str, Any]:
         torch.set_num_threads(given.threads)
@@ -87,16 +72,16 @@ def result(given: Namespace, found: Found) -> Found:
     return found[given.size]
 
 
-def evaluate(size: Size, device: str = "cpu", workers: int = 1) -> dict[str, Any]:
+def evaluate(size: r.Size, device: str = "cpu", workers: int = 1) -> dict[str, Any]:
     """Train again without what each method names, and return by how much the facts fade."""
     os.environ.setdefault("FORWARDINF_CACHE", str(place("trace-removal", "library")))
-    bench = Bench(size, device)
+    bench = r.Bench(size, device)
     sets = named(bench)
     unions = {row: frozenset[int]().union(*own) for row, own in sets.items()}
     many = round(float(np.mean([len(union) for union in unions.values()])))
     draw = random.Random(2)
     by_chance = {seed: frozenset(draw.sample(range(len(bench.texts)), many)) for seed in size.seeds}
-    train_all(bench, [(seed, without) for seed in size.seeds
+    r.train_all(bench, [(seed, without) for seed in size.seeds
                       for without in (frozenset[int](), by_chance[seed], *unions.values())], workers)  # fmt: skip
     full = [bench.outcome(seed) for seed in size.seeds]
     falls: dict[str, np.ndarray] = {}
@@ -123,37 +108,38 @@ def _rows(falls: dict[str, np.ndarray], hits: dict[str, list[float]], removed: d
     return [{
         "row": row, "texts removed": removed[row], "P@10": asdict(mean_interval(hits[row])) if row in hits else None,
         "fall": asdict(mean_interval(values)), "above random": asdict(difference(values, chance)),
-        "above BM25": asdict(difference(values, means[MASKED])),
+        "above BM25": asdict(difference(values, means[r.MASKED])),
         "times random": asdict(ratio(values, chance)) if sure else None,
         "by seed": falls[row].mean(1).tolist(), "per fact": values.tolist(),
     } for row, values in means.items()]  # fmt: skip
 
 
-def named(bench: Bench) -> dict[str, list[frozenset[int]]]:
+def named(bench: r.Bench) -> dict[str, list[frozenset[int]]]:
     """Return what each method names: a set of texts for each fact."""
     model, k = bench.full(), bench.size.removed
     index = Lexical(bench.texts)
     prompts, answers = [q.prompt for q in bench.asked], [q.answer for q in bench.asked]
     filled = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
     scores = {
-        row: np.stack([index.scores(text) for text in texts]) for row, texts in ((MASKED, prompts), (FILLED, filled))
+        row: np.stack([index.scores(text) for text in texts])
+        for row, texts in ((r.MASKED, prompts), (r.FILLED, filled))
     }
     settings: dict[str, Any] = {"answers": answers, "tokenizer": bench.tokenizer, "spans": 0, "max_length": LONGEST, "k": k,
                                 "baselines": False, "progress": False,
                                 "batch_size": AT_ONCE[bench.device.type]}  # fmt: skip
-    for row in [row for row in GRADIENTS if row in bench.size.rows or row == OURS]:
+    for row in [row for row in GRADIENTS if row in bench.size.rows or row == r.OURS]:
         how, reading, curvature = GRADIENTS[row]
-        traced = fi.trace(model, bench.texts, prompts, how=how, reading=reading, curvature=curvature, jointly=row == OURS,
+        traced = fi.trace(model, bench.texts, prompts, how=how, reading=reading, curvature=curvature, jointly=row == r.OURS,
                           **settings)  # fmt: skip
         scores[row] = np.asarray(traced.scores.values, dtype=np.float64)
-        if row == OURS:  # its scores stay each text's own, its table names the texts that count together
+        if row == r.OURS:  # its scores stay each text's own, its table names the texts that count together
             together = traced.table.groupby("question")["train"]
-    scores[FUSED] = np.stack(
-        [reciprocal([a, b], [1.0, 1.0]) for a, b in zip(scores[OURS], scores[FILLED], strict=True)]
+    scores[r.FUSED] = np.stack(
+        [reciprocal([a, b], [1.0, 1.0]) for a, b in zip(scores[r.OURS], scores[r.FILLED], strict=True)]
     )
     best: Callable[[Any], frozenset[int]] = lambda row: frozenset(np.argsort(-row, kind="stable")[:k].tolist())  # noqa: E731
     draw = random.Random(1)
-    found = {TRUE: [frozenset(draw.sample(q.proponents, min(k, len(q.proponents)))) for q in bench.asked],
+    found = {r.TRUE: [frozenset(draw.sample(q.proponents, min(k, len(q.proponents)))) for q in bench.asked],
              **{row: [best(one) for one in values] for row, values in scores.items()},
-             JOINTLY: [frozenset(map(int, together.get_group(q))) for q in range(len(bench.asked))]}  # fmt: skip
+             r.JOINTLY: [frozenset(map(int, together.get_group(q))) for q in range(len(bench.asked))]}  # fmt: skip
     return {row: found[row] for row in bench.size.rows}

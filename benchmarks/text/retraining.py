@@ -1,7 +1,5 @@
 """A decoder that is trained again without some texts, and what becomes of the facts that it is asked."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,18 +12,8 @@ import numpy as np
 import torch
 
 from benchmarks.kept import kept_json, kept_tensors, place
-from benchmarks.text.webnlg import (
-    Question,
-    Recipe,
-    corpus,
-    decoder,
-    log_probabilities,
-    put,
-    questions,
-    rows_of,
-    tokenizer_of,
-    train,
-)  # fmt: skip
+from benchmarks.text import webnlg
+from benchmarks.text.webnlg import Question, Recipe
 from forwardinf.core.fingerprint import digest
 from forwardinf.use.text.lexical import Lexical
 
@@ -71,9 +59,9 @@ SIZES = {"part": Size(), "whole": Size(facts=40, texts=None, proponents=(5, 20),
 
 def chosen(size: Size) -> tuple[list[Question], list[str]]:
     """Return facts of 5 to 12 texts, each asked once, and part of the corpus; questions point into that part."""
-    draw, texts = random.Random(0), corpus()
+    draw, texts = random.Random(0), webnlg.corpus()
     least, most = size.proponents
-    found = {(q.subject, q.obj): q for q in questions() if least <= len(q.proponents) <= most}
+    found = {(q.subject, q.obj): q for q in webnlg.questions() if least <= len(q.proponents) <= most}
     asked = [found[key] for key in sorted(found)]
     draw.shuffle(asked)
     if size.texts is None:
@@ -98,17 +86,17 @@ class Bench:
     def __init__(self, size: Size, device: str = "cpu") -> None:
         self.size, self.device = size, torch.device(device)
         self.asked, self.texts = chosen(size)
-        self.tokenizer = tokenizer_of(self.texts, size.recipe)
-        self.rows = rows_of(self.tokenizer, self.texts)
+        self.tokenizer = webnlg.tokenizer_of(self.texts, size.recipe)
+        self.rows = webnlg.rows_of(self.tokenizer, self.texts)
         if size.known:
-            _, right = log_probabilities(self.full(), self.tokenizer, self.asked)
+            _, right = webnlg.log_probabilities(self.full(), self.tokenizer, self.asked)
             self.asked = [q for q, known in zip(self.asked, right, strict=True) if known]
         self.asked = self.asked[: size.facts]
 
     def trained(self, seed: int, without: Without = frozenset()) -> Any:
         """Return a model trained without some texts."""
         recipe = replace(self.size.recipe, seed=seed)
-        return train(self.rows, recipe, {}, tell=False, without=without, device=self.device)
+        return webnlg.train(self.rows, recipe, {}, tell=False, without=without, device=self.device)
 
     def full(self) -> Any:
         """Return the full model of the first seed: the one that is asked."""
@@ -116,8 +104,8 @@ class Bench:
         key = digest(str(recipe), self.texts, self.device.type)
         path = place("trace-removal", "full", f"{key}.safetensors")
         weights = kept_tensors(path, lambda: dict(self.trained(recipe.seed).named_parameters()))
-        model = decoder(recipe).to(self.device)
-        put(model, weights)
+        model = webnlg.decoder(recipe).to(self.device)
+        webnlg.put(model, weights)
         return model.eval()
 
     def outcome(self, seed: int, without: Without = frozenset()) -> dict[str, Any]:
@@ -126,7 +114,7 @@ class Bench:
         def make() -> dict[str, Any]:
             whole = seed == self.size.seeds[0] and not without
             model = self.full() if whole else self.trained(seed, without)
-            found, right = log_probabilities(model, self.tokenizer, self.asked)
+            found, right = webnlg.log_probabilities(model, self.tokenizer, self.asked)
             return {"log p": found, "right": right}
 
         return kept_json(self.place(seed, without), make)

@@ -1,7 +1,5 @@
 """The tables of docs/trace.md: how well each method traces facts, and what removing what it named does."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks import page

@@ -9,8 +9,6 @@ Questions that the model answers right are split: settings (the fusion's) are ch
 Index and checkpoints lie in the cache folder: a run that was stopped goes on there.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from argparse import ArgumentParser, Namespace

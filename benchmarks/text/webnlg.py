@@ -4,8 +4,6 @@ Everything is deterministic: tokenizer, order of the batches and initial weights
 cache folder (FORWARDINF_CACHE), never in the repository; nor does any WebNLG text (CC BY-NC-SA).
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

@@ -1,7 +1,5 @@
 """The tables of docs/verify.md: those of convex fits, and those of networks; with why they are not the authors' numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

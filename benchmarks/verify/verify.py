@@ -4,8 +4,6 @@ Two checks on each data set: `convex` (logistic regression, leave-one-out agains
 a group, against one trained with the tests added). Every chunk of fits and every training is kept: a killed run goes on.
 """
 
-from __future__ import annotations
-
 import time
 from argparse import Namespace
 from functools import cache, partial
