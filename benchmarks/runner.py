@@ -42,18 +42,19 @@ class Part:
         run: Gives what is kept, plain enough for JSON; raises :class:`CannotRun` where something is missing here.
         seconds: About how long it takes.
         key: Settings it depends on: what was kept under others is run again.
-        by_name: It takes so long that it is run only where ``--only`` names it.
+        by_name: It takes so long that it is run only where ``--only`` has this word in it.
     """
 
     name: str
     run: Callable[[], Any]
     seconds: float | Callable[[], float] = 0
     key: Any = None
-    by_name: bool = False
+    by_name: str = ""
 
     def asked(self, words: list[str]) -> bool:
         """Return whether it is run where parts with one of these words in their names are asked, or all."""
-        return any(word in self.name for word in words) if words else not self.by_name
+        named = not self.by_name or any(self.by_name in word for word in words)
+        return named and (not words or any(word in self.name for word in words))
 
     def takes(self) -> float:
         return self.seconds() if callable(self.seconds) else self.seconds

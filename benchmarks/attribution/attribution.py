@@ -27,8 +27,13 @@ REFERENCE = "kronfluence EK-FAC, default damping"
 
 
 def parts(given: Namespace) -> list[Part]:
-    return [Part(f"{bank} {name}", partial(evaluate, bank, name), partial(seconds, bank, name), by_name=name in SLOW)
-            for bank in use.names() for name in ROWS]  # fmt: skip
+    found = []
+    for bank in use.names():
+        for name in ROWS:
+            slow = SLOW if name.startswith(SLOW) else ""
+            run, takes = partial(evaluate, bank, name), partial(seconds, bank, name)
+            found.append(Part(f"{bank} {name}", run, takes, by_name=slow))
+    return found
 
 
 @cache

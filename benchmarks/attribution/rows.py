@@ -89,10 +89,7 @@ def _told(given: Mapping[str, Any], all_of_them: tuple[Mapping[str, Any], ...]) 
     return ", ".join(f"{name}={value}" for name, value in differ.items())
 
 
-SLOW = (
-    "cg, linear",
-    "cg, linear, root",
-)  # over half a minute a query on digits: hours, so only where --only names them
+SLOW = "cg"  # over half a minute a query on digits: hours, so only where --only names it
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)  # multiples of the mean diagonal
 FINITE: dict[str, Any] = {"rise": 0.5, "two_sided": True}
 ROOT: dict[str, Any] = {"reading": "root"}

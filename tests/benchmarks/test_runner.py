@@ -25,7 +25,7 @@ def counting(monkeypatch, tmp_path):
 
     module.options = lambda parser: parser.add_argument("--seed", type=int, default=0)
     module.parts = lambda given: [
-        runner.Part(name, lambda name=name: work(name), 1, given.seed, by_name=name == "slow")
+        runner.Part(name, lambda name=name: work(name), 1, given.seed, by_name="slow" if name == "slow" else "")
         for name in ("one", "two", "slow", "absent")
     ]
     module.result = lambda given, found: {"results": found}
@@ -59,6 +59,8 @@ def test_what_is_kept_is_not_run_again(counting, capsys):
     runner.run(counting, ["--collect"])
     assert counting.module.ran == ["one", "two"]
     runner.run(counting, ["--only", "one", "--again"])
+    runner.run(counting, ["--only", "o", "w"])
+    assert counting.module.ran == ["one", "two", "one"], "a slow part is run only where it is named"
     runner.run(counting, ["--only", "slow"])
     assert counting.module.ran == ["one", "two", "one", "slow"]
     runner.run(counting, ["--only", "one", "--seed", "1"])
