@@ -31,27 +31,27 @@ lint: .venv/dev             ## ruff and mypy --strict
 	$(BIN)/mypy
 
 bench: .venv/dev            ## how far from one plain forward pass: about ten minutes; writes benchmarks/results/
-	$(BIN)/python benchmarks/bench_forward.py
-	$(BIN)/python benchmarks/bench_memory.py
+	$(BIN)/python -m benchmarks forward
+	$(BIN)/python -m benchmarks memory
 
 bench-engines: .venv/dev    ## what each engine costs beside one forward pass, and beside rivals: 50 minutes on a quiet machine
-	$(BIN)/python benchmarks/bench_engines.py --threads 1 2
+	$(BIN)/python -m benchmarks engines --threads 1 2
 
 evaluate-probes: .venv/dev  ## LDS and copies found against the number of shared perturbations; says its time first, resumable
-	$(BIN)/python benchmarks/evaluate_probes.py
+	$(BIN)/python -m benchmarks probes
 
 bench-published: .venv/dev  ## what `as_published` does differently, on real models: about ten minutes
-	$(BIN)/python benchmarks/bench_published.py
+	$(BIN)/python -m benchmarks published
 
 evaluate-attribution: .venv/dev  ## every way of scoring against retraining; says its time first, resumable; docs/faithfulness.md
-	$(BIN)/python benchmarks/evaluate_attribution.py --banks cifar & \
-	$(BIN)/python benchmarks/evaluate_attribution.py --banks digits digits-short digits-noisy fashion sst2 sst2-short; wait
-	$(BIN)/python benchmarks/evaluate_attribution.py --table > /dev/null
+	$(BIN)/python -m benchmarks attribution --only cifar & \
+	$(BIN)/python -m benchmarks attribution --only digits fashion sst2; wait
+	$(BIN)/python -m benchmarks attribution --collect
 
 evaluate-verify: .venv/dev  ## the hypothesis itself, by exact retraining, on two cores; says its time first, resumable
-	$(BIN)/python benchmarks/evaluate_verify.py --parts groups & \
-	$(BIN)/python benchmarks/evaluate_verify.py --parts convex; wait
-	$(BIN)/python benchmarks/evaluate_verify.py --docs > /dev/null
+	$(BIN)/python -m benchmarks verify --only groups & \
+	$(BIN)/python -m benchmarks verify --only convex; wait
+	$(BIN)/python -m benchmarks verify --collect
 
 docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from the demo, tables from benchmarks/results/
 	$(BIN)/python docs/make_cli.py
@@ -61,23 +61,23 @@ docs: .venv/dev             ## docs/cli.md from the commands, docs/demo.png from
 	$(BIN)/python docs/make_architecture.py
 
 evaluate-trace: .venv/dev   ## fact tracing on WebNLG (FORWARDINF_DATA): 80 minutes, and half an hour more to train the decoder once
-	$(BIN)/python benchmarks/evaluate_trace.py
+	$(BIN)/python -m benchmarks trace
 
 evaluate-leaks: .venv/dev   ## copies of training examples among the tests (FORWARDINF_DATA): 40 minutes on one core
-	$(BIN)/python benchmarks/evaluate_leaks.py
+	$(BIN)/python -m benchmarks leaks
 
 evaluate-mislabeled: .venv/dev  ## wrong labels, planted and human (FORWARDINF_DATA): an hour on one core; cleanlab in /tmp/rivals
 	sh benchmarks/rivals/setup_cleanlab.sh
-	$(BIN)/python benchmarks/evaluate_mislabeled.py
+	$(BIN)/python -m benchmarks mislabeled
 
 evaluate-memorized: .venv/dev   ## what is known by heart, by hundreds of trainings (FORWARDINF_DATA): half an hour on one core
-	$(BIN)/python benchmarks/evaluate_memorized.py
+	$(BIN)/python -m benchmarks memorized
 
 evaluate-trace-images: .venv/dev  ## generated images in small diffusion models, and retraining without what was named; resumable
-	$(BIN)/python benchmarks/evaluate_trace_images.py
+	$(BIN)/python -m benchmarks trace-images
 
 evaluate-trace-removal: .venv/dev ## facts in a small decoder trained again without the texts that were named; resumable
-	$(BIN)/python benchmarks/evaluate_trace_removal.py
+	$(BIN)/python -m benchmarks trace-removal
 
 smoke: .venv/dev            ## the wheel, in an environment of its own, with no extra
 	rm -rf .smoke && $(PYTHON) -m venv .smoke

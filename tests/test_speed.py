@@ -5,15 +5,11 @@ to six tries, as noise only adds. Few rows are read, so that the test is short: 
 own gradient does not, so the latter counts as much as it would beside all of the benchmark's rows.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 
 import forwardinf as fi
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import harness
+from benchmarks.engines import timing
+from benchmarks.engines.models import MODELS
 
 GATE, PAIRS, TRIES = 1.15, 5, 6
 ROWS = {"cnn": 512, "resnet": 64, "decoder": 16}  # a floor of about a seventh of a second each
@@ -21,44 +17,32 @@ ROWS = {"cnn": 512, "resnet": 64, "decoder": 16}  # a floor of about a seventh o
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.whole if name != "cnn" else ()) for name in harness.MODELS]
+    "name", [pytest.param(name, marks=pytest.mark.whole if name != "cnn" else ()) for name in MODELS]
 )
 def test_one_query_costs_one_forward(name, tmp_path, monkeypatch):
-    for module in harness.TIMED:  # the clock below takes the place of their time: put back afterwards
+    for module in timing.TIMED:  # the clock below takes the place of their time: put back afterwards
         monkeypatch.setattr(module, "time", module.time)
-    clock = harness.Clock("cpu")
-    model, inputs, labels = harness.MODELS[name]()
-    share = ROWS[name] / len(inputs)
-    inputs, labels = inputs[: ROWS[name]], None if labels is None else labels[: ROWS[name]]
-    task = fi.CausalLM() if labels is None else fi.Classification()
-    train = inputs if labels is None else (inputs, labels)
-    query = inputs[:1] if labels is None else (inputs[:1], labels[:1])
+    clock = timing.Clock("cpu")
+    whole = MODELS[name]()
+    work, share = whole.first(ROWS[name]), ROWS[name] / len(whole.inputs)
 
     def ours():
-        return fi.attribute(
-            model,
-            train,
-            query,
-            task=task,
-            perturbation=fi.Perturbation(),
-            engine="forward",
-            cache_dir=tmp_path,
-            progress=False,
-        )
+        return fi.attribute(work.model, work.train, work.queries(1), task=work.task, perturbation=fi.Perturbation(),
+                            engine="forward", cache_dir=tmp_path, progress=False)  # fmt: skip
 
     plan = ours().plan  # tunes, and reads the baseline: cached from here on
     size, layout = int(plan["batch_size"]), bool(plan["channels_last"])
 
     def floor():
-        return clock.seconds(lambda: harness.bare(model, inputs, labels, size, layout))
+        return clock.seconds(lambda: work.bare(size, layout))
 
     def counted():
         cost = ours().cost
-        own = cost["read_s"] / (len(inputs) + 1)  # the query's own row is read as well
+        own = cost["read_s"] / (len(work.inputs) + 1)  # the query's own row is read as well
         return (cost["queries_s"] + own) * share + cost["read_s"] - own
 
     tries = []
     while len(tries) < TRIES and not (tries and min(tries) <= GATE):
-        tries.append(harness.paired(floor, counted, PAIRS)["median"])
+        tries.append(timing.paired(floor, counted, PAIRS)["median"])
     assert min(tries) <= GATE, f"one query costs {tries} F*"
     assert min(tries) > 0.5, f"cheaper than a forward pass: something was not counted ({tries} F*)"

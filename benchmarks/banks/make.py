@@ -1,23 +1,21 @@
 """Make a bank: train on 100 random halves with two seeds each, keep every query's loss and margin. Resumable.
 
-python benchmarks/banks/make.py digits sst2 fashion cifar      # minutes for the first three, about an hour for the last
+python -m benchmarks.banks.make digits sst2 fashion cifar      # minutes for the first three, about an hour for the last
 """
-
-from __future__ import annotations
 
 import argparse
 import time
 from pathlib import Path
 
-import recipes
 import torch
 
+from benchmarks.banks import recipes
+from benchmarks.kept import place
 from forwardinf.core import machine
 from forwardinf.truth.bank import Bank
 from forwardinf.truth.retrain import half_subsets, retrain, spoken
 
 HERE = Path(__file__).parent
-WORK = HERE.parent / ".cache" / "banks"
 USED = ("python", "torch", "numpy", "scikit-learn")
 
 
@@ -33,7 +31,7 @@ def make(name: str) -> Bank:
     train_fn.version = recipes.describe(name)  # type: ignore[attr-defined]  # told by its recipe
     began = time.monotonic()
     found = retrain(train_fn, [row.nonzero()[0] for row in masks], lambda model: recipes.ask(model, data.queries),
-                    seeds=seeds, folder=WORK / name, title=f"{name}: training", progress_bar=True)  # fmt: skip
+                    seeds=seeds, folder=place("banks", name), title=f"{name}: training", progress_bar=True)  # fmt: skip
     told = {part: version for part, version in machine.versions().items() if part in USED}
     meta = {**recipes.describe(name), "subset_seeds": "1000 + 2 m + s", "full_seeds": list(recipes.FULL_SEEDS),
             "margin": "log p/(1 - p) of the true label", "versions": told,

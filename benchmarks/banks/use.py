@@ -1,30 +1,21 @@
-"""Score a table of numbers against a bank, from anywhere; and the bank's full models, trained again from the recipe.
+"""The banks that are committed, and their full models, trained again from the recipe and kept in the cache."""
 
-from use import bank_of, full_model, score
-scores = ...                       # (Q, N), positive = proponent, from full_model("digits", seed=0)
-print(score("digits", scores))     # mean per-query Spearman with interval, ceiling, and both halves of the queries
-"""
-
-from __future__ import annotations
-
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from benchmarks.banks import recipes
+from benchmarks.data import Examples
+from benchmarks.kept import place, save_tensors
+from forwardinf.core.fingerprint import digest
+from forwardinf.truth.bank import Bank, load_bank
+from forwardinf.truth.lds import Lds, lds
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import numpy as np  # noqa: E402
-import recipes  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from forwardinf.core.files import written  # noqa: E402
-from forwardinf.core.fingerprint import digest  # noqa: E402
-from forwardinf.truth.bank import Bank, load_bank  # noqa: E402
-from forwardinf.truth.lds import Lds, lds  # noqa: E402
-
 CHECKPOINTS = 5
 
 
@@ -44,21 +35,6 @@ def halves(queries: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[: queries // 2]), np.sort(order[queries // 2 :])
 
 
-def score(name: str, scores: Any, output: str = "loss") -> dict[str, Any]:
-    """Return the LDS of scores ``(Q, N)`` over all queries and over the two halves, with the ceiling.
-
-    Args:
-        name: Of the bank.
-        scores: Array or ``fi.Scores``, positive = proponent.
-        output: ``"loss"`` or ``"margin"`` (one is the other's monotone function: ranks agree, so do the scores).
-    """
-    bank = bank_of(name).named(output)
-    found = lds_of(bank, scores)
-    tune, report = (float(np.nanmean(found.per_query[half])) for half in halves(len(found.per_query)))
-    return {"mean": found.mean, "low": found.low, "high": found.high, "ceiling": float(np.nanmean(found.ceiling)),
-            "tune half": tune, "report half": report, "per_query": found.per_query}  # fmt: skip
-
-
 def lds_of(bank: Bank, scores: Any) -> Lds:
     """Return the LDS against a bank."""
     return lds(scores, bank.masks, bank.outputs, outputs_are=bank.outputs_are)
@@ -76,43 +52,29 @@ def checkpoints(name: str, seed: int = 0) -> list[tuple[nn.Module, float]]:
     return [(_model(name, folder / f"c{place}.safetensors"), rate) for place, rate in enumerate(rates)]
 
 
-def data(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def data(name: str) -> tuple[Examples, Examples]:
     """Return (train, queries), each (inputs, labels)."""
     found = recipes.data_of(name)
     return found.train, found.queries
 
 
-def cache() -> Path:
-    """Where trained models are kept: ``$FORWARDINF_CACHE/benchmarks``, else ``benchmarks/.cache``."""
-    named = os.environ.get("FORWARDINF_CACHE")
-    return Path(named) / "benchmarks" if named and named != "off" else HERE.parent / ".cache"
-
-
 def _trained(name: str, seed: int) -> Path:
-    import torch
-
-    folder = cache() / f"full-{name}-{seed}-{digest(recipes.describe(name), torch.__version__)[:12]}"
+    folder = place(f"full-{name}-{seed}-{digest(recipes.describe(name), torch.__version__)[:12]}")
     if not (folder / "model.safetensors").exists():
         epochs = recipes.RECIPES[name].epochs
-        ends = [round(epochs * (place + 1) / CHECKPOINTS) for place in range(CHECKPOINTS)]
+        ends = [round(epochs * (checkpoint + 1) / CHECKPOINTS) for checkpoint in range(CHECKPOINTS)]
         rates: list[float] = []
 
         def keep(epoch: int, model: nn.Module, rate: float) -> None:
             rates.append(rate)
             if epoch + 1 in ends:
-                _save(model.state_dict(), folder / f"c{ends.index(epoch + 1)}.safetensors")
+                save_tensors(folder / f"c{ends.index(epoch + 1)}.safetensors", model.state_dict())
 
-        train, _ = data(name)
-        model = recipes.train(name, range(len(train[1])), seed, keep)
+        model = recipes.train(name, range(len(data(name)[0][1])), seed, keep)
         means = [sum(rates[start:end]) / (end - start) for start, end in zip([0, *ends], ends, strict=False)]
-        _save({"rates": torch.tensor(means)}, folder / "rates.safetensors")
-        _save(model.state_dict(), folder / "model.safetensors")  # last: its presence says that all is there
+        save_tensors(folder / "rates.safetensors", {"rates": torch.tensor(means)})
+        save_tensors(folder / "model.safetensors", model.state_dict())  # last: its presence says that all is there
     return folder
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    with written(path) as part:
-        save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, part)
 
 
 def _model(name: str, path: Path) -> nn.Module:

@@ -1,7 +1,5 @@
 """Score labels by cleanlab: for every N.npz (labels, probabilities) in a folder an N-scores.npz, high = wrong."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

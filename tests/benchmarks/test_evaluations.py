@@ -1,7 +1,6 @@
 """The evaluations of the three uses, small: they run, their numbers are what they say, the pages hold what the JSON says."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,19 @@ import torch
 from planted import fitted, net
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import evaluate_leaks
-import evaluate_memorized
-import evaluate_mislabeled
-import page
-from uses import copies, leaks_page, memorized_page, mislabeled_page, protocol, sets, subsets, wrong
-from uses.found import average_precision, beside, measured
+from benchmarks import kept, page, sets
+from benchmarks.__main__ import find
+from benchmarks.labels import memorized, mislabeled, mislabeled_tables, subsets, training, wrong
+from benchmarks.labels.measures import average_precision, beside, measured
+from benchmarks.leaks import copies, leaks, protocol
+from benchmarks.leaks import tables as leaks_tables
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def digits(monkeypatch, tmp_path):
-    monkeypatch.setattr(sets, "WORK", tmp_path)
+    monkeypatch.setattr(kept, "CACHE", tmp_path / "kept")
     whole = sets.digits()
     train, test = ((part[0][:300], part[1][:300]) for part in (whole.train, whole.test))
     return sets.Set("digits", train, test, net, whole.rows[:300])
@@ -67,52 +65,51 @@ def test_wrong_labels_are_as_many_as_asked():
 
 def test_leaks_small(digits):
     model = fitted(*digits.train, epochs=15)
-    found = evaluate_leaks.evaluate(evaluate_leaks.cased(digits, model, 12, 80))
+    found = leaks.evaluate(leaks.cased(digits, model, 12, 80))
     rows = {row["row"]: row for row in found["rows"]}
     assert rows["responses, cosine"]["exact"]["top-1"] == 1
-    assert rows[evaluate_leaks.OURS]["exact"]["recall at 1%"] == 1
-    assert rows[evaluate_leaks.HASH]["crop"]["top-1"] == 0
+    assert rows[leaks.OURS]["exact"]["recall at 1%"] == 1
+    assert rows[leaks.HASH]["crop"]["top-1"] == 0
     assert found["decision"]["flagged"]["exact"] == 1
-    told = leaks_page.tables({"sets": [json.loads(json.dumps(found))], "protocol": None})
-    assert evaluate_leaks.OURS in told
+    told = leaks_tables.tables({"sets": [json.loads(json.dumps(found))], "protocol": None})
+    assert leaks.OURS in told
 
 
 def test_the_published_protocol_small(digits):
     model = fitted(*digits.train, epochs=5)
-    found = protocol.protocol(model, digits.train, 3, 4, 6, say=lambda line: None)
+    found = protocol.protocol(model, digits.train, 3, 4, 6)
     rows = {row["row"]: row for row in found["rows"]}
     assert rows["responses alone, cosine"]["top-1"] == 1
     assert len(rows) == 6
-    leaks_page.tables({"sets": [], "protocol": {**found, "train accuracy": 1.0}})
+    leaks_tables.tables({"sets": [], "protocol": {**found, "train accuracy": 1.0}})
 
 
 def test_mislabeled_small(digits, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluate_mislabeled, "WORK", tmp_path)
-    monkeypatch.setattr(evaluate_mislabeled, "SEEDS", 1)
-    monkeypatch.setattr(evaluate_mislabeled, "HELD", 50)
+    monkeypatch.setattr(mislabeled, "SEEDS", 1)
+    monkeypatch.setattr(training, "HELD", 50)
     monkeypatch.setenv("CLEANLAB_VENV", str(tmp_path / "none"))
-    plan = evaluate_mislabeled.Plan(digits, 60, 4)
+    plan = training.Plan(digits, 60, 4)
     given = wrong.flipped(digits.train[1], "uniform", 0.2, "digits")
-    case = evaluate_mislabeled.Case("digits", "uniform", 0.2, plan, given, (digits.test[0][-50:], digits.test[1][-50:]))
-    found = evaluate_mislabeled.evaluate(case)
+    case = training.Case("digits", "uniform", 0.2, plan, given, (digits.test[0][-50:], digits.test[1][-50:]))
+    found = mislabeled.evaluate(case)
     assert found["wrong"] == 60
     assert found["stages"]["memorised"]["fits its labels"] > found["stages"]["stopped early"]["fits its labels"]
-    assert found["stages"]["stopped early"]["rows"][evaluate_mislabeled.OURS]["AUROC"] > 0.9
+    assert found["stages"]["stopped early"]["rows"][mislabeled.OURS]["AUROC"] > 0.9
     assert set(found["acting"]) > {"as given", "flagged dropped"}
-    assert "digits" in mislabeled_page.tables({"cases": [found]})
+    assert "digits" in mislabeled_tables.tables({"cases": [found]})
 
 
 @pytest.mark.whole
 def test_memorized_small(digits, tmp_path):
     recipe = subsets.Recipe(digits, epochs=12, models=20)
-    kept = subsets.bank(recipe, tmp_path / "bank.npz", tmp_path / "work", lambda line: None)
-    assert kept.masks.sum(1).tolist() == [210] * 20
-    assert np.array_equal(kept.masks, subsets.drawn(recipe))
-    assert np.isfinite(kept.memorization()).all()
-    assert kept.influence().shape == (300, 300)
-    own, found = evaluate_memorized.scores(recipe, 0)
+    bank = subsets.bank(recipe, tmp_path / "bank.npz")
+    assert bank.masks.sum(1).tolist() == [210] * 20
+    assert np.array_equal(bank.masks, subsets.drawn(recipe))
+    assert np.isfinite(bank.memorization()).all()
+    assert bank.influence().shape == (300, 300)
+    own, found = memorized.scores(recipe, 0)
     assert all(np.isfinite(values).all() for values in own.values())
-    told = evaluate_memorized.pairs(recipe, kept, found)
+    told = memorized.pairs(recipe, bank, found)
     assert (
         told["mean influence of the first pair"]["true best"]
         >= told["mean influence of the first pair"]["`fi.memorized`"]
@@ -126,10 +123,10 @@ def test_the_estimator_is_the_difference_it_stands_for():
     assert subsets.memorization(masks, outputs) == pytest.approx(want, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "made"), [("leaks", leaks_page), ("mislabeled", mislabeled_page), ("memorized", memorized_page)]
-)
-def test_the_pages_hold_what_the_results_say(name, made):
-    result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-    text = (page.DOCS / f"{name}.md").read_text()
-    assert text == page.filled(text, made.SCRIPT, made.tables(result)), f"python benchmarks/evaluate_{name}.py --docs"
+@pytest.mark.parametrize("name", ["leaks", "mislabeled", "memorized", "engines", "verify", "probes", "attribution"])
+def test_the_pages_hold_what_the_results_say(name):
+    module = find(name).module
+    told = module.tables(json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()))
+    text = (page.DOCS / f"{module.PAGE}.md").read_text()
+    for mark, each in {name: told}.items() if isinstance(told, str) else told.items():
+        assert text == page.filled(text, mark, each), f"python -m benchmarks {name} --docs"

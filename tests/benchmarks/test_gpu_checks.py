@@ -1,32 +1,26 @@
 """The benchmark for GPUs runs on a CPU, tiny: its table is right there, and it says when a row is not."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+from benchmarks import __main__ as command
+from benchmarks import kept
+from benchmarks.gpu import checks, gpu
 
 
-@pytest.fixture
-def bench(monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("FORWARDINF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import bench_gpu
-    import gpu_checks
-
-    monkeypatch.setattr(gpu_checks, "find_spec", lambda name: None)  # the import of diffusers alone takes seconds
+    monkeypatch.setattr(kept, "CACHE", tmp_path / "kept")
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)  # the import of diffusers alone takes seconds
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    yield bench_gpu, gpu_checks
-    for name in ("bench_gpu", "gpu_checks", "harness"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.whole
-def test_the_table_is_right_on_a_cpu(bench, tmp_path, capsys):
-    bench[0].main(["--tiny", "--out", str(tmp_path / "gpu.json")])
+def test_the_table_is_right_on_a_cpu(tmp_path):
+    command.main(["gpu", "--tiny", "--out", str(tmp_path / "gpu.json")])
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["wrong"] == 0
     rows = {(each["what"], each["how"]): each for each in found["right"]}
@@ -41,16 +35,15 @@ def test_the_table_is_right_on_a_cpu(bench, tmp_path, capsys):
     assert {"machine", "versions", "commit", "seed"} <= set(found)
 
 
-def test_a_wrong_row_is_said_and_ends_with_an_error(bench, tmp_path, monkeypatch):
-    run, rows = bench
-    monkeypatch.setattr(rows, "PARTS", (lambda device, seed: iter([rows.row("this", "that", 1.0, 1e-4)]),
-                                        lambda device, seed: 1 / 0))  # fmt: skip
-    monkeypatch.setattr(run, "cases", lambda tiny: {})
+def test_a_wrong_row_is_said_and_ends_with_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "PARTS", (lambda device, seed: iter([checks.row("this", "that", 1.0, 1e-4)]),
+                                          lambda device, seed: 1 / 0))  # fmt: skip
+    monkeypatch.setattr(gpu, "cases", lambda tiny: {})
     with pytest.raises(SystemExit, match="2 of 2 rows are wrong"):
-        run.main(["--tiny", "--out", str(tmp_path / "gpu.json")])
+        command.main(["gpu", "--tiny", "--out", str(tmp_path / "gpu.json")])
     assert "ZeroDivisionError" in (tmp_path / "gpu.json").read_text()
 
 
-def test_without_a_gpu_it_refuses(bench):
+def test_without_a_gpu_it_refuses():
     with pytest.raises(SystemExit, match="sees no GPU here; --tiny"):
-        bench[0].main([])
+        command.main(["gpu"])

@@ -1,8 +1,7 @@
 """The evaluations of trace_images and trace, in small: what they say, and that a second run trains nothing again."""
 
-import sys
+import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,21 +9,19 @@ import torch
 from close import assert_close
 
 pytest.importorskip("diffusers")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import denoisers
-import evaluate_trace_images as images
-import evaluate_trace_removal as texts
-import trace_images_pictures as pictures
-import trace_images_rows as rows
-import trace_images_table as table
-import trace_table
-from webnlg import Recipe
-
+from benchmarks import kept, page
+from benchmarks.images import customised, denoisers, removal, rows, tables, timesteps
+from benchmarks.images.bench import Bench, Size
+from benchmarks.images.custom_models import customised_ddpm
+from benchmarks.text import removal as texts
+from benchmarks.text import retraining
+from benchmarks.text.tables import removal_tables
+from benchmarks.text.webnlg import Recipe
 from forwardinf.score.whiten import whitened
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"), pytest.mark.data]
-SMALL = images.Size(
+SMALL = Size(
     images=40, width=16, steps=40, queries=2, removed=10, seeds=(0,), randoms=1, halves=3, judged=2, samples=2, alike=3,
     customise=10, grid=(1, 4), reference=4, timesteps=2, timesteps_conv=1, timesteps_slow=1, fit=5, unlearned=1,
     conditioned_steps=2, classified=5,
@@ -33,30 +30,36 @@ SMALL = images.Size(
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path, monkeypatch, data_folder):
-    monkeypatch.setattr(images, "WORK", tmp_path / "images")
-    monkeypatch.setattr(texts, "WORK", tmp_path / "texts")
-    monkeypatch.setattr(pictures, "FOLDER", tmp_path / "docs")
+    monkeypatch.setattr(kept, "CACHE", tmp_path / "kept")
+    monkeypatch.setattr(page, "DOCS", tmp_path / "docs")
     return tmp_path
+
+
+def ran(*names):
+    """Return what these parts find, as the runner keeps it."""
+    parts = {"removal": removal.removal, "fresh": removal.fresh, "halves": removal.halves, "timesteps": timesteps.timesteps,
+             "conditioned": customised.conditioned}  # fmt: skip
+    return {name: {"found": json.loads(json.dumps(parts[name](SMALL)))} for name in names}
 
 
 @pytest.mark.slow
 def test_removal_in_small(folders, monkeypatch):
-    found = images.main(["removal"], SMALL, publish=False)
+    found = ran("removal")
     lines = {row["row"]: row for row in found["removal"]["found"]["rows"]}
-    assert set(lines) == {rows.RANDOM, *images.REMOVED_BY}
+    assert set(lines) == {rows.RANDOM, *removal.REMOVED_BY}
     assert all(len(row["per query"]) == 2 for row in lines.values())
     assert lines[rows.RANDOM]["above random"]["mean"] == 0
-    assert f"| {rows.OURS} |" in table.tables(found)
+    assert f"| {rows.OURS} |" in tables.tables(found)
     monkeypatch.setattr(denoisers, "train", None)
-    assert images.main(["removal"], SMALL, publish=False) == found, "kept: nothing is trained or read again"
+    assert ran("removal") == found, "kept: nothing is trained or read again"
 
 
 @pytest.mark.slow
 @pytest.mark.whole
 def test_every_part_in_small(folders, monkeypatch):
-    found = images.main(["removal", "fresh", "halves", "timesteps"], SMALL, publish=False)
+    found = ran("removal", "fresh", "halves", "timesteps")
     lines = {row["row"]: row for row in found["removal"]["found"]["rows"]}
-    assert set(lines) == {rows.RANDOM, *images.REMOVED_BY}
+    assert set(lines) == {rows.RANDOM, *removal.REMOVED_BY}
     assert all(len(row["per query"]) == 2 for row in lines.values())
     assert lines[rows.RANDOM]["above random"]["mean"] == 0
     assert {path.stem for path in (folders / "docs").iterdir()} == {"trace-images-regenerated", "trace-images-removal"}
@@ -72,19 +75,19 @@ def test_every_part_in_small(folders, monkeypatch):
     grid = found["timesteps"]["found"]["models"][1]["grid"]
     assert [line["timesteps"] for line in grid] == [1, 4]
     assert all(0 <= line[rows.OURS]["Recall@10"]["mean"] <= 1 for line in grid)
-    told = table.tables(found)
+    told = tables.tables(found)
     assert f"| {rows.OURS} |" in told
     assert "**customised to trousers**" in told
     monkeypatch.setattr(denoisers, "train", None)
-    again = images.main(["removal", "fresh", "halves", "timesteps"], SMALL, publish=False)
+    again = ran("removal", "fresh", "halves", "timesteps")
     assert again == found, "kept: nothing is trained or read again"
 
 
 @pytest.mark.slow
 @pytest.mark.whole
 def test_customised_models_in_small():
-    found = images.main(["conditioned"], SMALL, publish=False)["conditioned"]["found"]
-    found += [images.ranked(images.customised_ddpm("item", small), small)
+    found = ran("conditioned")["conditioned"]["found"]
+    found += [customised.ranked(customised_ddpm("item", small), small)
               for small in [replace(SMALL, images=12, samples=2, customise=2, alike=2)]]  # fmt: skip
     for model, exemplars in zip(found, (8, 1), strict=True):
         assert model["exemplars"] == exemplars
@@ -93,11 +96,11 @@ def test_customised_models_in_small():
     assert [row["mAP"]["count"] for row in found[0]["rows"] if row["row"] == rows.ABU] == [1], (
         "asked for the first sample"
     )
-    assert "Customised: item, MNIST DDPM" in table.tables({"customised": {"found": found}})
+    assert "Customised: item, MNIST DDPM" in tables.tables({"customised": {"found": found}})
 
 
 def test_what_is_left_out_of_training_does_not_count():
-    bench = images.Bench.of(SMALL)
+    bench = Bench.of(SMALL)
     without = bench.model(0, [1, 2, 3])
     bench.images[1:4] = 0.7
     other = bench.model(0, [1, 2, 3])
@@ -118,7 +121,7 @@ def test_held_sketches_are_the_scores_of_hold():
 
 def test_recall_and_precision_are_what_they_are_called():
     scores = np.array([[5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0], [np.nan] * 5])
-    found = images.measured(scores, [0, 2])
+    found = customised.measured(scores, [0, 2])
     assert found["mAP"][:2] == pytest.approx([(1 + 2 / 3) / 2, (1 / 3 + 2 / 5) / 2])
     assert found["Recall@10"][:2].tolist() == [1, 1]
     assert np.isnan(found["mAP"][2])
@@ -127,10 +130,10 @@ def test_recall_and_precision_are_what_they_are_called():
 @pytest.mark.whole
 def test_removed_texts_in_small():
     recipe = Recipe(vocabulary=300, width=8, layers=1, heads=2, epochs=1, batch=32, kept=())
-    small = texts.Size(rows=texts.ROWS, facts=3, texts=30, lexical=3, removed=3, seeds=(0,), recipe=recipe)
-    found = texts.main(small)
+    small = retraining.Size(rows=retraining.ROWS, facts=3, texts=30, lexical=3, removed=3, seeds=(0,), recipe=recipe)
+    found = texts.evaluate(small)
     lines = {row["row"]: row for row in found["rows"]}
-    assert set(lines) == {texts.RANDOM, *texts.ROWS}
-    assert lines[texts.TRUE]["P@10"]["mean"] == 1
+    assert set(lines) == {texts.RANDOM, *retraining.ROWS}
+    assert lines[retraining.TRUE]["P@10"]["mean"] == 1
     assert all(len(row["per fact"]) == 3 for row in lines.values())
-    assert f"| {texts.OURS} |" in trace_table.removal(found)
+    assert f"| {retraining.OURS} |" in removal_tables(found)

@@ -1,0 +1,1 @@
+"""How faithful each way of scoring is, against retraining."""

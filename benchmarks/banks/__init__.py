@@ -1,0 +1,1 @@
+"""Banks of trainings on random halves: what exact retraining says of each query."""

@@ -1,0 +1,1 @@
+"""What each engine costs, beside one plain forward pass and beside rivals."""

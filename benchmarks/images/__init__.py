@@ -1,0 +1,1 @@
+"""Which images made a generated image."""

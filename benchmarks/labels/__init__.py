@@ -1,0 +1,1 @@
+"""Wrong labels, and what is known by heart."""

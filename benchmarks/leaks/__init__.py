@@ -1,0 +1,1 @@
+"""Copies of training examples among the tests."""

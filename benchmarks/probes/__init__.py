@@ -1,0 +1,1 @@
+"""What responses to shared perturbations are worth."""

@@ -1,0 +1,1 @@
+"""What the published settings do differently."""

@@ -1,0 +1,1 @@
+"""Which texts taught a decoder a fact."""

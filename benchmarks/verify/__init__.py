@@ -1,0 +1,1 @@
+"""Whether the mirrored influence hypothesis holds."""
