@@ -15,7 +15,7 @@ from benchmarks.attribution.bench import Bench, gradient_products
 from benchmarks.banks import models, use
 from benchmarks.rivals import run as rivals
 from benchmarks.runner import CannotRun
-from forwardinf.perturb.registry import MAKERS, passes_of
+from forwardinf.perturb.registry import DIRECTIONS, passes_of
 
 Found = dict[str, np.ndarray]
 Row = Callable[[Bench], Found]
@@ -71,7 +71,7 @@ def attribute(bench: Bench, given: Mapping[str, Any]) -> np.ndarray:
         rule = fi.Perturbation(**given)
     except (fi.SettingError, TypeError) as error:
         raise CannotRun(str(error)) from error
-    if rule.direction not in MAKERS:
+    if rule.direction not in DIRECTIONS:
         raise CannotRun(f"direction {rule.direction!r} is not in this version")
     scores = fi.attribute(bench.model, bench.train, bench.queries, task=fi.Classification(), perturbation=rule,
                           on_bad_query="skip", progress=False)  # fmt: skip

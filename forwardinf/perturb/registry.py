@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from forwardinf.perturb.direction import Direction, Fitting, Maker
     from forwardinf.perturb.fits import Costs
 
-MAKERS = DIRECTIONS  # the name by which benchmarks/ asks whether a version has a direction
 
 
 def add_direction(name: str, maker: Maker | str, costs: Costs | str | None = None, **facts: Any) -> None:
