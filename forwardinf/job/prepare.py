@@ -20,7 +20,7 @@ from forwardinf.perturb.push import OFF_RATE, Pusher, Query
 from forwardinf.perturb.registry import DIRECTIONS
 from forwardinf.read.factored import FactoredEngine
 from forwardinf.read.forward import ForwardEngine
-from forwardinf.read.noise_floor import noise_floor
+from forwardinf.read.noise_floor import Floor, noise_floor
 from forwardinf.read.plan import LEFT
 from forwardinf.read.predict import misclassified
 from forwardinf.tasks.task import Classification
@@ -50,11 +50,13 @@ class Checked:
 def prepare(call: Call) -> Job:
     """Settle everything before the first reading; see :func:`forwardinf.attribute`. Call it with the model borrowed."""
     began, resident = time.perf_counter(), machine.resident_bytes()
-    checked = check_queries(settle(open_call(call)))
+    settled = settle(open_call(call))
+    floor = floor_of(settled)
+    checked = check_queries(settled)
     fit = checked.pusher.fit_seconds
     clock = {"resident_bytes": float(resident), "baseline_s": 0.0, "queries_s": checked.seconds,
              "setup_s": time.perf_counter() - began - fit}  # fmt: skip
-    job = _job(checked, clock)
+    job = _job(checked, floor, clock)
     if not checked.recalled:
         job.settle_rises()
     if checked.settled.place.folder is not None and not _claimed(job, checked):
@@ -107,13 +109,23 @@ def _pusher(settled: Settled) -> Pusher:
                   members=settled.opened.members)  # fmt: skip
 
 
-def _job(checked: Checked, clock: dict[str, float]) -> Job:
-    """Put together what the reading needs; the noise floor is measured where no earlier call has left it."""
+def floor_of(settled: Settled) -> Floor:
+    """Return what a reading cannot tell apart: a few rows are read twice, unless an earlier call has left it.
+
+    Raises:
+        NoiseError: The two readings differ by more than rounding.
+        TaskError: A loss is not finite.
+    """
+    if settled.known is not None:
+        return settled.known.floor
+    return noise_floor(settled.train, settled.opened.rows, settled.plan.batch_size)
+
+
+def _job(checked: Checked, floor: Floor, clock: dict[str, float]) -> Job:
+    """Put together what the reading needs."""
     settled, opened, plan = checked.settled, checked.settled.opened, checked.settled.plan
-    known = settled.known
-    floor = known.floor if known is not None else noise_floor(settled.train, opened.rows, plan.batch_size)
     before = Before(
-        opened.train, opened.rows, plan.shard_rows, floor, known, settled.place.folder, settled.baseline_file
+        opened.train, opened.rows, plan.shard_rows, floor, settled.known, settled.place.folder, settled.baseline_file
     )
     aside = frozenset(row for query in checked.asked if not query.usable for row in query.rows)
     as_rows = replace(settled.asking, asked=None, skipped=aside)

@@ -82,6 +82,7 @@ def settle(opened: Opened, engine: str | None = None) -> Settled:
     if not place.begun:
         plan = _with_what_is_kept(plan, opened, known, trunks)
     asking = opened.asking(channels_last=plan.channels_last)
+    opened.notes.extend(note for note in opened.queries.notes if note not in opened.notes)  # what they are brought to
     return Settled(opened, place, plan, train, asking, known, path, trunks)
 
 

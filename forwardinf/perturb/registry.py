@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from forwardinf.perturb.fits import Costs
 
 
-
 def add_direction(name: str, maker: Maker | str, costs: Costs | str | None = None, **facts: Any) -> None:
     """Enter a direction under a name, by which :class:`forwardinf.Perturbation` takes it from then on.
 

@@ -108,7 +108,8 @@ def test_conversations_count_what_the_assistant_says(here, run):
         ids, labels = chat_tokens(words, talk)
         made.append({"input_ids": ids, "labels": labels})
     want = fi.attribute(fi.load_model("gpt"), made, made[:2], task=fi.CausalLM(), perturbation="plain")
-    np.testing.assert_allclose(fi.load_scores("run").values, want.values, rtol=1e-5)
+    # float32 gradients, read in batches whose size each call finds by the clock
+    np.testing.assert_allclose(fi.load_scores("run").values, want.values, rtol=1e-4)
     out = run("top", "run", "-k", "1", "--json")[1]
     assert json.loads(out)[0]["text"].startswith("user: ")
 
