@@ -9,27 +9,26 @@ import pytest
 import torch
 
 MANY, EACH = 2, 7  # of a test with more cases than that, every seventh is run each time too
-DEAR = (
-    "attack",
-    "gradients",
-    "perturb",
-    "read",
-    "truth",
-    "use",
-    "test_",
-)  # where a case is a model read, not a value checked
+CHEAP = {
+    "core": 99,
+    "score": 99,
+    "data": 6,
+    "models": 6,
+    "tasks": 6,
+    "view": 6,
+}  # where a case is a value checked: more
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out, unless FORWARDINF_WHOLE=1, what is marked ``whole``, and where cases are dear most of a test's that has many."""
+    """Leave out, unless FORWARDINF_WHOLE=1, what is marked ``whole``, and most cases of a test that has many."""
     if os.environ.get("FORWARDINF_WHOLE") or os.environ.get("FORWARDINF_ALL_ATTACKS"):
         return
     seen, kept, left_out = Counter(), [], []
     for item in items:
         test = item.nodeid.partition("[")[0]
         seen[test] += 1
-        cheap = not item.path.relative_to(Path(__file__).parent).parts[0].startswith(DEAR)
-        some = cheap or seen[test] <= MANY or seen[test] % EACH == 0
+        most = CHEAP.get(item.path.relative_to(Path(__file__).parent).parts[0], MANY)
+        some = seen[test] <= most or seen[test] % EACH == 0
         (kept if some and not item.get_closest_marker("whole") else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept

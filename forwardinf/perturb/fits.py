@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from forwardinf.core.cache_files import STALE, discard, read_kept, write_kept
+from forwardinf.core.errors import FileError
+from forwardinf.core.files import read_json, write_json
 from forwardinf.core.fingerprint import digest
 from forwardinf.core.progress import progress
 from forwardinf.gradients.layer_uses import Formed, Use, formed
@@ -28,7 +30,7 @@ from forwardinf.perturb.fisher import fisher_feed
 from forwardinf.perturb.reproduce import believed, witness
 from forwardinf.tasks.feed import Feed
 
-FORMAT = "forwardinf.fit/2"
+FORMAT, BUDGET = "forwardinf.fit/2", "forwardinf.fit-budget/1"
 ALL_UP_TO = 100_000  # examples that fit_examples="auto" reads: what a fit needs grows with its numbers, not with N
 SECONDS_BETWEEN = 10.0  # what a killed fit loses at most (longer where writing itself takes long)
 NOT_WRITING = 9.0  # seconds of fitting for each second of writing partial sums
@@ -84,10 +86,32 @@ class Costs:
 
 
 def budgeted(fitting: Fitting, costs: Costs) -> tuple[int, Budget]:
-    """Return (how many examples ``fit_examples="auto"`` takes, what a fit costs); counted once."""
+    """Return (how many examples ``fit_examples="auto"`` takes, what a fit costs); counted once, and kept with the fits."""
     if fitting.budget is None:
-        fitting.budget = count(fitting.train, fitting.parameters, costs.work, costs.once)
+        path = _budget_path(fitting)
+        fitting.budget = _kept_budget(path)
+        if fitting.budget is None:
+            fitting.budget = count(fitting.train, fitting.parameters, costs.work, costs.once)
+            if path is not None:
+                write_json(path, {"format": BUDGET, "budget": asdict(fitting.budget)})
     return min(ALL_UP_TO, fitting.budget.examples(len(fitting.train.examples))), fitting.budget
+
+
+def _budget_path(fitting: Fitting) -> Path | None:
+    if fitting.key is None or fitting.cache is None:
+        return None
+    name = digest(BUDGET, fitting.key, fitting.perturbation.direction, sorted(fitting.parameters), fitting.train.seed)
+    return fitting.cache / "fits" / f"{name}.json"
+
+
+def _kept_budget(path: Path | None) -> Budget | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        return Budget(**read_json(path, BUDGET, what="what a fit costs")["budget"])
+    except (FileError, KeyError, TypeError):
+        path.unlink(missing_ok=True)  # a damaged cache entry is worth nothing
+        return None
 
 
 def sampled_rows(fitting: Fitting, most: int = ALL_UP_TO) -> Sequence[int]:

@@ -343,6 +343,7 @@ def test_a_loan_within_a_loan_is_given_back_by_the_outer_one():
 # Random state
 
 
+@pytest.mark.whole
 def test_the_first_call_of_a_process_gives_pythons_random_state_back():
     script = (
         "import random, numpy as np, torch\n"

@@ -42,6 +42,7 @@ def ran(*names):
     return {name: {"found": json.loads(json.dumps(parts[name](SMALL)))} for name in names}
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_removal_in_small(folders, monkeypatch):
     found = ran("removal")

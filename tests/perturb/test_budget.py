@@ -6,7 +6,7 @@ from torch import nn
 
 import forwardinf as fi
 from forwardinf.data.examples import examples
-from forwardinf.perturb import budget, gfim, kronecker
+from forwardinf.perturb import budget, fits, gfim, kronecker
 from forwardinf.perturb.budget import PASS, Budget, count
 from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import Classification
@@ -70,3 +70,22 @@ def test_a_fit_on_fewer_examples_is_said_and_more_can_be_asked_for(monkeypatch):
 
     assert said() == ["gfim: fitted on 8 of 40 examples, by its cost (fit_examples= asks for more)"]
     assert said(fit_examples=40) == []
+
+
+def test_what_a_fit_costs_is_counted_once_and_kept_with_it(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
+    torch.manual_seed(0)
+    data, counted = (torch.randn(20, 4), torch.arange(20) % 3), []
+    monkeypatch.setattr(fits, "count", lambda *given: counted.append(1) or count(*given))
+
+    def scores():
+        return fi.attribute(model, data, (data[0][:1], data[1][:1]), task=fi.Classification(), perturbation="gfim",
+                            cache_dir=tmp_path, progress=False).values  # fmt: skip
+
+    first = scores()
+    assert (scores() == first).all()
+    assert len(counted) == 1
+    (kept,) = (tmp_path / "fits").glob("*.json")
+    kept.write_text(kept.read_text().replace(":", ";", 3))  # a damaged one is made anew
+    assert (scores() == first).all()
+    assert len(counted) == 2

@@ -220,6 +220,7 @@ def difference(given, reader, push):
     return ((sides[0] - sides[1]) / 2).numpy()
 
 
+@pytest.mark.whole
 def test_replay_ranks_as_leave_one_out_does_better_with_every_step(monkeypatch):
     given, truth = convex()
     monkeypatch.setattr(replaying, "BATCH", N)

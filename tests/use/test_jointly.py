@@ -64,6 +64,7 @@ def test_candidates_and_places():
     assert sorted(places.tolist()) == [101, 103, 107]
 
 
+@pytest.mark.whole
 def test_a_trace_names_documents_jointly(tmp_path, monkeypatch):
     monkeypatch.setenv("FORWARDINF_CACHE", str(tmp_path))
     given = {"tokenizer": tokenizer(), "answers": ["quito"], "progress": False, "k": 5, "spans": 0}

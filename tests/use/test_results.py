@@ -113,6 +113,7 @@ def test_evaluations_in_a_line():
     assert "array" not in repr(mirror)
 
 
+@pytest.mark.whole
 def test_nothing_is_longer_than_three_lines():
     found = planted()
     for result in (
@@ -147,6 +148,7 @@ def test_a_query_is_asked_by_its_id(made):
         found.top(0)
 
 
+@pytest.mark.whole
 def test_the_guess_at_a_mistyped_question():
     with pytest.raises(
         fi.UnknownId, match=r"found\[question\]: expected an id: 'hal', 'ada', got 'hel'. Did you mean 'hal'"

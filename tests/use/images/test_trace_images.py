@@ -190,6 +190,7 @@ def test_both_readings_side_by_side_are_the_mean_of_each():
     assert not np.allclose(loss, picture, atol=1e-3)
 
 
+@pytest.mark.whole
 def test_candidates_and_names():
     found = traced(candidates=[[3, 5]], image_ids=["a"], ids=[f"t{row}" for row in range(12)])
     assert found.table["train"].tolist() == ["t3", "t5"]
@@ -223,6 +224,7 @@ def test_a_pipeline_without_encoders_is_its_denoiser_and_scheduler():
     assert_close(found.scores.values, plain.scores.values, rtol=1e-3, why="the same images, scaled by the task")
 
 
+@pytest.mark.whole
 def test_a_pipeline_encodes_images_and_texts_once():
     transformers = pytest.importorskip("transformers")
     from texts_cases import tokenizer

@@ -224,6 +224,7 @@ def test_the_ranks_of_fusion_share_ties_and_leave_out_what_is_missing():
         traced(fuse="bm26")
 
 
+@pytest.mark.whole
 def test_only_the_candidates_are_scored():
     found = traced(candidates=[[3, 42, 5]], spans=0)
     assert sorted(found.table["train"]) == [3, 5, 42]
@@ -446,6 +447,7 @@ def levels(found, place):
     return marked(found, 0, place).pieces
 
 
+@pytest.mark.whole
 def test_prompts_and_answers_are_shown_whole_and_words_are_marked_where_they_stand(tmp_path):
     found = traced(train=stories(), text=("prompt", "answer"), spans=2)
     first = found.table["train"].iloc[0]
@@ -482,6 +484,7 @@ def test_an_encoder_decoders_input_stands_before_its_answer(tmp_path, as_ids):
     assert "where lives hal ? → quito" in printed(found)
 
 
+@pytest.mark.whole
 def test_rows_of_token_ids_are_shown_as_words_and_marked_where_they_stand():
     ids = tokenizer()(texts())["input_ids"]
     rows = [{"input_ids": row[1:-1], "labels": [-100] * (len(row) - 3) + row[-2:-1]} for row in ids]
