@@ -9,14 +9,7 @@ import pytest
 import torch
 
 MANY, EACH = 2, 7  # of a test with more cases than that, every seventh is run each time too
-CHEAP = {
-    "core": 99,
-    "score": 99,
-    "data": 6,
-    "models": 6,
-    "tasks": 6,
-    "view": 6,
-}  # where a case is a value checked: more
+CHEAP = {"core": 6, "score": 6, "data": 4, "tasks": 3}  # where a case is a value checked: more
 
 
 def pytest_collection_modifyitems(config, items):
