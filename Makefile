@@ -13,10 +13,10 @@ endif
 demo: .venv/core            ## train, attribute, show: about a minute
 	$(BIN)/forwardinf demo
 
-test: .venv/dev             ## everything that is asserted; a few minutes on two cores
+test: .venv/dev             ## everything that is asserted, of tests with many cases a few: seven minutes on two cores
 	$(BIN)/python -m pytest
 
-test-whole: .venv/dev       ## the same in every combination: also the cases marked `whole`, which repeat on slower inputs; 20 minutes
+test-whole: .venv/dev       ## every case of every test, also those marked `whole`, which repeat on slower inputs; 20 minutes
 	FORWARDINF_WHOLE=1 $(BIN)/python -m pytest
 
 test-architectures: .venv/dev  ## both presets and two uses on forty real architectures, tiny: ten minutes

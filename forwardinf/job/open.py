@@ -36,15 +36,18 @@ class Training:
         feed: The model on its training rows, in the ordinary layout.
         data: The digest of the rows.
         code: Of the task's code; None where that cannot be told apart from another's.
-        model: Of the model's weights.
         parameters: Those that count.
     """
 
     feed: Feed
     data: str
     code: str | None
-    model: str
     parameters: Parameters
+
+    @cached_property
+    def model(self) -> str:
+        """The digest of the model's weights; to be asked for before anything moves them."""
+        return model_digest(self.feed.model)
 
     @property
     def key(self) -> str | None:
@@ -113,8 +116,9 @@ class Opened:
         return Feed(feed.model, self.task.whole(), self.queries, feed.device, channels_last, self.options.seed, asked={},
                     recorders=feed.recorders)  # fmt: skip
 
+    @cached_property
     def made_from(self) -> dict[str, Any]:
-        """Return what the scores depend on: a run folder holds those of one such set."""
+        """What the scores depend on: a run folder holds those of one such set."""
         options, chosen = self.options, self.candidates
         return {
             "model": self.training.model, "data": self.training.data, "queries": self.asked_for, "task": self.training.code,
@@ -184,9 +188,8 @@ def _training(
     model: nn.Module, task: Task, rows: Examples, device: torch.device, data: str,
     parameters: Sequence[str] | None, options: Options,
 ) -> Training:  # fmt: skip
-    code = code_digest(task, getattr(task, "version", None))
-    feed = Feed(model, task, rows, device, seed=options.seed)
-    return Training(feed, data, code, model_digest(model), select(model, parameters))
+    code = code_digest(task, getattr(task, "version", None))  # before the task has read anything, which may change it
+    return Training(Feed(model, task, rows, device, seed=options.seed), data, code, select(model, parameters))
 
 
 def _groups(

@@ -142,7 +142,7 @@ def _claimed(job: Job, checked: Checked) -> bool:
             return False
     if not checked.recalled:
         save_queries(folder, settled.opened.query_ids, job.asked, job.floor())
-    job.asked = load_queries(folder)
+        job.asked = load_queries(folder)  # as a resumed run will have them
     if settled.place.begun:
         must_reproduce(job, folder)
     return True

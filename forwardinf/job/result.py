@@ -41,7 +41,7 @@ def scores_of(job: Job) -> Scores:
         uncertainty=uncertainty,
         unit=job.perturbation.unit_of(job.train.task.unit),
         signed=job.perturbation.signed, kept=job.keep_rule, perturbation=job.perturbation.to_dict(),
-        plan=job.plan.to_dict(), cost=_cost(job), notes=[*job.notes, *_remarks(job)], made_from=job.opened.made_from(),
+        plan=job.plan.to_dict(), cost=_cost(job), notes=[*job.notes, *_remarks(job)], made_from=job.opened.made_from,
         pictured=(job.train.examples, job.queries.examples),
     )  # fmt: skip
     if job.folder is not None:

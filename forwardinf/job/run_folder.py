@@ -72,7 +72,7 @@ def claim(opened: Opened, folder: Folder) -> None:
         RunMismatch: It holds another run.
     """
     options = opened.options
-    resumed = folder.claim(opened.made_from(), opened.about(), overwrite=options.overwrite, config=options.config)
+    resumed = folder.claim(opened.made_from, opened.about(), overwrite=options.overwrite, config=options.config)
     folder.event("resumed" if resumed else "started")
 
 

@@ -1,1 +1,1 @@
-"""Models loaded, fed with batches, and given back bit for bit."""
+"""Models loaded, at each of their checkpoints, and given back bit for bit."""

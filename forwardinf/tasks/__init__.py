@@ -1,1 +1,1 @@
-"""What a training example's loss is, and what a query is asked."""
+"""What a training example's loss is, what a query is asked; and batches brought to the model for it."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from forwardinf.core.errors import SettingError, TaskError
+from forwardinf.core.errors import DataError, SettingError, TaskError
 from forwardinf.core.progress import Advance
 from forwardinf.data.examples import Collate, Id
 from forwardinf.job.open import open_rows
@@ -113,6 +113,30 @@ def predictions(
         raise TaskError(f"label of {name}, row {bad}", expected=f"a class from 0 to {probabilities.shape[1] - 1}",
                         got=str(given[bad].item()), do="Leave out rows that are not counted.")  # fmt: skip
     return probabilities, classes
+
+
+def candidate_positions(candidates: Any, names: Sequence[Id], ids: Sequence[Id], what: str) -> list[list[int]]:
+    """Return each query's candidates as training positions, from positions or from ``{query id: training ids}``; not yet checked.
+
+    Args:
+        candidates: As given.
+        names: The queries' ids.
+        ids: The training examples'.
+        what: What a query is, to a person.
+
+    Raises:
+        DataError: A query has no entry, or an id is none of the training set's.
+    """
+    if not isinstance(candidates, Mapping):
+        return [list(map(int, entry)) for entry in candidates]
+    place = {value: position for position, value in enumerate(ids)}
+    missing = [name for name in names if name not in candidates]
+    if missing:
+        raise DataError("candidates", expected=f"an entry for each {what} id", got=f"missing {missing[:3]}")
+    strange = [value for name in names for value in candidates[name] if value not in place]
+    if strange:
+        raise DataError("candidates", expected="training ids", got=repr(strange[0]))
+    return [[place[value] for value in candidates[name]] for name in names]
 
 
 def checked_share(name: str, value: float) -> float:

@@ -42,7 +42,7 @@ WHERE_BATCH = 64
 def attribute(config: RunConfig, out: Path | None, overwrite: bool, cache_dir: str | None = None) -> Scores:
     """Run a configuration; its run folder keeps the config that replays it."""
     config = config.model_copy(update={"perturbation": as_perturbation(config.perturbation).to_dict()})
-    model, train, queries, task = _loaded(config)
+    model, train, queries, task = loaded(config)
     options = Options(output_dir=out, overwrite=overwrite, config=as_yaml(config), cache_dir=cache_dir,
                       **_options(config))  # fmt: skip
 
@@ -63,7 +63,7 @@ def attribute(config: RunConfig, out: Path | None, overwrite: bool, cache_dir: s
 def plan(config: RunConfig) -> dict[str, Any]:
     """Return what a run would do: settled on a few batches, nothing read, nothing written."""
     as_perturbation(config.perturbation)  # a wrong setting is said before anything is loaded
-    model, train, queries, task = _loaded(config)
+    model, train, queries, task = loaded(config)
     with borrowed(model) as model:
         settled = show(_call(config, model, train, queries, task, Options(**_options(config))))
     found, opened = settled.plan, settled.opened
@@ -104,7 +104,7 @@ def _options(config: RunConfig) -> dict[str, Any]:
 
 def self_influence(config: RunConfig) -> tuple[SelfInfluence, Any]:
     """Run self-influence over a configuration's model, data and task; return it and the training data."""
-    model, task = _model(config), _task(config.task)
+    model, task = model_of(config), task_of(config.task)
     train = Texts(config, task, model).read(config.data, "train")
     found = method.self_influence(model, train, task=task, ids=config.options.get("ids"),
                                   seed=int(config.options.get("seed", 0)))  # fmt: skip
@@ -116,7 +116,7 @@ def evaluate(
     options: dict[str, Any],
 ) -> Evaluation:  # fmt: skip
     """Hold saved scores against a bank, or against retraining by the user's function."""
-    spoken = _task(task)
+    spoken = task_of(task)
     asked = None
     if queries is not None:
         asked = load_data(queries.spec, **queries.options)
@@ -187,26 +187,29 @@ def write_csv(path: Path, table: Any) -> None:
         safe.to_csv(part, index=False)
 
 
-def _loaded(config: RunConfig) -> tuple[Any, Any, tuple[Any, list[int] | None], Task]:
-    model, task = _model(config), _task(config.task)
+def loaded(config: RunConfig) -> tuple[Any, Any, tuple[Any, list[int] | None], Task]:
+    """Return (model, training data, queries and their ids, task) that a configuration names."""
+    model, task = model_of(config), task_of(config.task)
     texts = Texts(config, task, model)
-    return model, texts.read(config.data, "train"), _queries(config, model, task, texts), task
+    return model, texts.read(config.data, "train"), queries_of(config, model, task, texts), task
 
 
-def _model(config: RunConfig) -> Any:
+def model_of(config: RunConfig) -> Any:
+    """Return the model that a configuration names."""
     spec = config.model
     return load_model(spec.spec, weights=spec.weights, weights_key=spec.weights_key, factory_options=spec.options or None,
                       dtype=spec.dtype)  # fmt: skip
 
 
-def _task(spec: TaskSpec) -> Task:
+def task_of(spec: TaskSpec) -> Task:
+    """Return the task of a name, or what the user's code gives."""
     if is_code(spec.name):
         made = import_name(spec.name, "task")
         return as_task(made(**spec.options) if spec.options or isinstance(made, type) else made)
     return as_task(make_task(spec.name, spec.options))
 
 
-def _queries(config: RunConfig, model: Any, task: Task, texts: Texts | None = None) -> tuple[Any, list[int] | None]:
+def queries_of(config: RunConfig, model: Any, task: Task, texts: Texts | None = None) -> tuple[Any, list[int] | None]:
     """Return (queries, their positions in the data they are taken from: their ids)."""
     spec = config.queries
     if (split := split_of(spec.spec)) is not None:

@@ -29,7 +29,7 @@ def run_trace(
     if questions is not None:
         prompts, answers, names = _questions(questions)
     read = trace(
-        execute._model(config), load_data(config.data.spec, **config.data.options), prompts or [],
+        execute.model_of(config), load_data(config.data.spec, **config.data.options), prompts or [],
         tokenizer=load_tokenizer(config.model.tokenizer or config.model.spec), answers=answers or None,
         question_ids=names, text=_columns(text),
         documents=int(documents) if documents is not None and documents.isdecimal() else documents,
@@ -54,9 +54,9 @@ def run_trace_images(
     else:
         if not config.task.name:
             raise SettingError("--task", expected="module:function that gives fi.Diffusion(...)", got="none")
-        model, task = execute._model(config), execute._task(config.task)
+        model, task = execute.model_of(config), execute.task_of(config.task)
     train = load_data(config.data.spec, **config.data.options)
-    images, names_of = execute._queries(config, model, task)
+    images, names_of = execute.queries_of(config, model, task)
     return trace_images(model, train, images, task=task, image_ids=names_of, **_given(config), **settings)
 
 

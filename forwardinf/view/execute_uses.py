@@ -19,20 +19,20 @@ from forwardinf.view.config import DataSpec, RunConfig
 
 def run_leaks(config: RunConfig, clean: str | None, clean_where: str | None, **settings: Any) -> Leaks:
     """Find leaks."""
-    model, train, (queries, query_ids), task = execute._loaded(config)
+    model, train, (queries, query_ids), task = execute.loaded(config)
     return leaks(model, train, queries, task=task, query_ids=query_ids, clean=_clean(config, model, task, clean, clean_where),
                  **_given(config), **settings)  # fmt: skip
 
 
 def run_mislabeled(config: RunConfig, clean: str | None, clean_where: str | None) -> Mislabeled:
     """Find wrong labels."""
-    model, train, _, task = execute._loaded(config)
+    model, train, _, task = execute.loaded(config)
     return mislabeled(model, train, task=task, clean=_clean(config, model, task, clean, clean_where), **_given(config))
 
 
 def run_memorized(config: RunConfig, with_queries: bool, **settings: Any) -> Memorized:
     """Find what is memorised."""
-    model, train, (queries, query_ids), task = execute._loaded(config)
+    model, train, (queries, query_ids), task = execute.loaded(config)
     asked = {"queries": queries, "query_ids": query_ids} if with_queries else {}
     return memorized(model, train, task=task, **asked, **_given(config), **settings)
 
@@ -44,7 +44,7 @@ def run_use(name: str, config: RunConfig, with_queries: bool, settings: Mapping[
         SettingError: There is no such use, or it has no such arguments.
     """
     function = brought(USES.named(name, "use").function)
-    model, train, (queries, query_ids), task = execute._loaded(config)
+    model, train, (queries, query_ids), task = execute.loaded(config)
     given = _given(config) | ({"queries": queries, "query_ids": query_ids} if with_queries else {})
     signature = inspect.signature(function)
     given = {key: value for key, value in given.items() if key in signature.parameters}
@@ -64,4 +64,4 @@ def _clean(config: RunConfig, model: Any, task: Any, spec: str | None, where: st
     if spec is None:
         return None
     asked = DataSpec(spec=spec, options=config.data.options, where=where)
-    return execute._queries(config.model_copy(update={"queries": asked}), model, task)[0]
+    return execute.queries_of(config.model_copy(update={"queries": asked}), model, task)[0]

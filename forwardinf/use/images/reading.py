@@ -26,6 +26,7 @@ from forwardinf.tasks.feed import Feed
 from forwardinf.tasks.task import Task
 from forwardinf.use.checkpoints import each_checkpoint
 from forwardinf.use.images.tables import Array
+from forwardinf.use.inputs import candidate_positions
 from forwardinf.use.jointly import Turn
 from forwardinf.use.jointly import jointly as named_jointly
 from forwardinf.use.responses import unit
@@ -90,17 +91,7 @@ class Images:
         """Return each image's candidate positions, sorted, or None for all."""
         if candidates is None:
             return None
-        if isinstance(candidates, Mapping):
-            place = {value: position for position, value in enumerate(self.ids)}
-            missing = [name for name in self.names if name not in candidates]
-            if missing:
-                raise DataError("candidates", expected="an entry for each image id", got=f"missing {missing[:3]}")
-            strange = [value for name in self.names for value in candidates[name] if value not in place]
-            if strange:
-                raise DataError("candidates", expected="training ids", got=repr(strange[0]))
-            lists = [[place[value] for value in candidates[name]] for name in self.names]
-        else:
-            lists = [list(map(int, entry)) for entry in candidates]
+        lists = candidate_positions(candidates, self.names, self.ids, "image")
         flat = [value for entry in lists for value in entry]
         if len(lists) != len(self.names) or not all(lists) or not all(0 <= value < len(self.ids) for value in flat):
             raise DataError("candidates", expected=f"for each of {len(self.names)} images positions below {len(self.ids)}",

@@ -19,6 +19,7 @@ from forwardinf.data.examples import Id
 from forwardinf.job.options import Options, as_perturbation
 from forwardinf.models.borrowed import borrowed
 from forwardinf.score.scores import Scores
+from forwardinf.use.inputs import candidate_positions
 from forwardinf.use.jointly import Turn, alone
 from forwardinf.use.sketch import HOW, bytes_of, check_damping, width_of
 from forwardinf.use.text.asked_tasks import READINGS
@@ -252,17 +253,7 @@ def _chosen(stage: str | None, candidates: Any, free: Mapping[str, Array], job: 
         return [
             np.unique(np.concatenate([ranked(free[kind][q], STAGE) for kind in kinds])) for q in range(len(job.asked))
         ]
-    place = {value: position for position, value in enumerate(job.train.examples.ids)}
-    if isinstance(candidates, Mapping):
-        missing = [name for name in job.names if name not in candidates]
-        if missing:
-            raise DataError("candidates", expected="an entry for each question id", got=f"missing {missing[:3]}")
-        strange = [value for name in job.names for value in candidates[name] if value not in place]
-        if strange:
-            raise DataError("candidates", expected="training ids", got=repr(strange[0]))
-        lists = [[place[value] for value in candidates[name]] for name in job.names]
-    else:
-        lists = [list(map(int, entry)) for entry in candidates]
+    lists = candidate_positions(candidates, job.names, job.train.examples.ids, "question")
     if len(lists) != len(job.asked) or not all(lists):
         raise DataError(
             "candidates", expected=f"a list of at least one for each of {len(job.asked)} questions", got=str(len(lists))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from forwardinf.view.cli.app import app, people, print_json
+from forwardinf.view.cli.app import app
 from forwardinf.view.cli.options import (
     BatchSize,
     DataArg,
@@ -26,7 +26,7 @@ from forwardinf.view.cli.options import (
     run_config,
     takes,
 )
-from forwardinf.view.cli.uses import Only, Page, Rows, Saved, say_plan
+from forwardinf.view.cli.uses import Only, Page, Rows, Saved, tell
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="What the model reads; repeatable.")]
 Answers = Annotated[
@@ -122,23 +122,11 @@ def _bytes(megabytes: int | None) -> int | None:
 
 
 def _traced(call: Callable[[], Any], k: int, out: Path | None, report: Path | None, as_json: bool, only: bool) -> None:
-    """Do it, or plan it; save, write the page, and print to whom it is asked for."""
-    if only:
-        say_plan(call, as_json)
-        return
-    found = call()
-    if out is not None:
-        found.save(out)
-    if report is not None:
-        found.report(report)
-    if as_json:
-        print_json(found.to_dict())
-        return
     from forwardinf.view.trace_pages import show_images, show_trace
 
-    (show_trace if found.use == "trace" else show_images)(found, people(), k)
-    for note in found.notes:
-        sys.stderr.write(f"note: {note}\n")
-    for what, path in (("tables", out), ("report", report)):
-        if path is not None:
-            sys.stderr.write(f"{what}: {path}\n")
+    def show(found: Any, console: Any, k: int) -> None:
+        (show_trace if found.use == "trace" else show_images)(found, console, k)
+        for note in found.notes:
+            sys.stderr.write(f"note: {note}\n")
+
+    tell(call, show, k, out, report, as_json, only)

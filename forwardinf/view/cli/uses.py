@@ -107,7 +107,16 @@ def say_plan(call: Callable[[], object], as_json: bool) -> None:
 
 
 def _told(call: Callable[[], Any], k: int, out: Path | None, report: Path | None, as_json: bool, only: bool) -> None:
-    """Do it, or plan it; save, write the page, and print to whom it is asked for."""
+    from forwardinf.view.use_pages import show
+
+    tell(call, show, k, out, report, as_json, only)
+
+
+def tell(
+    call: Callable[[], Any], show: Callable[[Any, Any, int], None], k: int, out: Path | None, report: Path | None, as_json: bool,
+    only: bool,
+) -> None:  # fmt: skip
+    """Do it, or plan it; save, write the page, and print to whom it is asked for; ``show`` prints to people."""
     if only:
         say_plan(call, as_json)
         return
@@ -119,8 +128,6 @@ def _told(call: Callable[[], Any], k: int, out: Path | None, report: Path | None
     if as_json:
         print_json(found.to_dict())
         return
-    from forwardinf.view.use_pages import show
-
     show(found, people(), k)
     for what, path in (("tables", out), ("report", report)):
         if path is not None:
